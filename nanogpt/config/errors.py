@@ -1,0 +1,17 @@
+"""The one exception class for a user's mistake, and the nearest-name hint that goes with it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what a person gave us. The command line prints it as one line and exits with status 2."""
+
+
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """`; did you mean 'n_layer'?` for the closest allowed name, or the allowed names when none is close."""
+    names = list(allowed)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; allowed: {', '.join(names)}" if names else ""

@@ -1,0 +1,95 @@
+"""The `model` section: the shape of the network. Trunk (how blocks are applied) and ffn are two independent axes."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nanogpt.config.section import PositiveFloat, PositiveInt, Section, Shorthand
+
+
+class Gelu(Section):
+    """GPT-2's feed-forward layer: the tanh approximation of GELU."""
+
+    kind: Literal["gelu"] = "gelu"
+    hidden: PositiveInt | None = Field(None, description="Width of the layer; default 4 * n_embd.")
+
+
+class GeluExact(Section):
+    """nanoGPT's feed-forward layer: GELU by the error function."""
+
+    kind: Literal["gelu_exact"] = "gelu_exact"
+    hidden: PositiveInt | None = Field(None, description="Width of the layer; default 4 * n_embd.")
+
+
+class Relu2(Section):
+    """Squared ReLU (Primer, arXiv 2109.08668)."""
+
+    kind: Literal["relu2"] = "relu2"
+    hidden: PositiveInt | None = Field(None, description="Width of the layer; default 4 * n_embd.")
+
+
+class SwiGLU(Section):
+    """SwiGLU (arXiv 2002.05202): silu(x W_gate) * (x W_up), three matrices."""
+
+    kind: Literal["swiglu"] = "swiglu"
+    hidden: PositiveInt | None = Field(None, description="Width; default 8/3 * n_embd rounded up to `multiple_of`.")
+    multiple_of: PositiveInt = 32
+
+
+FFN = Annotated[Gelu | GeluExact | Relu2 | SwiGLU, Field(discriminator="kind"), Shorthand("kind", "gelu")]
+
+
+class Stack(Section):
+    """The ordinary trunk: n_layer blocks of their own, applied once each."""
+
+    kind: Literal["stack"] = "stack"
+
+
+class Model(Section):
+    """Shape of the GPT. Defaults are GPT-2 124M's."""
+
+    n_layer: PositiveInt = 12
+    n_head: PositiveInt = 12
+    n_kv_head: PositiveInt | None = Field(None, description="Key/value heads (GQA, arXiv 2305.13245); default n_head.")
+    n_embd: PositiveInt = 768
+    block_size: PositiveInt = Field(1024, description="Context length in tokens.")
+    vocab_size: PositiveInt | Literal["auto"] = Field("auto", description="`auto` takes the corpus's vocabulary.")
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    position: Literal["learned", "rope", "none"] = "learned"
+    rope_theta: PositiveFloat = 10000.0
+    bias: bool = Field(True, description="Biases in linear layers and in LayerNorm.")
+    tie_embeddings: bool = True
+    qk_norm: bool = False
+    logit_softcap: PositiveFloat | None = Field(None, description="c * tanh(logits / c); null is off.")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    ffn: FFN = Gelu()
+    trunk: Annotated[Stack, Shorthand("kind", "stack")] = Stack()
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def ffn_hidden(self) -> int:
+        """Width of the feed-forward layer after its default is applied."""
+        if self.ffn.hidden is not None:
+            return self.ffn.hidden
+        if isinstance(self.ffn, SwiGLU):
+            multiple = self.ffn.multiple_of
+            # 8/3 d in whole numbers: a float 8 / 3 * 768 may land a hair above 2048 and round up a whole step.
+            return -(-8 * self.n_embd // (3 * multiple)) * multiple
+        return 4 * self.n_embd
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
+        if self.n_head % self.kv_heads:
+            raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
+        if self.position == "rope" and self.head_size % 2:
+            raise ValueError(f"position=rope needs an even head size; n_embd/n_head is {self.head_size}")
+        return self

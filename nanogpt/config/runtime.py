@@ -1,0 +1,40 @@
+"""The `runtime` section: where and how a run executes. None of it is part of a run's identity."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nanogpt.config.section import NonNegativeFloat, PositiveInt, Section, Shorthand
+
+
+class Checkpoint(Section):
+    """Which checkpoints are kept. The newest two are always there while a run can still be resumed."""
+
+    policy: Literal["never", "last", "best", "every_n"] = "last"
+    every: PositiveInt | None = Field(None, description="Steps between the kept checkpoints of policy every_n.")
+    interval_seconds: NonNegativeFloat = Field(60.0, description="Time between checkpoints; 0 saves at every step.")
+
+    @model_validator(mode="after")
+    def _every(self) -> Self:
+        if (self.policy == "every_n") != (self.every is not None):
+            raise ValueError(f"policy={self.policy} and every={self.every} do not go together; every_n needs `every`")
+        return self
+
+
+class Runtime(Section):
+    """Devices, threads, files and cadences."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    compile: bool = False
+    micro_batch_size: PositiveInt | None = Field(None, description="Sequences per forward pass; default: the batch.")
+    threads: PositiveInt | None = Field(None, description="CPU threads; default: what the launcher gives.")
+    attention: Literal["auto", "sdpa", "explicit"] = Field(
+        "auto", description="auto: explicit matmuls on a CPU up to 1024 tokens, else torch's fused kernel."
+    )
+    checkpoint: Annotated[Checkpoint, Shorthand("policy", "last")] = Checkpoint()
+    probe_interval: PositiveInt | None = Field(None, description="Steps between activation and gradient statistics.")
+    log_interval: PositiveInt = Field(10, description="Steps between lines of history.jsonl.")
+    out_dir: str | None = Field(None, description="Folder of the run; default results/train/<name>.<id>.")
+    data_dir: str | None = Field(None, description="Where prepared corpora lie; default $NANOGPT_DATA_DIR or data/.")
+    resume: Literal["auto", "required"] = Field("auto", description="required: an error when nothing can be resumed.")
+    branch_from: str | None = Field(None, description="Folder of a run whose WSD trunk this run continues.")
