@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import ValidationError
@@ -25,13 +25,13 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class _Loader(yaml.CSafeLoader):
     """YAML 1.2's scalars: only true/false are booleans, `3e-4` is a float, `1:30` and dates are text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
 
 class _Dumper(yaml.CSafeDumper):
     """Writes what `_Loader` reads back: quotes exactly the strings that would be read as something else."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
 
 _SCALARS = {
@@ -144,7 +144,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def load_layers(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> Layers:
-    """The file's settings laid over those of its `base:` chain. A base is looked for beside the file, then in configs/."""
+    """The file's settings laid over those of its `base:` chain; see `find_base` for where a base is looked for."""
     file = load_yaml(path)
     seen = (*_seen, file.path.resolve())
     data = dict(file.data)
@@ -221,7 +221,9 @@ def _plain_path(loc: tuple[int | str, ...], tree: Mapping[str, Any]) -> tuple[st
     for part in loc:
         if isinstance(node, Mapping) and part in node:
             node = node[part]
-        elif (isinstance(node, Mapping) and part == node.get("kind", part) and (*path, str(part)) not in known) or (isinstance(node, str) and part == node):
+        elif (isinstance(node, Mapping) and part == node.get("kind", part) and (*path, str(part)) not in known) or (
+            isinstance(node, str) and part == node
+        ):
             continue
         else:
             node = None

@@ -49,7 +49,7 @@ def _by_ending() -> dict[str, tuple[str, ...]]:
 
 
 def resolve_key(key: str, where: str = "") -> str:
-    """The dotted name of a key given by its dotted name or a unique ending of it (its leaf); nanoGPT's flags are kept as they are.
+    """The dotted name of a key given by that name or by a unique ending of it; nanoGPT's flags stay as they are.
 
     Raises UserError for an unknown key (with the nearest name) and for an ambiguous leaf (with the candidates).
     """

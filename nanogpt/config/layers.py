@@ -1,4 +1,4 @@
-"""Layers of settings laid over one another: base files, the file itself, the command line; each value knows its place."""
+"""Layers of settings: base files, the file itself, the command line. Each value knows where it was said."""
 
 import copy
 from collections.abc import Mapping
