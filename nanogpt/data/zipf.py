@@ -116,7 +116,7 @@ def entropy_rate(process: Process, documents: Tokens) -> Estimate:
 
 
 def generate(config: ZipfMixture, split: str, tokens: int) -> Tokens:
-    """The text of a split, shape [documents, DOCUMENT]; a pure function of the config. Rounded up to whole documents."""
+    """The text of a split, whole documents of shape [documents, DOCUMENT]; a pure function of the config."""
     documents = -(-tokens // DOCUMENT)
     rng = np.random.default_rng([config.source_seed, {"train": 1, "val": 2}[split]])
     return sample(make_process(config), documents, DOCUMENT, rng)
