@@ -3,15 +3,12 @@
 import math
 import time
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nanogpt.config import UserError
 from nanogpt.describe import Description
-from nanogpt.hardware import enable_fast_float32_matmul, environment, peak_flops, peak_memory_bytes, resolve_device
+from nanogpt.hardware import enable_fast_float32_matmul, environment, peak_flops, peak_memory_bytes, torch_device
 from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, write_record
 from nanogpt.stop import StopRequest, SupersededError
 from nanogpt.train import Result, Say, train
@@ -28,9 +25,7 @@ def run_attempt(
     failed outcome that carries the error.
     """
     config, started = description.config, time.perf_counter()
-    device = torch.device(resolve_device(config.runtime.device))
-    if config.runtime.threads is not None:
-        torch.set_num_threads(config.runtime.threads)
+    device = torch_device(config.runtime.device, config.runtime.threads)
     matmul = enable_fast_float32_matmul() if device.type == "cpu" else None
     error: dict[str, Any] | None = None
     result: Result | None = None
@@ -53,7 +48,7 @@ def run_attempt(
         error = _explain(problem)
     surroundings = environment(str(device))
     if matmul is not None:
-        surroundings["float32_matmul"] = asdict(matmul)
+        surroundings["float32_matmul"] = matmul.describe()
     if result is not None and result.resumed_from is not None:
         surroundings["resumed_from"] = result.resumed_from
     record = _record(description, folder, result, error, time.perf_counter() - started, surroundings)

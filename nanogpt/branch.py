@@ -8,7 +8,7 @@ from nanogpt.config import Config, UserError, canonical_json, identity
 from nanogpt.config.training import HORIZONS, WSD
 from nanogpt.configfile import build_config, load_layers
 from nanogpt.describe import describe
-from nanogpt.optim import cooldown_start
+from nanogpt.optim import stable_steps
 
 # Two WSD runs that differ in nothing but these train identically until the first of them cools down.
 COOLDOWN_KEYS = ("decay_iters", "cooldown", "min_lr")
@@ -29,7 +29,7 @@ def load_trunk(config: Config, horizon: int) -> checkpoint.Loaded | None:
         raise UserError(f"{where}: only runs with schedule wsd share a trunk")
     if canonical_json(_trunk(config)) != canonical_json(_trunk(trunk)):
         raise UserError(f"{where}: differs from this run in more than its horizon and cool-down")
-    limit = min(cooldown_start(config.schedule, horizon), cooldown_start(trunk.schedule, describe(trunk).steps))
+    limit = min(stable_steps(config.schedule, horizon), stable_steps(trunk.schedule, describe(trunk).steps))
     loaded = checkpoint.load_latest(source, before_step=limit)
     if loaded is None:
         hint = "keep some with `runtime.checkpoint: {policy: every_n, every: ...}`"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nanogpt.data.stream import EvalSet
+from nanogpt.data.stream import UNSCORED, EvalSet
 from nanogpt.model import GPT
 
 TOKENS_AT_ONCE = 2**14
@@ -33,14 +33,12 @@ def evaluate(model: GPT, eval_set: EvalSet, device: torch.device, autocast: Auto
     rows = max(1, tokens // x_WT.shape[1])
     was_training = model.training
     model.eval()
-    sums, counts = [], []
+    sums = []
     for start in range(0, len(x_WT), rows):
         with autocast():
-            sum_B, count_B = model.loss_sum_per_sequence(x_WT[start : start + rows], y_WT[start : start + rows])
-        sums.append(sum_B.double())
-        counts.append(count_B.double())
+            sums.append(model.loss_sums(x_WT[start : start + rows], y_WT[start : start + rows]).double())
     model.train(was_training)
-    sum_W, count_W = torch.cat(sums), torch.cat(counts)
+    sum_W, count_W = torch.cat(sums), (y_WT != UNSCORED).sum(dim=1).double()
     mean_W = sum_W / count_W
     stderr = mean_W.std(correction=1) / len(mean_W) ** 0.5 if len(mean_W) > 1 else torch.zeros(())
     return Evaluation(float(sum_W.sum() / count_W.sum()), float(stderr))

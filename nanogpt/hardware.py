@@ -10,9 +10,12 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "numpy", "pydantic", "pandas", "scipy")
@@ -67,6 +70,16 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def torch_device(name: str, threads: int | None = None) -> "torch.device":
+    """The device of a run, with torch's CPU threads set (None: as they are). Raises UserError when it is missing."""
+    import torch
+
+    device = torch.device(resolve_device(name))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return device
+
+
 def resolve_precision(name: str, device: str) -> str:
     """`auto` is bf16 where the hardware multiplies it fast, else fp32. Raises UserError where `name` cannot run."""
     kind = device.partition(":")[0]
@@ -101,15 +114,15 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(_cpu_field("flags", "Features").split())
 
 
-def _gpu_name(device: str) -> str | None:
-    if not device.startswith("cuda"):
+def _gpu_name(device: "str | torch.device") -> str | None:
+    if not str(device).startswith("cuda"):
         return None
     import torch
 
     return torch.cuda.get_device_name(device)
 
 
-def peak_flops(device: str) -> float | None:
+def peak_flops(device: "str | torch.device") -> float | None:
     """Dense bf16 peak of the device in FLOP/s, the denominator of MFU; None for CPUs and unknown GPUs."""
     return peak_flops_by_name(_gpu_name(device) or "")
 
@@ -126,9 +139,15 @@ class MatmulReport:
     error: float
     enabled: bool
 
+    def describe(self) -> dict[str, Any]:
+        """As it stands in a record's environment."""
+        return {"fast": self.enabled, "relative_error": self.error}
 
-def enable_fast_float32_matmul() -> MatmulReport:
-    """Route float32 matmuls on the CPU through oneDNN, twice as fast as MKL on some CPUs; undone if inaccurate.
+
+def enable_fast_float32_matmul(device: "str | torch.device" = "cpu") -> MatmulReport:
+    """Route float32 matmuls through a faster kernel, where a measurement shows that they stay float32.
+
+    On a CPU that is oneDNN, twice as fast as MKL on some. A GPU fails the test and keeps true float32.
 
     The flag allows bf16 inside float32 matmuls. A CPU without AMX ignores that and computes true float32 by a better
     kernel; one with AMX would compute in bf16. Only a measurement tells, so a product is compared with float64.
@@ -136,10 +155,10 @@ def enable_fast_float32_matmul() -> MatmulReport:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(2, 256, 256, dtype=torch.float64, generator=generator)
+    left, right = torch.randn(2, 256, 256, generator=generator)
     torch.set_float32_matmul_precision("medium")
-    found = (left.float() @ right.float()).double()
-    exact = left.float().double() @ right.float().double()
+    found = (left.to(device) @ right.to(device)).cpu().double()
+    exact = left.double() @ right.double()
     error = float((found - exact).norm() / exact.norm())
     enabled = error <= MATMUL_TOLERANCE
     if not enabled:
@@ -147,9 +166,9 @@ def enable_fast_float32_matmul() -> MatmulReport:
     return MatmulReport(error, enabled)
 
 
-def peak_memory_bytes(device: str) -> int:
+def peak_memory_bytes(device: "str | torch.device") -> int:
     """Peak memory so far: allocated by torch on a GPU, resident in the process on anything else."""
-    if device.startswith("cuda"):
+    if str(device).startswith("cuda"):
         import torch
 
         return torch.cuda.max_memory_allocated(device)
@@ -157,7 +176,7 @@ def peak_memory_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
-def environment(device: str = "cpu") -> dict[str, Any]:
+def environment(device: "str | torch.device" = "cpu") -> dict[str, Any]:
     """What a result depends on besides its config; recorded with every run, part of no identity."""
     import torch
 

@@ -173,12 +173,12 @@ class GPT(nn.Module):
         logits_BTV = self(idx_BT).float()
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED)
 
-    def loss_sum_per_sequence(self, idx_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """(sum of the cross-entropy, number of targets scored) of each sequence: what a standard error needs."""
+    def loss_sums(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """The cross-entropy of each sequence, summed over its scored targets, (B,): what a standard error needs."""
         logits_BTV = self(idx_BT).float()
         targets = targets_BT.flatten()
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
-        return loss.view_as(targets_BT).sum(dim=1), (targets_BT != IGNORED).sum(dim=1)
+        return loss.view_as(targets_BT).sum(dim=1)
 
     def flops_per_token(self, tokens: int | None = None) -> int:
         """Exact training FLOPs (forward and backward) per token in a context of `tokens`; default block_size."""

@@ -57,7 +57,8 @@ class Norm(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rmsnorm":
-            return F.rms_norm(x, self.size, self.gain, NORM_EPS)
+            # Under autocast queries and keys arrive in half precision; the gain is float32, and so is the norm.
+            return F.rms_norm(x.to(self.gain.dtype), self.size, self.gain, NORM_EPS)
         return F.layer_norm(x, self.size, self.gain, self.bias, NORM_EPS)
 
 

@@ -24,15 +24,15 @@ def lr_factor(schedule: Schedule, step: int, horizon: int, peak_lr: float) -> fl
     floor = schedule.min_lr / peak_lr
     if step >= end:
         return floor
-    start = cooldown_start(schedule, horizon) if isinstance(schedule, WSD) else schedule.warmup_iters
+    start = stable_steps(schedule, horizon) if isinstance(schedule, WSD) else schedule.warmup_iters
     progress = max(0.0, (step - start) / (end - start))
     return floor + SHAPES[schedule.kind](progress) * (1.0 - floor)
 
 
-def cooldown_start(schedule: WSD, horizon: int) -> int:
-    """The first step of the cool-down: runs that differ only in their cool-downs are equal up to the earliest one."""
+def stable_steps(schedule: WSD, horizon: int) -> int:
+    """Steps before the cool-down begins; runs that differ in nothing but their cool-downs share the fewest of these."""
     end = schedule.decay_iters or horizon
-    return min(max(end - round(schedule.cooldown * end), schedule.warmup_iters), end - 1)
+    return min(max(end - round(schedule.cooldown * end), schedule.warmup_iters), end)
 
 
 # What is left of the way from peak to floor, as a function of the share of the decay that is over.

@@ -245,7 +245,9 @@ def test_a_wsd_branch_equals_a_run_from_scratch(tiny: Make, tmp_path: Path) -> N
     run(tiny(schedule=wsd, train={"max_iters": 24}, runtime=every), tmp_path / "trunk")
     short = {"max_iters": 12, "eval_interval": 4}
     run(tiny(schedule=wsd, train=short), tmp_path / "scratch")
-    branched = run(tiny(schedule=wsd, train=short, runtime={"branch_from": str(tmp_path / "trunk")}), tmp_path / "branch")
+    branched = run(
+        tiny(schedule=wsd, train=short, runtime={"branch_from": str(tmp_path / "trunk")}), tmp_path / "branch"
+    )
     assert branched.resumed_from is not None
     assert "checkpoint-00000008" in branched.resumed_from
     assert losses(tmp_path / "branch") == losses(tmp_path / "scratch")
