@@ -176,8 +176,9 @@ class GPT(nn.Module):
     def loss_sums(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The cross-entropy of each sequence, summed over its scored targets, (B,): what a standard error needs."""
         logits_BTV = self(idx_BT).float()
-        loss_BT = F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, ignore_index=IGNORED, reduction="none")
-        return loss_BT.sum(dim=1)
+        targets = targets_BT.flatten()
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
+        return loss.view_as(targets_BT).sum(dim=1)
 
     def flops_per_token(self, tokens: int | None = None) -> int:
         """Exact training FLOPs (forward and backward) per token in a context of `tokens`; default block_size."""
