@@ -84,7 +84,7 @@ def write_report(
 ) -> ReportPaths:
     """Write report.html, report.md, table.csv and figures/ into `folder`; returns where they are.
 
-    `runs`: one row per run, failed and diverged ones too. `curves`: long table of id, step, tokens, flops, losses, factors.
+    `runs`: a row per run, failed and diverged ones too. `curves`: long table of id, step, tokens, flops, losses, factors.
     Raises UserError on a bad `report:` section or a folder that cannot be written.
     """
     from experiments.analysis.figures import Material, chosen_figures, draw_all
@@ -219,7 +219,7 @@ def _checklist(title: str, result: "Fit") -> dict[str, Any]:
         ("starts", f"{result.starts_agreeing} of {result.starts} starts reached the same optimum"),
         ("condition number", f"{result.condition:.2g} (of J'J, logarithms, centred)"),
         ("intervals", f"95 % percentile over {len(result.draws)} bootstrap resamples of {by}, seed {result.seed}, "
-                      f"{result.draws_converged:.0%} converged" if len(result.draws) else "none: no bootstrap was asked for"),
+                      f"{result.draws_converged:.0%} converged" if len(result.draws) else "none: no bootstrap"),
         ("points used", str(len(result.points))),
         ("points dropped", _dropped(result)),
     ]  # fmt: skip

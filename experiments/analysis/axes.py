@@ -51,7 +51,7 @@ def human(value: float) -> str:
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if size <= abs(value) < 1e12:
             return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
+    return f"{value:.3g}".replace("e+", "e")
 
 
 def new_figure(title: str, width: float = 8.0, height: float = 5.2) -> tuple[Figure, Axes]:

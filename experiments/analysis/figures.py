@@ -15,7 +15,7 @@ from experiments.analysis.holdout import Holdout
 from experiments.analysis.spec import FigureSpec, ReportSpec
 from nanogpt.config import UserError
 
-BAND = "The shaded band is a 95 % interval for one new run: {draws} bootstrap refits, each combined with the fit's residuals. "
+BAND = "The shaded band is a 95 % interval for one new run: {draws} bootstrap refits, each with the fit's residuals. "
 SEEDS = "The line under the figure counts runs and seeds; diverged runs are marked at the top edge. "
 
 
@@ -66,7 +66,9 @@ def _loss_vs_compute(m: Material, s: FigureSpec) -> Figure:
 
 def _training_curves(m: Material, s: FigureSpec) -> Figure:
     x = s.x if s.x in ("flops", "tokens", "step") else "flops"
-    return plots.training_curves(_curves(m, "training_curves"), x, s.hue, s.y or "val_loss")
+    curves = _curves(m, "training_curves")
+    hue = s.hue or ("n_params" if "n_params" in curves.columns else None)
+    return plots.training_curves(curves, x, hue, s.y or "val_loss")
 
 
 def _predicted_vs_measured(m: Material, s: FigureSpec) -> Figure:
@@ -118,7 +120,7 @@ FIGURES: dict[str, Kind] = {
         "Final loss against one factor: means over the runs of a point, bars their standard deviation. " + SEEDS,
     ),
     "loss_heatmap": Kind(
-        _loss_heatmap, "Mean final loss over the seeds of each cell. The lowest is framed, a cross marks divergence."
+        _loss_heatmap, "Mean final loss over the runs of each cell. The lowest is framed, a cross marks divergence."
     ),
     "lr_basin": Kind(
         _lr_basin, "Final loss against learning rate on a base-2 axis; stars mark the best rate of each line. " + SEEDS

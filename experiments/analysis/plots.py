@@ -29,6 +29,8 @@ from experiments.analysis.fitted import Fit
 from experiments.analysis.frontier import fitted_frontier, lower_envelope
 from experiments.analysis.holdout import Holdout
 
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # a legend that can cover no point
+
 
 def loss_vs_compute(
     runs: pd.DataFrame,
@@ -164,7 +166,7 @@ def training_curves(curves: pd.DataFrame, x: str = "flops", hue: str | None = No
     log_axis(axes, "y")
     colours.bar(figure, axes)
     note = f"{shown['id'].nunique()} runs; the dot is each run's last evaluation"
-    return finish(figure, axes, note, colours.handles(marker=""))
+    return finish(figure, axes, note, colours.handles(marker=""), **BESIDE)
 
 
 def predicted_vs_measured(holdout: Holdout) -> Figure:
@@ -213,4 +215,5 @@ def residuals(fit: Fit, runs: pd.DataFrame, x: str = "flops", hue: str | None = 
     axes.set(xlabel=label(x), ylabel="measured above the law (%)")
     log_axis(axes, "x")
     colours.bar(figure, axes)
-    return finish(figure, axes, f"{len(table)} fitted runs; above 0 the run did worse than the law", colours.handles())
+    note = f"{len(table)} fitted runs; above 0 the run did worse than the law"
+    return finish(figure, axes, note, colours.handles(), **BESIDE)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 
 PLANTED = {"E": 1.943, "A": 6.2, "B": 210.0, "alpha": 0.36, "beta": 0.45}
 
@@ -50,15 +49,3 @@ def with_diverged(runs: pd.DataFrame, row: int) -> pd.DataFrame:
     changed.loc[row, "status"] = "diverged"
     changed.loc[row, ["val_loss", "val_excess_loss", "train_loss"]] = np.nan
     return changed
-
-
-@pytest.fixture
-def runs() -> pd.DataFrame:
-    """35 runs, noise of 0.2 %."""
-    return planted_runs()
-
-
-@pytest.fixture
-def curves(runs: pd.DataFrame) -> pd.DataFrame:
-    """Their curves."""
-    return planted_curves(runs)
