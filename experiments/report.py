@@ -84,7 +84,7 @@ def write_report(
 ) -> ReportPaths:
     """Write report.html, report.md, table.csv and figures/ into `folder`; returns where they are.
 
-    `runs`: a row per run, failed and diverged ones too. `curves`: long table of id, step, tokens, flops, losses, factors.
+    `runs`: a row per run, failed and diverged too. `curves`: long table of id, step, tokens, flops, losses, factors.
     Raises UserError on a bad `report:` section or a folder that cannot be written.
     """
     from experiments.analysis.figures import Material, chosen_figures, draw_all
