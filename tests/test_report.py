@@ -157,6 +157,15 @@ def test_too_few_finished_runs_still_make_a_report(tmp_path: Path) -> None:
     assert "3 completed, 32 failed" in words
 
 
+def test_a_table_of_objects_with_gaps_is_read_like_one_of_numbers(tmp_path: Path) -> None:
+    runs = with_diverged(planted_runs(), 17)
+    curves = planted_curves(runs)
+    gaps = runs.astype(object).where(runs.notna(), None)
+    for folder, table in (("numbers", runs), ("objects", gaps)):
+        write_report(tmp_path / folder, META, table, curves)
+    assert (tmp_path / "objects" / "report.html").read_text() == (tmp_path / "numbers" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("rows", [0, 35])
 def test_no_finished_run_at_all(tmp_path: Path, rows: int) -> None:
     runs = planted_runs().assign(status="failed", val_loss=np.nan).head(rows)

@@ -199,7 +199,7 @@ def predicted_vs_measured(holdout: Holdout) -> Figure:
 
 
 def _held_out_window(table: pd.DataFrame) -> tuple[float, float]:
-    """Limits around the held-out runs, with room above for the nearest fitted ones: all of them would dwarf the errors."""
+    """Limits around the held-out runs, with room above for the nearest fitted ones: all would dwarf the errors."""
     values = np.log(table[["measured", "predicted", "lower", "upper"]].to_numpy(dtype=float))
     low, high = np.nanmin(values), np.nanmax(values)
     span = max(high - low, 0.01)
