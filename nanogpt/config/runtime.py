@@ -1,8 +1,9 @@
 """The `runtime` section: where and how a run executes. None of it is part of a run's identity."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from nanogpt.config.section import NonNegativeFloat, PositiveInt, Section, Shorthand
 
@@ -21,10 +22,16 @@ class Checkpoint(Section):
         return self
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"no such device '{name}'; allowed: auto, cpu, mps, cuda, cuda:N")
+    return name
+
+
 class Runtime(Section):
     """Devices, threads, files and cadences."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     compile: bool = False
     micro_batch_size: PositiveInt | None = Field(None, description="Sequences per forward pass; default: the batch.")
     threads: PositiveInt | None = Field(None, description="CPU threads; default: what the launcher gives.")

@@ -1,0 +1,79 @@
+"""The names of config keys: every dotted path of the schema, unique leaf names, and nanoGPT's flags."""
+
+import functools
+import types
+import typing
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from nanogpt.config.aliases import ALIASES
+from nanogpt.config.errors import UserError, did_you_mean
+from nanogpt.config.run import Config
+
+
+def arms(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes that a field may hold: one, the arms of a tagged union, or none for a plain value."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    if typing.get_origin(annotation) is typing.Annotated:
+        return arms(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [arm for member in typing.get_args(annotation) for arm in arms(member)]
+    return []
+
+
+def _walk(section: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for name, field in section.model_fields.items():
+        yield (*prefix, name)
+        for arm in arms(field.annotation):
+            yield from _walk(arm, (*prefix, name))
+
+
+@functools.cache
+def known_paths() -> dict[str, tuple[str, ...]]:
+    """Every key of the schema by its dotted name, sections included, in the order of the schema."""
+    return {".".join(path): path for path in _walk(Config, ())}
+
+
+@functools.cache
+def _by_ending() -> dict[str, tuple[str, ...]]:
+    """Dotted names by each of their endings: `kind`, `ffn.kind` and `model.ffn.kind` all lead there."""
+    endings: dict[str, list[str]] = defaultdict(list)
+    for dotted, path in known_paths().items():
+        for start in range(len(path)):
+            endings[".".join(path[start:])].append(dotted)
+    return {ending: tuple(names) for ending, names in endings.items()}
+
+
+def resolve_key(key: str, where: str = "") -> str:
+    """The dotted name of a key given by that name or by a unique ending of it; nanoGPT's flags stay as they are.
+
+    Raises UserError for an unknown key (with the nearest name) and for an ambiguous leaf (with the candidates).
+    """
+    if key in known_paths() or key in ALIASES:
+        return key
+    candidates = _by_ending().get(key, ())
+    if len(candidates) == 1:
+        return candidates[0]
+    place = f"{where}: " if where else ""
+    if candidates:
+        raise UserError(f"{place}{key}: ambiguous; write one of {', '.join(candidates)}")
+    raise UserError(f"{place}{key}: no such key{_nearest(key)}")
+
+
+def _nearest(key: str) -> str:
+    head, _, leaf = key.rpartition(".")
+    siblings = [path[-1] for path in known_paths().values() if ".".join(path[:-1]) == head]
+    if head and siblings:
+        return did_you_mean(leaf, siblings)
+    names = [name for name, paths in _by_ending().items() if len(paths) == 1] + list(ALIASES)
+    hint = did_you_mean(key, names)
+    return hint if "did you mean" in hint else "; `python -m nanogpt schema config` lists them all"
+
+
+def siblings_at(path: tuple[str, ...]) -> list[str]:
+    """The keys that may stand at the level of `path`, whatever the kind chosen there."""
+    return list(dict.fromkeys(p[-1] for p in known_paths().values() if p[:-1] == path[:-1]))

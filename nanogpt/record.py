@@ -1,0 +1,164 @@
+"""What a run leaves behind: the record (metrics.json), its history, and the one atomic act of publishing both."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nanogpt.config.errors import UserError
+
+SCHEMA_VERSION = 1
+PUBLISHED = ("completed", "diverged", "pruned")
+Status = Literal["completed", "diverged", "pruned", "failed", "interrupted"]
+
+
+class Record(BaseModel):
+    """One run's outcome, flat: the schema of `metrics.json` and of every attempt's `outcome.json`.
+
+    Losses are in nats per token on the scored targets; a loss that is not finite is stored as null. `tokens` are the
+    tokens trained on, `flops` the realised training FLOPs (full attention, forward and backward), `mfu` null where the
+    device's peak is unknown. `n_params_non_embedding` leaves out token and position embeddings and an untied head.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    status: Status
+    val_loss: float | None = None
+    val_loss_stderr: float | None = None
+    val_entropy: float | None = None
+    val_excess_loss: float | None = None
+    val_bits_per_byte: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    train_loss: float | None = None
+    diverged_at_step: int | None = None
+    steps: int
+    tokens: int
+    flops: float
+    flops_per_token: int
+    n_params: int
+    n_params_non_embedding: int
+    n_params_active: int
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    wall_seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int | None = None
+    seed: int
+    attempts: int
+    config: dict[str, Any]
+    factors: dict[str, Any] = {}
+    parameters: dict[str, int]
+    environment: dict[str, Any]
+    error: dict[str, Any] | None = None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file's content as one act: a reader, or a kill at any moment, sees the old text or the new."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(value: Any) -> str:
+    """Readable JSON. NaN and infinity are refused: no other language reads them."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record atomically."""
+    write_atomic(path, to_json(record.model_dump(mode="json")))
+
+
+def read_record(path: Path) -> Record:
+    """Read and validate a record. Raises UserError naming the file when it is damaged or from a newer version."""
+    data = read_json(path)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(f"{path}: written by a newer version (schema {version}; this one reads up to {SCHEMA_VERSION})")
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{path}: not a record of a run: {key}: {problem['msg']}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError naming the file when there is none in it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: damaged or truncated (line {error.lineno}: {error.msg})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a JSON object, found a {type(data).__name__}")
+    return data
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of a history.jsonl. A last line torn by a kill is left out; a missing file is an empty history."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    history = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            history.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise UserError(f"{path}:{number}: damaged history line: {error.msg}") from None
+    return history
+
+
+def attempt_folder(folder: Path, attempt: int) -> Path:
+    """Where attempt number `attempt` of a run writes; no attempt ever writes into another's folder."""
+    return folder / "attempts" / str(attempt)
+
+
+def attempt_numbers(folder: Path) -> list[int]:
+    """The attempts a run has had so far, in order."""
+    root = folder / "attempts"
+    return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdigit()) if root.is_dir() else []
+
+
+def publish(folder: Path, attempt: int, factors: Mapping[str, Any] | None = None) -> bool:
+    """Make an attempt's outcome the run's result, once. Returns False when the run already has one.
+
+    The history is in place before metrics.json appears, and metrics.json appears by link(2), which never overwrites.
+    """
+    source, target = attempt_folder(folder, attempt), folder / "metrics.json"
+    record = read_record(source / "outcome.json")
+    assert record.status in PUBLISHED, f"a {record.status} attempt is no result"
+    if target.exists():
+        return False
+    if factors is not None:
+        record = record.model_copy(update={"factors": dict(factors)})
+    history = source / "history.jsonl"
+    if history.exists():
+        write_atomic(folder / "history.jsonl", history.read_text(encoding="utf-8"))
+    temporary = folder / f".metrics.{uuid.uuid4().hex[:8]}.tmp"
+    write_record(temporary, record)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
