@@ -1,0 +1,182 @@
+"""The engine's command line: `python -m nanogpt train | prepare | describe | schema`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import Config, UserError
+from nanogpt.configfile import build_config, lay_overrides, load_layers
+
+EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 75
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a user's mistake is one line on stderr and status 2."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = [text for text in rest if "=" in text]
+    if len(overrides) < len(rest) or (overrides and not hasattr(arguments, "target")):
+        unknown = next(text for text in rest if text not in overrides or not hasattr(arguments, "target"))
+        print(f"nanogpt: {unknown}: not understood; settings are written --key=value", file=sys.stderr)
+        return EXIT_USER
+    try:
+        return arguments.run(arguments, overrides)
+    except UserError as error:
+        print(f"nanogpt: {error}", file=sys.stderr)
+        return EXIT_USER
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nanogpt", description="Train one GPT from one config.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command("train", _train, "train a config file, or go on with a run's folder")
+    train.add_argument("target", type=Path, metavar="CONFIG_OR_FOLDER", help="then any settings as --key=value")
+    train.add_argument("--reset", action="store_true", help="start the run clean; asks first")
+    train.add_argument("--yes", action="store_true", help="do not ask")
+    train.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
+    train.add_argument("--fence", type=Path, help=argparse.SUPPRESS)
+    train.add_argument("--parent_fd", type=int, help=argparse.SUPPRESS)
+    describe = command("describe", _describe, "parameters, FLOPs and memory of a config, without training it")
+    describe.add_argument("target", type=Path, nargs="?", metavar="CONFIG", help="then any settings as --key=value")
+    describe.add_argument("--many", action="store_true", help="read a JSON list of configs on stdin, answer as JSON")
+    prepare = command("prepare", _prepare, "make a corpus's files")
+    prepare.add_argument("name", help="zipf_mixture or shakespeare_char")
+    prepare.add_argument("--from", dest="source", type=Path, metavar="FILE", help="a local text instead of a download")
+    prepare.add_argument("--data_dir", help="where corpora lie")
+    prepare.add_argument("--clean", action="store_true", help="remove the files that prepare made, and only those")
+    schema = command("schema", _schema, "the JSON schema of config files")
+    schema.add_argument("what", choices=["config"])
+    return parser
+
+
+def _load(target: Path, overrides: Sequence[str]) -> Config:
+    file = target / "config.yaml" if target.is_dir() else target
+    layers = load_layers(file)
+    lay_overrides(layers, overrides)
+    return build_config(layers, str(file))
+
+
+def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    config = _load(arguments.target, overrides)
+    if arguments.attempt is not None:
+        return _train_for_worker(arguments, config)
+    from nanogpt.describe import describe
+    from nanogpt.runfolder import check_folder, default_folder, next_attempt, reset, write_folder
+
+    description = describe(config)
+    config = description.config
+    given = Path(config.runtime.out_dir) if config.runtime.out_dir else None
+    folder = (
+        arguments.target if arguments.target.is_dir() else given or default_folder(arguments.target, description.id)
+    )
+    if arguments.reset:
+        reset(folder, arguments.yes)
+    check_folder(folder, config)
+    if (folder / "metrics.json").exists():
+        print(f"{folder}: already finished, nothing to do (--reset starts it clean)")
+        return _show(folder)
+    write_folder(folder, config)
+    attempt = next_attempt(folder)
+    return _run(description, folder, attempt, arguments, person=True)
+
+
+def _train_for_worker(arguments: argparse.Namespace, config: Config) -> int:
+    from nanogpt.describe import describe
+    from nanogpt.record import attempt_folder
+
+    folder: Path = arguments.target
+    attempt_folder(folder, arguments.attempt).mkdir(parents=True, exist_ok=True)
+    return _run(describe(config), folder, arguments.attempt, arguments, person=False)
+
+
+def _run(description: Any, folder: Path, attempt: int, arguments: argparse.Namespace, person: bool) -> int:
+    from nanogpt.attempt import run_attempt
+    from nanogpt.record import PUBLISHED, publish
+    from nanogpt.reporting import Narrator
+    from nanogpt.stop import StopRequest, SupersededError, stop_signals, watch_parent
+
+    stop = StopRequest()
+    if arguments.parent_fd is not None:
+        watch_parent(arguments.parent_fd, stop)
+    narrator = Narrator(description, folder)
+    try:
+        with stop_signals(stop):
+            narrator.begin()
+            record = run_attempt(description, folder, attempt, stop, arguments.fence, narrator.line)
+    except SupersededError as error:
+        print(f"nanogpt: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    if record.status == "failed":
+        print("\n".join((record.error or {}).get("traceback_tail", [])), file=sys.stderr)
+        return EXIT_FAILED
+    if record.status == "interrupted":
+        narrator.interrupted(record, stop.reason)
+        return EXIT_INTERRUPTED
+    assert record.status in PUBLISHED
+    if person:
+        publish(folder, attempt)
+        return _show(folder)
+    return 0
+
+
+def _show(folder: Path) -> int:
+    from nanogpt.lossplot import draw_loss
+    from nanogpt.record import read_record
+    from nanogpt.reporting import summary
+
+    if not (folder / "loss.png").exists():
+        draw_loss(folder)
+    print(summary(read_record(folder / "metrics.json"), folder))
+    return 0
+
+
+def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.describe import describe, describe_many, format_description
+
+    if arguments.many:
+        json.dump(describe_many(json.load(sys.stdin)), sys.stdout)
+        return 0
+    if arguments.target is None:
+        raise UserError("describe: needs a config file, or --many")
+    print(format_description(describe(_load(arguments.target, overrides))))
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.data.prepare import prepare
+
+    print(prepare(arguments.name, arguments.source, arguments.data_dir, arguments.clean))
+    return 0
+
+
+def _schema(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.config.jsonschema import config_schema
+
+    print(json.dumps(config_schema(), indent=2))
+    return 0
+
+
+def console() -> None:
+    """Entry point that leaves no traceback when the reader of a pipe goes away."""
+    try:
+        code = main()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    console()

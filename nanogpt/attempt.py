@@ -1,0 +1,127 @@
+"""One attempt at a run: trains it, and leaves an outcome whatever happens."""
+
+import math
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import UserError
+from nanogpt.describe import Description
+from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, write_record
+from nanogpt.stop import StopRequest, SupersededError
+from nanogpt.train import Result, Say, train
+
+TRACEBACK_LINES = 30
+
+
+def run_attempt(
+    description: Description, folder: Path, attempt: int, stop: StopRequest, fence: Path | None, say: Say
+) -> Record:
+    """Train one attempt and write its outcome.json; returns the record.
+
+    A UserError or a lost lease passes through and leaves no outcome. Anything else that goes wrong in training is a
+    failed outcome that carries the error.
+    """
+    from nanogpt.hardware import enable_fast_float32_matmul, environment, peak_flops, peak_memory_bytes, torch_device
+
+    config, started = description.config, time.perf_counter()
+    threads = config.runtime.threads
+    device = torch_device(config.runtime.device, threads)
+    matmul = enable_fast_float32_matmul(device)
+    error: dict[str, Any] | None = None
+    result: Result | None = None
+    try:
+        result = train(
+            config,
+            description.id,
+            description.steps,
+            device,
+            folder,
+            attempt,
+            stop,
+            fence,
+            say,
+            description.flops_per_token,
+        )
+    except (UserError, SupersededError, KeyboardInterrupt):
+        raise
+    except Exception as problem:
+        error = _explain(problem)
+    surroundings = {**environment(device), "float32_matmul": matmul.describe()}
+    if result is not None and result.resumed_from is not None:
+        surroundings["resumed_from"] = result.resumed_from
+    record = _record(description, folder, result, error, time.perf_counter() - started, surroundings)
+    peak = peak_flops(device)
+    record = record.model_copy(
+        update={
+            "peak_memory_bytes": peak_memory_bytes(device),
+            "mfu": record.tokens_per_second * description.flops_per_token / peak
+            if peak and record.tokens_per_second
+            else None,
+        }
+    )
+    write_record(attempt_folder(folder, attempt) / "outcome.json", record)
+    return record
+
+
+def _explain(problem: Exception) -> dict[str, Any]:
+    lines = traceback.format_exception(problem)
+    tail = "".join(lines).splitlines()[-TRACEBACK_LINES:]
+    return {"class": type(problem).__name__, "message": str(problem), "traceback_tail": tail}
+
+
+def _record(
+    description: Description,
+    folder: Path,
+    result: Result | None,
+    error: dict[str, Any] | None,
+    seconds: float,
+    surroundings: dict[str, Any],
+) -> Record:
+    config = description.config
+    known: dict[str, Any] = {
+        "id": description.id,
+        "flops_per_token": description.flops_per_token,
+        "n_params": description.n_params,
+        "n_params_non_embedding": description.n_params_non_embedding,
+        "n_params_active": description.n_params_active,
+        "parameters": description.parameters,
+        "seed": config.seed,
+        "attempts": len(attempt_numbers(folder)),
+        "config": config.model_dump(mode="json"),
+        "environment": surroundings,
+        "error": error,
+    }
+    if result is None:
+        return Record(status="failed", steps=0, tokens=0, flops=0.0, wall_seconds=seconds, cpu_seconds=0.0, **known)
+    return Record(status=result.status, **known, **_figures(result, description.flops_per_token))
+
+
+def _figures(result: Result, flops_per_token: int) -> dict[str, Any]:
+    progress = result.progress
+    # A diverged run has no final validation loss; what it reached before stands in best_val_loss.
+    status: Status = result.status
+    val_loss = progress.val_loss if status != "diverged" else None
+    per_byte = result.val_bytes_per_token
+    return {
+        "val_loss": val_loss,
+        "val_loss_stderr": progress.val_loss_stderr if val_loss is not None else None,
+        "val_entropy": result.val_entropy,
+        "val_excess_loss": _difference(val_loss, result.val_entropy),
+        "val_bits_per_byte": val_loss / math.log(2) / per_byte if val_loss is not None and per_byte else None,
+        "best_val_loss": progress.best_val_loss,
+        "best_step": progress.best_step,
+        "train_loss": progress.train_loss,
+        "diverged_at_step": result.diverged_at_step,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "flops": float(flops_per_token * progress.tokens),
+        "tokens_per_second": progress.tokens / progress.step_seconds if progress.step_seconds else None,
+        "wall_seconds": progress.wall_seconds,
+        "cpu_seconds": progress.cpu_seconds,
+    }
+
+
+def _difference(loss: float | None, entropy: float | None) -> float | None:
+    return None if loss is None or entropy is None else loss - entropy

@@ -1,0 +1,44 @@
+"""Branching a WSD trunk: start a run from the stable phase of a finished one instead of from scratch, bit-equal."""
+
+from pathlib import Path
+from typing import Any
+
+from nanogpt import checkpoint
+from nanogpt.config import Config, UserError, canonical_json, identity
+from nanogpt.config.training import HORIZONS, WSD
+from nanogpt.configfile import build_config, load_layers
+from nanogpt.describe import describe
+from nanogpt.optim.schedules import stable_steps
+
+# Two WSD runs that differ in nothing but these train identically until the first of them cools down.
+COOLDOWN_KEYS = ("decay_iters", "cooldown", "min_lr")
+
+
+def load_trunk(config: Config, horizon: int) -> checkpoint.Loaded | None:
+    """The furthest checkpoint of `runtime.branch_from` that lies in the stable phase of both runs.
+
+    None when no branch is asked for. Raises UserError when that run shares no trunk with this one, or has no
+    checkpoint early enough.
+    """
+    if config.runtime.branch_from is None:
+        return None
+    source = Path(config.runtime.branch_from)
+    where = f"runtime.branch_from: {source}"
+    trunk = build_config(load_layers(source / "config.yaml"), str(source))
+    if not isinstance(config.schedule, WSD) or not isinstance(trunk.schedule, WSD):
+        raise UserError(f"{where}: only runs with schedule wsd share a trunk")
+    if canonical_json(_trunk(config)) != canonical_json(_trunk(trunk)):
+        raise UserError(f"{where}: differs from this run in more than its horizon and cool-down")
+    limit = min(stable_steps(config.schedule, horizon), stable_steps(trunk.schedule, describe(trunk).steps))
+    loaded = checkpoint.load_latest(source, before_step=limit)
+    if loaded is None:
+        hint = "keep some with `runtime.checkpoint: {policy: every_n, every: ...}`"
+        raise UserError(f"{where}: no checkpoint at or before step {limit}, where a cool-down begins; {hint}")
+    return loaded
+
+
+def _trunk(config: Config) -> dict[str, Any]:
+    tree = identity(config)
+    tree["train"] = {key: value for key, value in tree["train"].items() if key not in HORIZONS}
+    tree["schedule"] = {key: value for key, value in tree["schedule"].items() if key not in COOLDOWN_KEYS}
+    return tree

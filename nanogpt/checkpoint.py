@@ -1,0 +1,132 @@
+"""Checkpoints: written whole or not at all, verified by sha256 before they are loaded, two kept while a run lives."""
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config.errors import UserError
+from nanogpt.record import attempt_folder, attempt_numbers, write_atomic
+
+FORMAT = 1
+KEPT = 2
+_NAME = re.compile(r"checkpoint-(\d+)\.pt")
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint on disk: the attempt that wrote it, the optimizer steps behind it, and its file."""
+
+    attempt: int
+    step: int
+    path: Path
+
+    @property
+    def digest(self) -> Path:
+        return self.path.with_name(self.path.name + ".sha256")
+
+
+def save(folder: Path, attempt: int, step: int, state: dict[str, Any]) -> CheckpointFile:
+    """Write `checkpoint-<step>.pt` and its sha256 into the attempt's folder.
+
+    The digest comes last and by rename, so a checkpoint without one is a torn write and is never loaded.
+    """
+    import torch
+
+    path = attempt_folder(folder, attempt) / f"checkpoint-{step:08d}.pt"
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _sha256(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    saved = CheckpointFile(attempt, step, path)
+    write_atomic(saved.digest, digest + "\n")
+    return saved
+
+
+def listed(folder: Path) -> list[CheckpointFile]:
+    """All checkpoints of a run that have a digest, the furthest step first; of equal steps the later attempt's."""
+    found = [checkpoint for attempt in attempt_numbers(folder) for checkpoint in _of_attempt(folder, attempt)]
+    return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.attempt), reverse=True)
+
+
+def _of_attempt(folder: Path, attempt: int) -> Iterator[CheckpointFile]:
+    for path in attempt_folder(folder, attempt).iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and path.with_name(path.name + ".sha256").exists():
+            yield CheckpointFile(attempt, int(match[1]), path)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A verified checkpoint and its content."""
+
+    file: CheckpointFile
+    state: dict[str, Any]
+
+
+def load_latest(folder: Path, before_step: int | None = None) -> Loaded | None:
+    """The furthest checkpoint that is whole, or None when the run has none.
+
+    A damaged one is named in a warning and the one before it is used. Raises UserError when there are checkpoints and
+    every one of them is damaged: a run never goes on from random weights.
+    """
+    candidates = [c for c in listed(folder) if before_step is None or c.step <= before_step]
+    damaged = []
+    for candidate in candidates:
+        problem = _damage(candidate)
+        if problem is None:
+            return Loaded(candidate, _read(candidate.path))
+        damaged.append(candidate.path)
+        warnings.warn(f"{candidate.path}: damaged checkpoint ({problem}); trying the one before it", stacklevel=2)
+    if damaged:
+        names = ", ".join(str(path) for path in damaged)
+        raise UserError(f"{folder}: no good checkpoint to resume from (damaged: {names}); start it clean with --reset")
+    return None
+
+
+def _damage(checkpoint: CheckpointFile) -> str | None:
+    try:
+        expected = checkpoint.digest.read_text(encoding="utf-8").strip()
+        return None if _sha256(checkpoint.path) == expected else "its sha256 does not match"
+    except (OSError, UnicodeDecodeError) as error:
+        return str(error)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("format") != FORMAT:
+        raise UserError(f"{path}: checkpoint format {state.get('format')!r}; this version reads {FORMAT}")
+    return state
+
+
+def prune(folder: Path, attempt: int, keep: int, every: int | None = None, also: int | None = None) -> None:
+    """Remove old checkpoints of a run and of its earlier attempts, keeping the furthest `keep`.
+
+    `every` spares those at its multiples, `also` the one at that step (the best so far). Of an attempt other than
+    `attempt`, nothing is removed before this attempt has `keep` checkpoints of its own.
+    """
+    mine = sorted(_of_attempt(folder, attempt), key=lambda checkpoint: checkpoint.step, reverse=True)
+    older = [c for c in listed(folder) if c.attempt < attempt] if len(mine) >= keep else []
+    for checkpoint in mine[keep:] + older:
+        if (every and checkpoint.step % every == 0) or checkpoint.step == also:
+            continue
+        # The digest goes first: a kill between the two leaves a file that counts as torn, not as good.
+        checkpoint.digest.unlink(missing_ok=True)
+        checkpoint.path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

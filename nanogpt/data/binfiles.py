@@ -1,0 +1,79 @@
+"""nanoGPT's corpus files: train.bin and val.bin (raw little-endian uint16) with a meta.json, or an old meta.pkl."""
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanogpt.config.errors import UserError
+from nanogpt.record import read_json, to_json, write_atomic
+
+SPLITS = ("train", "val")
+NANOGPT_VOCAB = 50304  # nanoGPT takes its padded GPT-2 vocabulary for a folder without a meta file
+
+
+def write_tokens(path: Path, tokens: NDArray[Any]) -> None:
+    """Write token ids as raw little-endian uint16, atomically."""
+    temporary = path.with_suffix(".tmp")
+    tokens.astype("<u2").tofile(temporary)
+    temporary.replace(path)
+
+
+def read_tokens(path: Path) -> NDArray[np.uint16]:
+    """The file's token ids, memory-mapped and read-only."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if size == 0 or size % 2:
+        raise UserError(f"{path}: not a file of uint16 tokens: {size} bytes")
+    # The plain view of the map: np.memmap's own indexing costs a microsecond per gather for nothing.
+    return np.asarray(np.memmap(path, dtype="<u2", mode="r"))
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Write meta.json, atomically."""
+    write_atomic(folder / "meta.json", to_json(meta))
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The folder's meta.json, else its meta.pkl (read without executing anything in it), else nanoGPT's default."""
+    if (folder / "meta.json").exists():
+        meta = read_json(folder / "meta.json")
+    elif (folder / "meta.pkl").exists():
+        meta = _read_pickle(folder / "meta.pkl")
+    else:
+        meta = {"vocab_size": NANOGPT_VOCAB}
+    size = meta.get("vocab_size")
+    if not isinstance(size, int) or not 0 < size <= 65536:
+        raise UserError(f"{folder}: meta file: vocab_size: expected a whole number up to 65536, got {size!r}")
+    return meta
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, strings and numbers; a pickle that names any class or function is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise UserError(f"refers to {module}.{name}; only plain dicts, lists, strings and numbers are read")
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # a broken pickle may raise nearly anything
+        raise UserError(f"{path}: not a meta.pkl of nanoGPT's: {error}") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}: expected a dict, found a {type(meta).__name__}")
+    return meta
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

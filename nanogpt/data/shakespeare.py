@@ -1,0 +1,87 @@
+"""Prepares tiny Shakespeare by characters, byte for byte the split and the ids of nanoGPT's prepare.py."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanogpt.config.errors import UserError
+from nanogpt.data.binfiles import file_sha256, write_meta, write_tokens
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TRAIN_SHARE = 0.9
+DOWNLOAD_SECONDS = 20
+FILES = ["train.bin", "val.bin", "meta.json"]
+
+
+def read_text(source: Path | None) -> tuple[str, str]:
+    """The text and a word on where it came from: a local file when given, else the download."""
+    if source is not None:
+        try:
+            return source.read_text(encoding="utf-8"), str(source)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{source}: cannot be read as text: {error}") from None
+    try:
+        with urllib.request.urlopen(URL, timeout=DOWNLOAD_SECONDS) as response:
+            return response.read().decode("utf-8"), URL
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"shakespeare_char: cannot download {URL} ({reason}); fetch it elsewhere and pass --from FILE"
+        ) from None
+
+
+def prepare(folder: Path, source: Path | None) -> dict[str, Any]:
+    """Write train.bin, val.bin (uint16) and meta.json into `folder`; returns the meta data.
+
+    The vocabulary is the sorted set of characters; the first 90 % are the training split, as nanoGPT has it.
+    """
+    text, origin = read_text(source)
+    characters = sorted(set(text))
+    split = int(len(text) * TRAIN_SHARE)
+    if split < 1 or split == len(text):
+        raise UserError(f"{origin}: {len(text)} characters are too few to split into train and val")
+    index = {character: position for position, character in enumerate(characters)}
+    ids = np.array([index[character] for character in text], dtype=np.uint16)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").unlink(missing_ok=True)  # while it is absent, the folder is not whole
+        write_tokens(folder / "train.bin", ids[:split])
+        write_tokens(folder / "val.bin", ids[split:])
+        meta = _describe(folder, text[split:], characters, split, len(text) - split, origin)
+        write_meta(folder, meta)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    return meta
+
+
+def _describe(
+    folder: Path, val: str, characters: list[str], train_tokens: int, val_tokens: int, origin: str
+) -> dict[str, Any]:
+    return {
+        "tokenizer": "char",
+        "vocab_size": len(characters),
+        "itos": characters,
+        "train_tokens": train_tokens,
+        "val_tokens": val_tokens,
+        "val_bytes_per_token": len(val.encode()) / val_tokens,
+        "source": origin,
+        "sha256": {name: file_sha256(folder / name) for name in ("train.bin", "val.bin")},
+        "files": FILES,
+    }
+
+
+def encode(meta: dict[str, Any], text: str) -> list[int]:
+    """Token ids of a text. Raises UserError for a character that the vocabulary lacks."""
+    index = {character: position for position, character in enumerate(meta["itos"])}
+    unknown = sorted(set(text) - set(index))
+    if unknown:
+        raise UserError(f"characters outside the vocabulary: {' '.join(map(repr, unknown[:5]))}")
+    return [index[character] for character in text]
+
+
+def decode(meta: dict[str, Any], ids: list[int]) -> str:
+    """The text of token ids."""
+    return "".join(meta["itos"][token] for token in ids)

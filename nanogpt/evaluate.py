@@ -1,0 +1,44 @@
+"""Validation loss on a fixed set of windows, with its standard error."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from nanogpt.data.stream import UNSCORED, EvalSet
+from nanogpt.model import GPT
+
+TOKENS_AT_ONCE = 2**14
+LOGITS_AT_ONCE = 2**25
+
+Autocast = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy in nats per scored token; `stderr` takes each window as one independent draw."""
+
+    loss: float
+    stderr: float
+
+
+@torch.no_grad()
+def evaluate(model: GPT, eval_set: EvalSet, device: torch.device, autocast: Autocast) -> Evaluation:
+    """Score every window once, in the mode of inference, and put the model back into the mode it was in."""
+    x_WT, y_WT = (torch.from_numpy(part).to(device) for part in (eval_set.batch.x_BT, eval_set.batch.y_BT))
+    vocab_size = model.config.vocab_size
+    assert isinstance(vocab_size, int)
+    tokens = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size)
+    rows = max(1, tokens // x_WT.shape[1])
+    was_training = model.training
+    model.eval()
+    sums = []
+    for start in range(0, len(x_WT), rows):
+        with autocast():
+            sums.append(model.loss_sums(x_WT[start : start + rows], y_WT[start : start + rows]).double())
+    model.train(was_training)
+    sum_W, count_W = torch.cat(sums), (y_WT != UNSCORED).sum(dim=1).double()
+    mean_W = sum_W / count_W
+    stderr = mean_W.std(correction=1) / len(mean_W) ** 0.5 if len(mean_W) > 1 else torch.zeros(())
+    return Evaluation(float(sum_W.sum() / count_W.sum()), float(stderr))

@@ -1,0 +1,34 @@
+"""history.jsonl while a run trains: one line at a time, flushed, and stitched over attempts."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from nanogpt.record import read_history
+
+
+class HistoryWriter:
+    """Appends lines to an attempt's history.jsonl; a number that is not finite is written as null."""
+
+    def __init__(self, path: Path, earlier: list[dict[str, Any]]) -> None:
+        self._file = path.open("w", encoding="utf-8", buffering=1)
+        for line in earlier:
+            self.write(line)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def history_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of an earlier attempt up to the step that its checkpoint stands at."""
+    return [line for line in read_history(path) if line["step"] <= step]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items() if child is not None}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,72 @@
+"""What a single run tells a person while it trains and when it ends."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from nanogpt.describe import Description
+from nanogpt.record import Record
+
+QUIET_SECONDS = 1.0  # lines without an evaluation come at most this often
+
+
+class Narrator:
+    """Prints a run's lines: every evaluation, and in between at most one a second."""
+
+    def __init__(self, description: Description, folder: Path) -> None:
+        self._steps, self._folder, self._description = description.steps, folder, description
+        self._last = self._started = time.monotonic()
+        self._first_step: int | None = None
+
+    def begin(self) -> None:
+        d = self._description
+        print(
+            f"{self._folder}: {d.n_params:,} parameters, {d.steps:,} steps, {d.tokens:,} tokens, "
+            f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {d.config.runtime.device}",
+            flush=True,
+        )
+
+    def line(self, line: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if self._first_step is None:
+            self._first_step = line["step"]
+            self._started = now
+        if "val_loss" not in line and now - self._last < QUIET_SECONDS:
+            return
+        self._last = now
+        validation = f"  val {line['val_loss']:.4f}" if "val_loss" in line else ""
+        print(
+            f"step {line['step']:>6,}/{self._steps:,}  loss {line['train_loss']:.4f}{validation}  "
+            f"lr {line['learning_rate']:.2e}  {line['tokens_per_second']:,.0f} tok/s{self._left(line['step'], now)}",
+            flush=True,
+        )
+
+    def _left(self, step: int, now: float) -> str:
+        assert self._first_step is not None
+        done = step - self._first_step
+        if not done or step == self._steps:
+            return ""
+        return f"  {(self._steps - step) * (now - self._started) / done:,.0f} s left"
+
+    def interrupted(self, record: Record, reason: str | None) -> None:
+        print(
+            f"stopped at step {record.steps:,} ({reason}); go on with: python -m nanogpt train {self._folder}",
+            flush=True,
+        )
+
+
+def summary(record: Record, folder: Path) -> str:
+    """The closing lines of a run."""
+    lines = []
+    if record.status == "diverged":
+        lines.append(f"diverged at step {record.diverged_at_step:,}: the loss is not finite; recorded as a result")
+    elif record.val_loss is not None:
+        excess = f", {record.val_excess_loss:.4f} above the source's entropy" if record.val_excess_loss else ""
+        lines.append(f"validation loss {record.val_loss:.4f} ± {record.val_loss_stderr:.4f}{excess}")
+        lines.append(f"best {record.best_val_loss:.4f} at step {record.best_step:,}")
+    lines.append(
+        f"{record.tokens:,} tokens, {record.flops:.3g} FLOPs, {record.wall_seconds:.1f} s, "
+        f"{record.tokens_per_second or 0:,.0f} tok/s"
+    )
+    lines.append(f"record: {folder / 'metrics.json'}   picture: {folder / 'loss.png'}")
+    return "\n".join(lines)

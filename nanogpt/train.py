@@ -1,0 +1,206 @@
+"""The training loop: one model from one resolved config, resumable at any step to the last bit."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nanogpt import checkpoint
+from nanogpt.branch import load_trunk
+from nanogpt.config import Config, UserError
+from nanogpt.data.corpora import open_corpus
+from nanogpt.data.stream import Batch, TrainStream, make_eval_set
+from nanogpt.evaluate import Autocast, evaluate
+from nanogpt.history import HistoryWriter, history_until
+from nanogpt.model import build_model
+from nanogpt.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rate
+from nanogpt.probes import Probes
+from nanogpt.progress import Clock, Progress, pack, unpack
+from nanogpt.record import attempt_folder
+from nanogpt.stop import StopRequest, check_fence
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A checkpoint is put off until this many times its own cost has passed, so that saving never rules the run.
+CHECKPOINT_COST_RATIO = 20
+
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training loop ended."""
+
+    status: Literal["completed", "diverged", "interrupted"]
+    progress: Progress
+    val_entropy: float | None
+    val_bytes_per_token: float | None
+    resumed_from: str | None
+    diverged_at_step: int | None = None
+
+
+def autocast_for(precision: str, device: torch.device) -> Autocast:
+    """The context of a forward pass. bf16 and fp16 keep float32 weights and cast in the matmuls."""
+    if precision == "fp32":
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def train(
+    config: Config,
+    run_id: str,
+    horizon: int,
+    device: torch.device,
+    folder: Path,
+    attempt: int,
+    stop: StopRequest,
+    fence: Path | None = None,
+    say: Say = lambda line: None,
+    flops_per_token: int = 0,
+) -> Result:
+    """Train `config` to `horizon` optimizer steps, going on from the run's last good checkpoint.
+
+    Writes only into the attempt's own folder. Raises SupersededError when `fence` appears, UserError for a corpus or
+    a checkpoint that cannot be used.
+    """
+    home, settings = attempt_folder(folder, attempt), config.runtime
+    policy = settings.checkpoint
+    corpus = open_corpus(config.data, settings)
+    stream = TrainStream(corpus, config.train.batch_size, config.model.block_size, config.seed)
+    eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
+    autocast = autocast_for(config.train.precision, device)
+
+    torch.manual_seed(config.seed)
+    model = build_model(config, device)
+    forward: Any = torch.compile(model.loss) if settings.compile else model.loss
+    optimizer = build_optimizer(model, config, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
+    parameters = list(model.parameters())
+
+    progress, resumed_from, earlier = Progress(), None, []
+    loaded = checkpoint.load_latest(folder) or load_trunk(config, horizon)
+    if loaded is None and settings.resume == "required":
+        raise UserError(f"{folder}: nothing to resume: no checkpoint there")
+    if loaded is not None:
+        _fix_threads(config, loaded.state["threads"])
+        progress = unpack(loaded.state, model, optimizer, scaler)
+        resumed_from = str(loaded.file.path)
+        earlier = history_until(loaded.file.path.parent / "history.jsonl", progress.step)
+    history = HistoryWriter(home / "history.jsonl", earlier)
+    clock = Clock(progress)
+    probes = Probes(model)
+    saved_at, save_cost, saved_step = time.perf_counter(), 0.0, progress.step
+
+    def save() -> None:
+        nonlocal saved_at, save_cost, saved_step
+        check_fence(fence)
+        started = time.perf_counter()
+        clock.update()
+        state = pack(run_id, torch.get_num_threads(), progress, model, optimizer, scaler)
+        checkpoint.save(folder, attempt, progress.step, state)
+        also = progress.best_step if policy.policy == "best" else None
+        checkpoint.prune(folder, attempt, checkpoint.KEPT, policy.every, also)
+        saved_at, saved_step = time.perf_counter(), progress.step
+        save_cost = saved_at - started
+
+    def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
+        clock.update()
+        history.close()
+        failed_at = progress.step if status == "diverged" else None
+        return Result(status, progress, eval_set.entropy, corpus.val_bytes_per_token, resumed_from, failed_at)
+
+    line_tokens, line_seconds = progress.tokens, progress.step_seconds
+    while progress.step < horizon:
+        if stop:
+            if policy.policy != "never" and saved_step != progress.step:
+                save()
+            return result("interrupted")
+
+        started = time.perf_counter()
+        factor = lr_factor(config.schedule, progress.step, horizon, config.optimizer.learning_rate)
+        set_learning_rate(optimizer, config.optimizer.learning_rate * factor)
+        probing = settings.probe_interval is not None and (progress.step + 1) % settings.probe_interval == 0
+        probes.enabled = probing
+        batch = stream.batch(progress.step)
+        loss = accumulate_gradients(forward, batch, config.micro_batch_size, scaler, autocast, device)
+        scaler.unscale_(optimizer)
+        grad_norm = clip_gradients(parameters, config.optimizer.grad_clip)
+        statistics = probes.collect() if probing else None
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        loss_value = loss.item()
+        progress.step += 1
+        progress.tokens += batch.x_BT.size
+        progress.step_seconds += time.perf_counter() - started
+        if not math.isfinite(loss_value):
+            history.write({"step": progress.step, "tokens": progress.tokens, "train_loss": loss_value})
+            return result("diverged")
+        progress.add_loss(loss_value)
+
+        last = progress.step == horizon
+        evaluating = last or (config.train.eval_interval and progress.step % config.train.eval_interval == 0)
+        if evaluating or probing or progress.step % settings.log_interval == 0:
+            line: dict[str, Any] = {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "flops": float(flops_per_token * progress.tokens),
+                "train_loss": progress.take_mean_loss(),
+                "learning_rate": config.optimizer.learning_rate * factor,
+                "grad_norm": float(grad_norm),
+                "tokens_per_second": (progress.tokens - line_tokens) / (progress.step_seconds - line_seconds),
+                "probes": statistics,
+            }
+            line_tokens, line_seconds = progress.tokens, progress.step_seconds
+            best = False
+            if evaluating:
+                evaluation = evaluate(model, eval_set, device, autocast)
+                line["val_loss"] = evaluation.loss
+                if not math.isfinite(evaluation.loss):
+                    history.write(line)
+                    return result("diverged")
+                best = progress.note_evaluation(evaluation.loss, evaluation.stderr)
+            history.write(line)
+            say(line)
+            if best and policy.policy == "best":
+                save()
+        if policy.policy != "never" and saved_step != progress.step:
+            waited = time.perf_counter() - saved_at
+            due = waited >= max(policy.interval_seconds, CHECKPOINT_COST_RATIO * save_cost)
+            if last or due or (policy.every and progress.step % policy.every == 0):
+                save()
+    check_fence(fence)
+    return result("completed")
+
+
+def accumulate_gradients(
+    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    batch: Batch,
+    micro_batch_size: int,
+    scaler: torch.amp.GradScaler,
+    autocast: Autocast,
+    device: torch.device,
+) -> torch.Tensor:
+    """Gradients of the batch's mean loss, one micro-batch at a time; returns that loss, a detached scalar.
+
+    Every sequence has the same number of scored targets, so the mean of the micro-batches' means is the batch's mean.
+    """
+    x_BT, y_BT = torch.from_numpy(batch.x_BT).to(device), torch.from_numpy(batch.y_BT).to(device)
+    parts = len(x_BT) // micro_batch_size
+    total = torch.zeros((), device=device)
+    for x_MT, y_MT in zip(x_BT.split(micro_batch_size), y_BT.split(micro_batch_size), strict=True):
+        with autocast():
+            loss = forward(x_MT, y_MT) / parts
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def _fix_threads(config: Config, threads: int) -> None:
+    """Keep the first attempt's thread count: another one sums in another order and changes the last bits."""
+    if config.runtime.threads is None:
+        torch.set_num_threads(threads)
