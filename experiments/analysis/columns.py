@@ -1,0 +1,41 @@
+"""Finding columns by dotted name or leaf (`n_layer` for `model.n_layer`), and which rows of the table are results."""
+
+import pandas as pd
+
+from nanogpt.config import UserError, did_you_mean
+
+SERIES = frozenset({"completed"})  # the states whose loss belongs in a fit or a mean
+
+
+def column(table: pd.DataFrame, name: str, place: str = "table") -> str:
+    """The name of the column `name` means; UserError naming the candidates or the nearest column."""
+    if name in table.columns:
+        return name
+    leaves = [str(c) for c in table.columns if str(c).rpartition(".")[2] == name]
+    if len(leaves) == 1:
+        return leaves[0]
+    if leaves:
+        raise UserError(f"{place}: column {name!r} is ambiguous: {', '.join(leaves)}")
+    raise UserError(f"{place}: no column {name!r}{did_you_mean(name, [str(c) for c in table.columns])}")
+
+
+def finished(table: pd.DataFrame) -> "pd.Series[bool]":
+    """True for rows whose loss is a result: status completed, or every row where the table has no status."""
+    if "status" not in table.columns:
+        return pd.Series(True, index=table.index)
+    return table["status"].isin(SERIES)
+
+
+def diverged(table: pd.DataFrame) -> "pd.Series[bool]":
+    """True for rows recorded as diverged: a result to show, never one to fit."""
+    if "status" not in table.columns:
+        return pd.Series(False, index=table.index)
+    return table["status"].eq("diverged")
+
+
+def row_names(table: pd.DataFrame) -> "pd.Series[str]":
+    """What to call each row: its id, else its label or name, else its index."""
+    for name in ("id", "label", "name"):
+        if name in table.columns:
+            return table[name].astype(str)
+    return pd.Series([f"row {i}" for i in table.index], index=table.index)

@@ -1,0 +1,135 @@
+"""What a study may write under `fit:` and `report:`, checked before anything launches; imports nothing heavy."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from experiments.analysis.where import parse_where
+from nanogpt.config import UserError, did_you_mean
+
+LawName = Literal["power_law", "saturating_power_law", "chinchilla"]
+LossName = Literal["huber", "lad", "lsq"]
+FigureName = Literal[
+    "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap", "lr_basin"
+]  # fmt: skip
+
+
+class _Section(BaseModel):
+    """Frozen, unknown keys refused, as everywhere in a study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HoldoutSpec(_Section):
+    """Which runs are predicted instead of fitted: exactly one of `fraction`, `below`, `largest`."""
+
+    by: str = Field("flops", description="column the cut is made on")
+    fraction: float | None = Field(None, gt=0, lt=1, description="share of the runs held out, the largest ones")
+    below: float | None = Field(None, gt=0, description="fit the runs below this value, predict those at or above it")
+    largest: int | None = Field(None, ge=1, description="how many distinct values of `by` are held out, from the top")
+    max_error: float = Field(0.03, gt=0, description="largest relative error at which the prediction counts as good")
+
+    @model_validator(mode="after")
+    def _one_cut(self) -> Self:
+        if sum(cut is not None for cut in (self.fraction, self.below, self.largest)) != 1:
+            raise ValueError("give exactly one of fraction, below, largest")
+        return self
+
+
+class FitSpec(_Section):
+    """A law, the columns it reads, the loss it is fitted with, and what is held out."""
+
+    law: LawName = "chinchilla"
+    x: str | None = Field(None, description="input column of a power law (default: flops)")
+    n: str | None = Field(None, description="model-size column of chinchilla (default: n_params_non_embedding)")
+    d: str | None = Field(None, description="data-size column of chinchilla (default: tokens)")
+    y: str = Field("val_loss", description="the loss column that is fitted")
+    loss: LossName = Field("huber", description="on ln L, summed over the points")
+    delta: float = Field(1e-3, gt=0, description="Huber threshold in ln L")
+    where: str | None = Field(None, description="filter on the rows, such as 'tokens >= 262144'")
+    holdout: HoldoutSpec | None = None
+    bootstrap: int = Field(200, ge=0, description="resamples behind the intervals; 0 for none")
+    cluster: str | None = Field(None, description="column whose equal values are resampled together")
+    seed: int = 0
+
+    @field_validator("where")
+    @classmethod
+    def _where_parses(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_where(text)
+        return text
+
+    @model_validator(mode="after")
+    def _columns_fit_the_law(self) -> Self:
+        wrong = ["x"] if self.law == "chinchilla" else ["n", "d"]
+        for key in wrong:
+            if getattr(self, key) is not None:
+                raise ValueError(f"law {self.law} has no input {key!r}")
+        return self
+
+
+class FigureSpec(_Section):
+    """One figure of the report; what is left out comes from the report section itself."""
+
+    figure: FigureName
+    x: str | None = None
+    y: str | None = None
+    hue: str | None = None
+    rows: str | None = None
+
+
+class ReportSpec(_Section):
+    """Which figures a report shows, and the columns they use unless a figure says otherwise."""
+
+    figures: tuple[FigureSpec, ...] | None = Field(None, description="default: chosen from what the study has")
+    x: str | None = Field(None, description="column along the horizontal axis")
+    y: str = Field("val_loss", description="loss column")
+    hue: str | None = Field(None, description="column behind the colours")
+    rows: str | None = Field(None, description="column down the side of a heat map")
+
+    @field_validator("figures", mode="before")
+    @classmethod
+    def _names_are_figures(cls, figures: Any) -> Any:
+        if not isinstance(figures, list | tuple):
+            return figures
+        return tuple({"figure": item} if isinstance(item, str) else item for item in figures)
+
+
+_Model = TypeVar("_Model", bound=_Section)
+
+
+def check_fit_spec(spec: Mapping[str, Any], where: str = "fit") -> FitSpec:
+    """The validated `fit:` section; UserError in one line with the place, the value and the nearest right name."""
+    return _check(FitSpec, spec, where)
+
+
+def check_report_spec(spec: Mapping[str, Any], where: str = "report") -> ReportSpec:
+    """The validated `report:` section; UserError as `check_fit_spec`."""
+    return _check(ReportSpec, spec, where)
+
+
+def _check(model: type[_Model], spec: Mapping[str, Any], where: str) -> _Model:
+    if not isinstance(spec, Mapping):
+        raise UserError(f"{where}: expected a mapping such as {{law: chinchilla}}, found {spec!r}")
+    try:
+        return model.model_validate(dict(spec))
+    except ValidationError as error:
+        raise UserError(_one_line(error, model, where)) from error
+
+
+def _one_line(error: ValidationError, model: type[_Section], where: str) -> str:
+    """The first mistake only, in a person's words."""
+    first = error.errors(include_url=False)[0]
+    steps = [str(step) for step in first["loc"]]
+    place = ".".join([where, *steps])
+    if first["type"] == "extra_forbidden":
+        parts: dict[str, type[_Section]] = {"holdout": HoldoutSpec, "figures": FigureSpec}
+        owner = parts.get(steps[0], model) if len(steps) > 1 else model
+        return f"{place}: no such key{did_you_mean(steps[-1], owner.model_fields)}"
+    if first["type"] == "literal_error":
+        allowed = [name.strip("' ") for name in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        return f"{place}: {first['input']!r} is not known{did_you_mean(first['input'], allowed)}"
+    if first["type"] == "value_error":
+        return f"{place}: {first['ctx']['error']}"
+    return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
