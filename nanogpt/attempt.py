@@ -8,6 +8,7 @@ from typing import Any
 
 from nanogpt.config import UserError
 from nanogpt.describe import Description
+from nanogpt.hardware import enable_fast_float32_matmul, environment, peak_flops, peak_memory_bytes, torch_device
 from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, write_record
 from nanogpt.stop import StopRequest, SupersededError
 from nanogpt.train import Result, Say, train
@@ -23,12 +24,9 @@ def run_attempt(
     A UserError or a lost lease passes through and leaves no outcome. Anything else that goes wrong in training is a
     failed outcome that carries the error.
     """
-    from nanogpt.hardware import enable_fast_float32_matmul, environment, peak_flops, peak_memory_bytes, torch_device
-
     config, started = description.config, time.perf_counter()
-    threads = config.runtime.threads
-    device = torch_device(config.runtime.device, threads)
-    matmul = enable_fast_float32_matmul(device)
+    device = torch_device(config.runtime.device, config.runtime.threads)
+    matmul = enable_fast_float32_matmul() if device.type == "cpu" else None
     error: dict[str, Any] | None = None
     result: Result | None = None
     try:
@@ -48,19 +46,15 @@ def run_attempt(
         raise
     except Exception as problem:
         error = _explain(problem)
-    surroundings = {**environment(device), "float32_matmul": matmul.describe()}
+    surroundings = environment(str(device))
+    if matmul is not None:
+        surroundings["float32_matmul"] = matmul.describe()
     if result is not None and result.resumed_from is not None:
         surroundings["resumed_from"] = result.resumed_from
     record = _record(description, folder, result, error, time.perf_counter() - started, surroundings)
-    peak = peak_flops(device)
-    record = record.model_copy(
-        update={
-            "peak_memory_bytes": peak_memory_bytes(device),
-            "mfu": record.tokens_per_second * description.flops_per_token / peak
-            if peak and record.tokens_per_second
-            else None,
-        }
-    )
+    peak, speed = peak_flops(str(device)), record.tokens_per_second
+    mfu = speed * description.flops_per_token / peak if peak and speed else None
+    record = record.model_copy(update={"peak_memory_bytes": peak_memory_bytes(str(device)), "mfu": mfu})
     write_record(attempt_folder(folder, attempt) / "outcome.json", record)
     return record
 

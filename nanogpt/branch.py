@@ -8,7 +8,7 @@ from nanogpt.config import Config, UserError, canonical_json, identity
 from nanogpt.config.training import HORIZONS, WSD
 from nanogpt.configfile import build_config, load_layers
 from nanogpt.describe import describe
-from nanogpt.optim.schedules import stable_steps
+from nanogpt.optim import stable_steps
 
 # Two WSD runs that differ in nothing but these train identically until the first of them cools down.
 COOLDOWN_KEYS = ("decay_iters", "cooldown", "min_lr")

@@ -15,7 +15,7 @@ class ZipfMixture(Section):
     """
 
     kind: Literal["zipf_mixture"] = "zipf_mixture"
-    vocab_size: PositiveInt = Field(256, ge=8, le=65536)
+    alphabet_size: PositiveInt = Field(256, ge=8, le=65536, description="Number of different tokens.")
     lags: PositiveInt = 4
     zipf_exponent: PositiveFloat = 1.3
     unconditional: float = Field(0.15, gt=0, le=1, description="w0, the weight of the unigram law u(x).")

@@ -48,9 +48,10 @@ def _by_ending() -> dict[str, tuple[str, ...]]:
     return {ending: tuple(names) for ending, names in endings.items()}
 
 
-def resolve_key(key: str, where: str = "") -> str:
+def resolve_key(key: str, where: str = "", section: bool = False) -> str:
     """The dotted name of a key given by that name or by a unique ending of it; nanoGPT's flags stay as they are.
 
+    `section` says that a mapping stands there, so that a misspelt section is answered with a section's name.
     Raises UserError for an unknown key (with the nearest name) and for an ambiguous leaf (with the candidates).
     """
     if key in known_paths() or key in ALIASES:
@@ -61,14 +62,16 @@ def resolve_key(key: str, where: str = "") -> str:
     place = f"{where}: " if where else ""
     if candidates:
         raise UserError(f"{place}{key}: ambiguous; write one of {', '.join(candidates)}")
-    raise UserError(f"{place}{key}: no such key{_nearest(key)}")
+    raise UserError(f"{place}{key}: no such key{_nearest(key, section)}")
 
 
-def _nearest(key: str) -> str:
+def _nearest(key: str, section: bool) -> str:
     head, _, leaf = key.rpartition(".")
     siblings = [path[-1] for path in known_paths().values() if ".".join(path[:-1]) == head]
     if head and siblings:
         return did_you_mean(leaf, siblings)
+    if section:
+        return did_you_mean(key, Config.model_fields)
     names = [name for name, paths in _by_ending().items() if len(paths) == 1] + list(ALIASES)
     hint = did_you_mean(key, names)
     return hint if "did you mean" in hint else "; `python -m nanogpt schema config` lists them all"

@@ -124,8 +124,8 @@ def _train_path(dotted: str) -> bool:
 
 
 def _resolve(key: str, value: Any, place: str) -> str:
-    # A whole section is given by its name; its inner keys are checked when the config is built.
-    return key if key in known_paths() and isinstance(value, Mapping) else resolve_key(str(key), place)
+    # Of a whole section only the name is checked here; its inner keys are when the config is built.
+    return resolve_key(str(key), place, section=isinstance(value, Mapping))
 
 
 def _means_itself(dotted: str, value: Any) -> bool:

@@ -65,7 +65,7 @@ def facts(data: Data, runtime: Runtime) -> CorpusFacts:
     corpus = data.corpus
     if isinstance(corpus, ZipfMixture):
         sizes = (-(-n // zipf.DOCUMENT) * zipf.DOCUMENT for n in (corpus.train_tokens, corpus.val_tokens))
-        return CorpusFacts(corpus.vocab_size, *sizes)
+        return CorpusFacts(corpus.alphabet_size, *sizes)
     return _folder_facts(_folder(corpus, runtime))
 
 
@@ -113,7 +113,7 @@ def _open_zipf(corpus: ZipfMixture, root: Path) -> OpenCorpus:
     process = zipf.make_process(corpus)
     train, val = (read_tokens(folder / f"{split}.bin") for split in SPLITS)
     return OpenCorpus(
-        corpus.vocab_size,
+        corpus.alphabet_size,
         train,
         val,
         document=zipf.DOCUMENT,
@@ -149,7 +149,7 @@ def _write_zipf(corpus: ZipfMixture, folder: Path) -> None:
     write_meta(
         folder,
         {
-            "vocab_size": corpus.vocab_size,
+            "vocab_size": corpus.alphabet_size,
             "corpus": corpus.model_dump(mode="json"),
             "train_tokens": train.size,
             "val_tokens": val.size,

@@ -49,14 +49,14 @@ def _octaves(vocab_size: int) -> list[tuple[int, int]]:
 
 def make_process(config: ZipfMixture) -> Process:
     """The law that a config's `source_seed` draws."""
-    rank = np.arange(1, config.vocab_size + 1, dtype=np.float64)
+    rank = np.arange(1, config.alphabet_size + 1, dtype=np.float64)
     unigram = rank**-config.zipf_exponent
     weights = 1.0 / np.arange(1, config.lags + 1)
     rng = np.random.default_rng([config.source_seed, 0])
-    successor = np.empty((config.lags, len(COMPONENT_WEIGHTS), config.vocab_size), dtype=np.int64)
+    successor = np.empty((config.lags, len(COMPONENT_WEIGHTS), config.alphabet_size), dtype=np.int64)
     for lag in range(config.lags):
         for component in range(len(COMPONENT_WEIGHTS)):
-            for low, high in _octaves(config.vocab_size):
+            for low, high in _octaves(config.alphabet_size):
                 # argsort of uniforms, not rng.permutation: it rests on the uniform stream alone.
                 successor[lag, component, low:high] = low + np.argsort(rng.random(high - low))
     return Process(

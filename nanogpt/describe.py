@@ -1,0 +1,316 @@
+"""What a config means, without training it: resolved values, steps, parameters, FLOPs, memory. Imports no torch."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from nanogpt.config import Config, UserError, run_id
+from nanogpt.config.model import Model
+
+if TYPE_CHECKING:
+    from nanogpt.data.corpora import CorpusFacts
+    from nanogpt.model import GPT
+
+FLOAT_BYTES = 4
+# Weights, their gradients and Adam's two moments, all float32; a checkpoint leaves out the gradients.
+STATE_BYTES, CHECKPOINT_BYTES = 4 * FLOAT_BYTES, 3 * FLOAT_BYTES
+CHECKPOINT_OVERHEAD = 2**15  # random-number states, names, the archive's directory
+# Share of the float32 activations that stays under autocast, where the residual stream and the norms are float32.
+# Saved tensors measured on a CPU: 0.65 (GELU, LayerNorm) to 0.77 (SwiGLU, RMSNorm, RoPE).
+HALF_PRECISION_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes while training on one device, estimated: what is certain to be there, without allocator or kernels."""
+
+    state: int  # weights, gradients, Adam's moments
+    activations: int  # kept for the backward pass of one micro-batch
+    work: int  # half-precision copies of the weights, the gradient of the logits
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations + self.work
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What follows from the shape of a model alone. FLOPs are training FLOPs per token at full block_size."""
+
+    parameters: Mapping[str, int]  # embedding, position, hidden, norm, bias, readout: each tensor in one of them
+    n_params: int
+    n_params_non_embedding: int
+    n_params_active: int
+    flops_by_module: Mapping[str, int]
+
+    @property
+    def flops_per_token(self) -> int:
+        return sum(self.flops_by_module.values())
+
+
+@dataclass(frozen=True)
+class Description:
+    """A resolved config and everything that can be said about its run beforehand."""
+
+    config: Config
+    id: str
+    steps: int
+    tokens: int
+    flops: float
+    flops_per_token: int
+    n_params: int
+    n_params_non_embedding: int
+    n_params_active: int
+    parameters: dict[str, int]
+    flops_by_module: dict[str, int]
+    memory: Memory
+    checkpoint_bytes: int
+    train_tokens: int
+    files: dict[str, str]
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory.total
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data, one flat level but for `config`, `parameters` and `files`."""
+        plain = {key: value for key, value in asdict(self).items() if key not in ("config", "memory")}
+        return {"config": self.config.model_dump(mode="json"), **plain, "memory_bytes": self.memory_bytes}
+
+
+def describe(config: Config) -> Description:
+    """Resolve `config` and describe its run. Raises UserError for a corpus, device or precision that is not there."""
+    corpus = _corpus_facts(config)
+    config = _resolve(config, corpus)
+    facts = model_facts(config.model)
+    steps = horizon_steps(config, facts, corpus.train_tokens)
+    tokens = steps * tokens_per_step(config)
+    return Description(
+        config=config,
+        id=run_id(config),
+        steps=steps,
+        tokens=tokens,
+        flops=float(tokens * facts.flops_per_token),
+        flops_per_token=facts.flops_per_token,
+        n_params=facts.n_params,
+        n_params_non_embedding=facts.n_params_non_embedding,
+        n_params_active=facts.n_params_active,
+        parameters=dict(facts.parameters),
+        flops_by_module=dict(facts.flops_by_module),
+        memory=estimate_memory(config),
+        checkpoint_bytes=CHECKPOINT_BYTES * facts.n_params + CHECKPOINT_OVERHEAD,
+        train_tokens=corpus.train_tokens,
+        files=dict(corpus.files),
+    )
+
+
+def describe_many(trees: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`Description.as_dict` of each config dict, or {"error": one line} for one that cannot be described."""
+    return [_describe_or_error(tree) for tree in trees]
+
+
+def _describe_or_error(tree: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return describe(Config.model_validate(tree)).as_dict()
+    except UserError as error:
+        return {"error": str(error)}
+    except ValueError as error:  # pydantic's: the tree was validated before, so its first line is enough
+        return {"error": " ".join(str(error).split())}
+
+
+def resolve(config: Config) -> Config:
+    """The config with every `auto` and every content hash filled in for this machine; resolving again is idle."""
+    return _resolve(config, _corpus_facts(config))
+
+
+def _corpus_facts(config: Config) -> "CorpusFacts":
+    from nanogpt.data.corpora import facts
+
+    return facts(config.data, config.runtime)
+
+
+def _resolve(config: Config, corpus: "CorpusFacts") -> Config:
+    from nanogpt.hardware import resolve_device, resolve_precision
+
+    vocab_size = config.model.vocab_size
+    if vocab_size == "auto":
+        vocab_size = corpus.vocab_size
+    elif vocab_size < corpus.vocab_size:
+        raise UserError(f"model.vocab_size: {vocab_size} is less than the corpus's {corpus.vocab_size}; use auto")
+    device = resolve_device(config.runtime.device)
+    precision = resolve_precision(config.train.precision, device)
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"vocab_size": vocab_size}),
+            "data": config.data.model_copy(update={"corpus": _with_content(config, corpus)}),
+            "train": config.train.model_copy(update={"precision": precision}),
+            "runtime": config.runtime.model_copy(update={"device": device}),
+        }
+    )
+
+
+def _with_content(config: Config, corpus: "CorpusFacts") -> Any:
+    section = config.data.corpus
+    if corpus.content is None:
+        return section
+    known = getattr(section, "content", None)
+    if known not in (None, corpus.content):
+        raise UserError(
+            f"data.corpus: the files' content is {corpus.content[:12]}, the config was made for {known[:12]}; "
+            "prepare the corpus again, or take out data.corpus.content"
+        )
+    return section.model_copy(update={"content": corpus.content})
+
+
+def tokens_per_step(config: Config) -> int:
+    """Tokens trained on in one optimizer step."""
+    return config.train.batch_size * config.model.block_size
+
+
+def horizon_steps(config: Config, facts: ModelFacts, train_tokens: int) -> int:
+    """Optimizer steps of a run: the horizon rounded to the nearest step, at least 1.
+
+    `tokens_per_param` counts non-embedding parameters; `flops` buys tokens at the exact price of one.
+    """
+    name, value = config.train.horizon
+    if name == "max_iters":
+        return int(value)
+    tokens = {
+        "tokens": value,
+        "epochs": value * train_tokens,
+        "tokens_per_param": value * facts.n_params_non_embedding,
+        "flops": value / facts.flops_per_token,
+    }[name]
+    return max(1, math.floor(tokens / tokens_per_step(config) + 0.5))
+
+
+@cache
+def model_facts(model: Model) -> ModelFacts:
+    """Counts and FLOPs of a model with a resolved vocabulary, from its shapes on the meta device."""
+    gpt = _shapes(model)
+    counts = gpt.parameter_counts()
+    groups = counts.as_dict()
+    return ModelFacts(
+        parameters={name: groups[name] for name in ("embedding", "position", "hidden", "norm", "bias", "readout")},
+        n_params=counts.total,
+        n_params_non_embedding=counts.non_embedding,
+        n_params_active=counts.active,
+        flops_by_module=gpt.flops_by_module(),
+    )
+
+
+def _shapes(model: Model) -> "GPT":
+    import torch
+
+    from nanogpt.config.parametrization import Parametrization
+    from nanogpt.model import GPT
+
+    with torch.device("meta"):
+        return GPT(model, Parametrization(), attention="explicit")
+
+
+def estimate_memory(config: Config) -> Memory:
+    """Memory of a run with a resolved config, from the tensors that autograd keeps on the meta device."""
+    assert isinstance(config.model.vocab_size, int)
+    n_params, half = model_facts(config.model).n_params, config.train.precision != "fp32"
+    tokens = config.micro_batch_size * config.model.block_size
+    activations = _saved_bytes_per_sequence(config.model, _is_fused(config)) * config.micro_batch_size
+    if half:
+        activations = round(activations * HALF_PRECISION_SHARE)
+    work = tokens * config.model.vocab_size * FLOAT_BYTES + (2 * n_params if half else 0)
+    return Memory(STATE_BYTES * n_params, activations, work)
+
+
+def _is_fused(config: Config) -> bool:
+    from nanogpt.model.gpt import EXPLICIT_UP_TO
+
+    if config.runtime.attention != "auto":
+        return config.runtime.attention == "sdpa"
+    return config.runtime.device != "cpu" or config.model.block_size > EXPLICIT_UP_TO
+
+
+@cache
+def _saved_bytes_per_sequence(model: Model, fused: bool) -> int:
+    """float32 bytes kept for the backward pass of one sequence, by running the forward pass without numbers."""
+    import torch
+
+    gpt = _shapes(model)
+    own = {tensor.untyped_storage()._cdata for tensor in (*gpt.parameters(), *gpt.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # holding the storage keeps its address from being given away again
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    idx_BT = torch.zeros(1, model.block_size, dtype=torch.long, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        gpt.loss(idx_BT, idx_BT)
+    saved = sum(storage.nbytes() for storage in kept.values())
+    return saved - _score_bytes(model, len(gpt.trunk.plan)) if fused else saved
+
+
+def _score_bytes(model: Model, applications: int) -> int:
+    """What explicit attention keeps of one sequence and a fused kernel does not: probabilities, dropout's mask."""
+    scores = applications * model.n_head * model.block_size**2
+    return scores * (2 * FLOAT_BYTES + 1 if model.dropout > 0 else FLOAT_BYTES)
+
+
+def format_description(description: Description) -> str:
+    """The description as a page for people."""
+    d, model, train = description, description.config.model, description.config.train
+    six_nd = 6.0 * d.n_params * d.tokens
+    kaplan = 6.0 * d.n_params_non_embedding * d.tokens
+    parts = {
+        "run": {
+            "id": d.id,
+            "model": f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
+            "corpus": f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",
+            "length": f"{d.steps:,} steps of {tokens_per_step(d.config):,} tokens = {d.tokens:,} tokens, "
+            f"{d.tokens / d.train_tokens:.3g} epochs, {d.tokens / d.n_params_non_embedding:.3g} per parameter",
+            "device": f"{d.config.runtime.device}, {train.precision}",
+        },
+        "parameters": {
+            **{name: f"{count:,}" for name, count in d.parameters.items() if count},
+            "total": f"{d.n_params:,}",
+            "non-embedding": f"{d.n_params_non_embedding:,}",
+            "active per token": f"{d.n_params_active:,}",
+        },
+        "training FLOPs per token": {
+            **{name: f"{flops:,}" for name, flops in d.flops_by_module.items()},
+            "total": f"{d.flops_per_token:,}",
+        },
+        "training FLOPs of the run": {
+            "exact": f"{d.flops:.4g}",
+            "6ND, all parameters": _against(six_nd, d.flops),
+            "6ND, non-embedding (Kaplan)": _against(kaplan, d.flops),
+        },
+        "memory, estimated": {
+            "weights, gradients, moments": format_bytes(d.memory.state),
+            "activations": format_bytes(d.memory.activations),
+            "work space": format_bytes(d.memory.work),
+            "total": format_bytes(d.memory_bytes),
+            "one checkpoint on disk": format_bytes(d.checkpoint_bytes),
+        },
+    }
+    return "\n\n".join(_format_part(title, rows) for title, rows in parts.items())
+
+
+def _against(flops: float, exact: float) -> str:
+    return f"{flops:.4g}  ({flops / exact - 1:+.1%} against exact)"
+
+
+def _format_part(title: str, rows: Mapping[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join([title, *(f"  {name.ljust(width)}  {value}" for name, value in rows.items())])
+
+
+def format_bytes(count: int) -> str:
+    """`1.5 GiB`: three significant digits in the largest binary unit that fits."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.3g} {units[0]}"

@@ -1,0 +1,222 @@
+"""What this machine is and can do: device, precision, peak FLOP/s, matmul accuracy, environment. Imports no torch."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanogpt.config import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCE = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "numpy", "pydantic", "pandas", "scipy")
+
+# Dense bf16 peak in FLOP/s, without sparsity, from the vendors' data sheets. The first name found in the device's name
+# counts, so a longer name stands before the one it contains.
+PEAK_BF16_FLOPS: dict[str, float] = {
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "B100": 1.8e15,
+    "H200 NVL": 836e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800 NVL": 989e12,
+    "H800": 756e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "MI355": 2.5e15,
+    "MI325": 1307.4e12,
+    "MI300X": 1307.4e12,
+    "MI250X": 383e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+MATMUL_TOLERANCE = 1e-5  # relative error against float64: true float32 reaches 1e-6, bf16 4e-3, TF32 5e-4
+
+
+def resolve_device(name: str) -> str:
+    """`auto` is cuda, else mps, else cpu; any other name is checked. Raises UserError when the device is missing."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            reason = "this torch has no CUDA" if torch.version.cuda is None else "no CUDA device is visible"
+            raise UserError(f"runtime.device: {name} asked for but {reason}; allowed here: auto, cpu")
+        if index and int(index) >= torch.cuda.device_count():
+            raise UserError(f"runtime.device: {name} asked for but this machine has {torch.cuda.device_count()} GPU(s)")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("runtime.device: mps asked for but this machine has none; allowed here: auto, cpu")
+    return name
+
+
+def torch_device(name: str, threads: int | None = None) -> "torch.device":
+    """The device of a run, with torch's CPU threads set (None: as they are). Raises UserError when it is missing."""
+    import torch
+
+    device = torch.device(resolve_device(name))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return device
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """`auto` is bf16 where the hardware multiplies it fast, else fp32. Raises UserError where `name` cannot run."""
+    kind = device.partition(":")[0]
+    if name == "auto":
+        return "bf16" if _has_fast_bf16(device) else "fp32"
+    if name == "fp16" and kind == "cpu":
+        raise UserError("train.precision: fp16 does not train on a CPU; use bf16 or fp32")
+    if name == "bf16" and kind == "cuda" and not _has_fast_bf16(device):
+        raise UserError(f"train.precision: {_gpu_name(device)} has no bf16 (it needs 8.0 or newer); use fp16 or fp32")
+    return name
+
+
+def _has_fast_bf16(device: str) -> bool:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device == "cpu" and bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def _cpu_field(*names: str) -> str:
+    """The first line of /proc/cpuinfo that has one of the names; empty where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in names), "")
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    return frozenset(_cpu_field("flags", "Features").split())
+
+
+def _gpu_name(device: "str | torch.device") -> str | None:
+    if not str(device).startswith("cuda"):
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def peak_flops(device: "str | torch.device") -> float | None:
+    """Dense bf16 peak of the device in FLOP/s, the denominator of MFU; None for CPUs and unknown GPUs."""
+    return peak_flops_by_name(_gpu_name(device) or "")
+
+
+def peak_flops_by_name(gpu_name: str) -> float | None:
+    """The same by the name a GPU reports, as in `NVIDIA H100 80GB HBM3`."""
+    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name.lower() in gpu_name.lower()), None)
+
+
+@dataclass(frozen=True)
+class MatmulReport:
+    """Whether the fast float32 path is on, and the relative error that was measured for it."""
+
+    error: float
+    enabled: bool
+
+    def describe(self) -> dict[str, Any]:
+        """As it stands in a record's environment."""
+        return {"fast": self.enabled, "relative_error": self.error}
+
+
+def enable_fast_float32_matmul(device: "str | torch.device" = "cpu") -> MatmulReport:
+    """Route float32 matmuls through a faster kernel, where a measurement shows that they stay float32.
+
+    On a CPU that is oneDNN, twice as fast as MKL on some. A GPU fails the test and keeps true float32.
+
+    The flag allows bf16 inside float32 matmuls. A CPU without AMX ignores that and computes true float32 by a better
+    kernel; one with AMX would compute in bf16. Only a measurement tells, so a product is compared with float64.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 256, 256, generator=generator)
+    torch.set_float32_matmul_precision("medium")
+    found = (left.to(device) @ right.to(device)).cpu().double()
+    exact = left.double() @ right.double()
+    error = float((found - exact).norm() / exact.norm())
+    enabled = error <= MATMUL_TOLERANCE
+    if not enabled:
+        torch.set_float32_matmul_precision("highest")
+    return MatmulReport(error, enabled)
+
+
+def peak_memory_bytes(device: "str | torch.device") -> int:
+    """Peak memory so far: allocated by torch on a GPU, resident in the process on anything else."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def environment(device: "str | torch.device" = "cpu") -> dict[str, Any]:
+    """What a result depends on besides its config; recorded with every run, part of no identity."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "cpu": _cpu_field("model name", "Model") or platform.processor() or platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": _gpu_name(device),
+        "cuda": torch.version.cuda,
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        **git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def git_state(source: Path = SOURCE) -> dict[str, Any]:
+    """Revision and dirty flag of the checkout this code runs from; None for both when it is not a checkout."""
+    unknown = {"git_revision": None, "git_dirty": None}
+    root = _git(source, "rev-parse", "--show-toplevel")
+    # An installed copy may lie inside the environment of some other checkout: that one's revision is not ours.
+    if root is None or Path(root).resolve() != source:
+        return unknown
+    revision, changes = _git(source, "rev-parse", "HEAD"), _git(source, "status", "--porcelain")
+    return {"git_revision": revision, "git_dirty": bool(changes)} if revision else unknown
+
+
+def _git(source: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(source), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

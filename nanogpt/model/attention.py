@@ -1,0 +1,103 @@
+"""Causal self-attention with grouped key/value heads, computed by explicit matmuls or by torch's fused kernel.
+
+Shapes: B batch, T tokens, D n_embd, H query heads, J key/value heads, G = H / J queries per key, K head size.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanogpt.config.model import Model
+from nanogpt.model.layers import TRAINING, Linear, Norm, Rotation, rotate
+from parametrization import Role, Rules
+
+
+class AttentionContext(NamedTuple):
+    """What every application of attention in one forward pass shares."""
+
+    mask_TT: Tensor | None  # 0 on and below the diagonal, -inf above; None selects the fused kernel
+    rotation: Rotation | None
+
+
+class Attention(nn.Module):
+    """Multi-head (J = H) or grouped-query (J < H, arXiv 2305.13245) causal self-attention."""
+
+    def __init__(self, model: Model, rules: Rules) -> None:
+        super().__init__()
+        self.n_head, self.n_kv_head, self.head_size = model.n_head, model.kv_heads, model.head_size
+        self.scale = rules.attention_scale
+        self.dropout = model.dropout
+        # One matmul is faster than three. The rows of the weight are Q, then K, then V, `qkv_rows` of each, all drawn
+        # from one law; an optimizer that needs the matrices apart (Muon) takes `qkv.weight.split(qkv_rows)`, views
+        # whose gradients and updates stand in the same rows of the fused tensor.
+        self.qkv_rows = [heads * self.head_size for heads in (self.n_head, self.n_kv_head, self.n_kv_head)]
+        self.qkv = Linear(model.n_embd, sum(self.qkv_rows), Role.HIDDEN, model.bias)
+        self.out = Linear(self.n_head * self.head_size, model.n_embd, Role.ATTENTION_OUT, model.bias)
+        self.q_norm = Norm(self.head_size, "rmsnorm", bias=False) if model.qk_norm else None
+        self.k_norm = Norm(self.head_size, "rmsnorm", bias=False) if model.qk_norm else None
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
+        batch, tokens, _ = x_BTD.shape
+        heads = self.qkv(x_BTD).view(batch, tokens, -1, self.head_size)
+        q_BTHK, k_BTJK, v_BTJK = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHK, k_BTJK = self.q_norm(q_BTHK), self.k_norm(k_BTJK)
+        if context.rotation is not None:
+            q_BTHK, k_BTJK = rotate(q_BTHK, context.rotation), rotate(k_BTJK, context.rotation)
+        # Norm and rotation compute in float32 under autocast; the matmuls want the values' type.
+        q_BTHK, k_BTJK = q_BTHK.to(v_BTJK.dtype), k_BTJK.to(v_BTJK.dtype)
+        dropout = self.dropout if self.training else 0.0
+        if context.mask_TT is None:
+            y_BTHK = fused_attention(q_BTHK, k_BTJK, v_BTJK, self.scale, dropout)
+        else:
+            y_BTHK = explicit_attention(q_BTHK, k_BTJK, v_BTJK, context.mask_TT, self.scale, dropout)
+        return self.out(y_BTHK.reshape(batch, tokens, -1))
+
+    def score_flops_per_token(self, tokens: int) -> int:
+        """Training FLOPs of q.k and of probabilities times v for one token, counted as full attention."""
+        return TRAINING * 4 * tokens * self.n_head * self.head_size
+
+    def flops_per_token(self, tokens: int) -> int:
+        """Training FLOPs per token in a context of `tokens`; matmuls only, as torch's FlopCounterMode counts."""
+        return self.qkv.flops_per_token() + self.out.flops_per_token() + self.score_flops_per_token(tokens)
+
+
+def explicit_attention(
+    q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor, mask_TT: Tensor, scale: float, dropout: float
+) -> Tensor:
+    """softmax(scale q k^T + mask) v by batched matmuls: on CPUs the fastest path up to about 1024 tokens.
+
+    The queries that share a key head are stacked along the token axis, so that keys are never repeated.
+    """
+    batch, tokens, n_head, size = q_BTHK.shape
+    n_kv_head = k_BTJK.shape[2]
+    group = n_head // n_kv_head
+    q = q_BTHK.view(batch, tokens, n_kv_head, group, size).permute(0, 2, 3, 1, 4)
+    q = q.reshape(batch * n_kv_head, group * tokens, size)
+    k = k_BTJK.transpose(1, 2).reshape(batch * n_kv_head, tokens, size)
+    v = v_BTJK.transpose(1, 2).reshape(batch * n_kv_head, tokens, size)
+    mask = mask_TT.to(q.dtype)
+    if group > 1:
+        mask = mask.repeat(group, 1)
+    probabilities = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)
+    if dropout > 0:
+        probabilities = F.dropout(probabilities, dropout)
+    y = torch.bmm(probabilities.to(v.dtype), v)
+    y_BTHK = y.view(batch, n_kv_head, group, tokens, size).permute(0, 3, 1, 2, 4)
+    return y_BTHK.reshape(batch, tokens, n_head, size)
+
+
+def fused_attention(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor, scale: float, dropout: float) -> Tensor:
+    """The same by torch's scaled_dot_product_attention (FlashAttention where the device has it)."""
+    y_BHTK = F.scaled_dot_product_attention(
+        q_BTHK.transpose(1, 2),
+        k_BTJK.transpose(1, 2),
+        v_BTJK.transpose(1, 2),
+        dropout_p=dropout,
+        is_causal=True,
+        scale=scale,
+        enable_gqa=q_BTHK.shape[2] != k_BTJK.shape[2],
+    )
+    return y_BHTK.transpose(1, 2)

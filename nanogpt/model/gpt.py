@@ -1,0 +1,217 @@
+"""The GPT: embeddings, a trunk of blocks, a final norm and a head, with its initialisation, counts and FLOPs.
+
+Shapes: B batch, T tokens, D n_embd, V vocabulary.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanogpt.config import Config, UserError
+from nanogpt.config.model import Model
+from nanogpt.config.parametrization import Parametrization
+from nanogpt.model.attention import AttentionContext
+from nanogpt.model.layers import TRAINING, Embedding, Layer, Linear, Norm, Rotation, rotation_table
+from nanogpt.model.trunks import TRUNKS
+from parametrization import Role, Rules, Shape, scaling_rules
+
+IGNORED = -1  # a target that is not scored
+EXPLICIT_UP_TO = 1024  # tokens; above it torch's fused kernel wins on CPUs too
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters by group, each tensor counted once; a tied head is part of `embedding`.
+
+    `non_embedding` = total - token and position embeddings - head. `active` are those one token touches.
+    """
+
+    embedding: int
+    position: int
+    hidden: int
+    norm: int
+    bias: int
+    readout: int
+    total: int
+    non_embedding: int
+    active: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def model_rules(model: Model, parametrization: Parametrization) -> Rules:
+    """The scaling rules of this model: its own shape against the base shape the parametrization names."""
+    depth = len(TRUNKS[model.trunk.kind].plan_of(model))
+    shape = Shape(model.n_embd, depth, model.head_size, model.ffn_hidden)
+    base_n_embd = parametrization.base_n_embd or model.n_embd
+    base = Shape(
+        n_embd=base_n_embd,
+        n_layer=parametrization.base_n_layer or depth,
+        head_size=parametrization.base_head_size or model.head_size,
+        ffn_hidden=parametrization.base_ffn_hidden or model.ffn_hidden * base_n_embd / model.n_embd,
+    )
+    return scaling_rules(
+        parametrization.mode,
+        shape,
+        base,
+        init_std=parametrization.init_std,
+        input_multiplier=parametrization.input_multiplier,
+        output_multiplier=parametrization.output_multiplier,
+        weight_decay_rule=parametrization.weight_decay_rule,
+        residual_init=parametrization.residual_init,
+    )
+
+
+class GPT(nn.Module):
+    """A decoder-only language model. `attention` is auto, sdpa or explicit, as in `runtime.attention`."""
+
+    causal_mask_TT: Tensor | None
+    rope_cos_T1K: Tensor
+    rope_sin_T1K: Tensor
+
+    def __init__(
+        self, model: Model, parametrization: Parametrization, *, seed: int = 0, attention: str = "auto"
+    ) -> None:
+        super().__init__()
+        if not isinstance(model.vocab_size, int):
+            raise UserError("model.vocab_size: 'auto' must be resolved from the corpus before a model is built")
+        self.config = model
+        self.rules = model_rules(model, parametrization)
+        self.attention = attention
+        self.embedding = Embedding(model.vocab_size, model.n_embd, Role.EMBEDDING)
+        learned = model.position == "learned"
+        self.position = Embedding(model.block_size, model.n_embd, Role.POSITION) if learned else None
+        self.trunk = TRUNKS[model.trunk.kind](model, self.rules)
+        self.final_norm = Norm(model.n_embd, model.norm, model.bias, final=True)
+        tied = model.tie_embeddings
+        self.head = None if tied else Linear(model.n_embd, model.vocab_size, Role.READOUT, bias=False)
+        self._keep_constants()
+        self.initialize(seed)
+
+    def _keep_constants(self) -> None:
+        """Tables that are functions of the shape alone: on the model's device, in no checkpoint."""
+        size, explicit = self.config.block_size, self.attention == "explicit"
+        mask = None
+        if explicit or (self.attention == "auto" and size <= EXPLICIT_UP_TO):
+            mask = torch.full((size, size), float("-inf")).triu(1)
+        self.register_buffer("causal_mask_TT", mask, persistent=False)
+        if self.config.position == "rope":
+            table = rotation_table(size, self.config.head_size, self.config.rope_theta)
+            self.register_buffer("rope_cos_T1K", table.cos_T1K, persistent=False)
+            self.register_buffer("rope_sin_T1K", table.sin_T1K, persistent=False)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Fill every parameter by its role; a pure function of (config, seed), drawn on the CPU.
+
+        | role                                      | value                                               |
+        |-------------------------------------------|-----------------------------------------------------|
+        | embedding, position, readout              | N(0, s^2), s = parametrization.init_std             |
+        | hidden, attention_out, ffn_out            | N(0, s^2 / m), m the ratio of fan-ins to the base;  |
+        |                                           | SP: the two outputs N(0, s^2 / (2 n_layer)) (GPT-2) |
+        | gains of norms                            | 1                                                   |
+        | biases                                    | 0                                                   |
+
+        The factors come from `parametrization/rules.py`. Every mode draws the same numbers for one seed.
+        """
+        if self.embedding.weight.is_meta:
+            return
+        generator = torch.Generator().manual_seed(seed)
+        roles = self.roles()
+        for name, parameter in self.named_parameters():
+            role = roles[name]
+            if role.is_matrix:
+                parameter.normal_(0.0, self.rules.roles[role].init_std, generator=generator)
+            else:
+                parameter.fill_(role.constant)
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter, by its name; none is left out and none is named twice."""
+        roles = {
+            f"{prefix}.{name}": module.parameter_roles[name]
+            for prefix, module in self.named_modules()
+            if isinstance(module, Layer)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        assert roles.keys() == dict(self.named_parameters()).keys(), "every parameter belongs to exactly one Layer"
+        return roles
+
+    def forward(self, idx_BT: Tensor) -> Tensor:
+        """Logits of the next token at each position, (B, T, V). At most block_size tokens."""
+        x_BTD = self.final_norm(self.trunk(self._embed(idx_BT), self._context(idx_BT)))
+        if self.rules.output_multiplier != 1.0:
+            x_BTD = x_BTD * self.rules.output_multiplier
+        logits_BTV = F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
+        cap = self.config.logit_softcap
+        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV.float() / cap)
+
+    def _embed(self, idx_BT: Tensor) -> Tensor:
+        x_BTD = self.embedding(idx_BT)
+        if self.position is not None:
+            x_BTD = x_BTD + self.position.weight[: idx_BT.shape[1]]
+        if self.rules.input_multiplier != 1.0:
+            x_BTD = x_BTD * self.rules.input_multiplier
+        if self.training and self.config.dropout > 0:
+            x_BTD = F.dropout(x_BTD, self.config.dropout)
+        return x_BTD
+
+    def _context(self, idx_BT: Tensor) -> AttentionContext:
+        tokens = idx_BT.shape[1]
+        assert tokens <= self.config.block_size, f"{tokens} tokens in a context of {self.config.block_size}"
+        rotation = None
+        if self.config.position == "rope":
+            rotation = Rotation(self.rope_cos_T1K[:tokens], self.rope_sin_T1K[:tokens])
+        explicit = self.attention == "explicit" or (self.attention == "auto" and idx_BT.device.type == "cpu")
+        mask = self.causal_mask_TT[:tokens, :tokens] if explicit and self.causal_mask_TT is not None else None
+        return AttentionContext(mask, rotation)
+
+    def loss(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over the targets that are not -1; the logits enter it as float32."""
+        logits_BTV = self(idx_BT).float()
+        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED)
+
+    def loss_sums(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """The cross-entropy of each sequence, summed over its scored targets, (B,): what a standard error needs."""
+        logits_BTV = self(idx_BT).float()
+        targets = targets_BT.flatten()
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
+        return loss.view_as(targets_BT).sum(dim=1)
+
+    def flops_per_token(self, tokens: int | None = None) -> int:
+        """Exact training FLOPs (forward and backward) per token in a context of `tokens`; default block_size."""
+        return sum(self.flops_by_module(tokens).values())
+
+    def flops_by_module(self, tokens: int | None = None) -> dict[str, int]:
+        """Training FLOPs per token, once per application; looking up an embedding costs none."""
+        length = tokens or self.config.block_size
+        blocks = self.trunk.applied()
+        scores = sum(block.attention.score_flops_per_token(length) for block in blocks)
+        return {
+            "attention matrices": sum(block.attention.flops_per_token(length) for block in blocks) - scores,
+            "attention scores": scores,
+            "feed-forward": sum(block.ffn.flops_per_token() for block in blocks),
+            "head": TRAINING * 2 * self.embedding.weight.numel(),
+        }
+
+    def parameter_counts(self) -> ParameterCounts:
+        """Parameters by group. Every tensor is in exactly one group, so the groups add up to the total."""
+        roles = self.roles()
+        groups = dict.fromkeys(("embedding", "position", "hidden", "norm", "bias", "readout"), 0)
+        for name, parameter in self.named_parameters():
+            groups[roles[name].group] += parameter.numel()
+        total = sum(groups.values())
+        outside = groups["embedding"] + groups["position"] + groups["readout"]
+        return ParameterCounts(**groups, total=total, non_embedding=total - outside, active=total)
+
+
+def build_model(config: Config, device: str | torch.device = "cpu") -> GPT:
+    """The model of a resolved config on `device`. It is drawn on the CPU, so every device starts alike.
+
+    On the device `meta` it has shapes and no numbers.
+    """
+    with torch.device("meta" if torch.device(device).type == "meta" else "cpu"):
+        model = GPT(config.model, config.parametrization, seed=config.seed, attention=config.runtime.attention)
+    return model.to(device)

@@ -1,0 +1,57 @@
+"""Statistics of a training step: how large activations, gradients and weights are, block by block.
+
+Activations are counted by application (a block used twice has two), gradients and weights by unique block.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanogpt.model.gpt import GPT
+
+
+class Probes:
+    """Hooks on a model's blocks that do nothing until `enabled` is set, and nothing at all at evaluation.
+
+    Set `enabled` before a step's forward pass; call `collect` after backward, before the gradients are cleared. With
+    several micro-batches the activations are the last one's. The hooks stay in place and read a flag, because a
+    compiled model sees the hooks there were when it was compiled, but follows the flag.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.enabled = False
+        self._model = model
+        self._outputs: list[Tensor] = []
+        model.trunk.register_forward_pre_hook(self._begin)
+        for block in model.trunk.blocks:
+            block.register_forward_hook(self._note)
+
+    def _begin(self, trunk: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.enabled and trunk.training:
+            self._outputs = []
+
+    def _note(self, block: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if self.enabled and block.training:
+            self._outputs.append(_rms(output.detach()))
+
+    def collect(self) -> dict[str, float]:
+        """`activation_rms.<application>`, `gradient_norm.<block>`, `weight_rms.<block>` (matrices); {} when off."""
+        outputs, self._outputs = self._outputs, []
+        if not self.enabled:
+            return {}
+        assert len(outputs) == len(self._model.trunk.plan), "one activation per application of a block"
+        statistics = {f"activation_rms.{index}": rms for index, rms in enumerate(outputs)}
+        for index, block in enumerate(self._model.trunk.blocks):
+            gradients = [parameter.grad for parameter in block.parameters() if parameter.grad is not None]
+            statistics[f"gradient_norm.{index}"] = torch.nn.utils.get_total_norm(gradients)
+            # Gains start at 1 and would hide what the matrices do.
+            matrices = [parameter.detach().flatten() for parameter in block.parameters() if parameter.dim() > 1]
+            statistics[f"weight_rms.{index}"] = _rms(torch.cat(matrices))
+        # One wait for the device, not one per number.
+        values = torch.stack([value.float() for value in statistics.values()]).tolist()
+        return dict(zip(statistics, values, strict=True))
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.float().square().mean().sqrt()

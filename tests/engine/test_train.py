@@ -1,0 +1,271 @@
+"""The training loop end to end: what it records, and that a resumed run equals an uninterrupted one to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nanogpt import checkpoint
+from nanogpt.__main__ import main
+from nanogpt.config import Config
+from nanogpt.configfile import dump_yaml
+from nanogpt.describe import describe
+from nanogpt.record import attempt_folder, read_history, read_record
+from nanogpt.runfolder import next_attempt, write_folder
+from nanogpt.stop import StopRequest, SupersededError
+from nanogpt.train import train
+
+Make = Callable[..., Config]
+
+
+def run(config: Config, folder: Path, stop_at: int | None = None, fence: Path | None = None) -> Any:
+    """One attempt at a run, stopped after `stop_at` steps when that is given."""
+    description = describe(config)
+    write_folder(folder, description.config)
+    stop = StopRequest()
+
+    def watch(line: dict[str, Any]) -> None:
+        if stop_at is not None and line["step"] >= stop_at:
+            stop.ask("test")
+
+    torch.set_num_threads(1)
+    return train(
+        description.config,
+        description.id,
+        description.steps,
+        torch.device("cpu"),
+        folder,
+        next_attempt(folder),
+        stop,
+        fence,
+        watch,
+        description.flops_per_token,
+    )
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    loaded = checkpoint.load_latest(folder)
+    assert loaded is not None
+    return loaded.state
+
+
+def losses(folder: Path, attempt: int = 1) -> list[tuple[Any, ...]]:
+    keys = ("step", "tokens", "flops", "train_loss", "val_loss", "learning_rate", "grad_norm")
+    lines = read_history(attempt_folder(folder, attempt) / "history.jsonl")
+    return [tuple(line.get(key) for key in keys) for line in lines]
+
+
+def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, other["model"][name]), name
+    for index, slot in one["optimizer"]["state"].items():
+        for name, value in slot.items():
+            assert torch.equal(value, other["optimizer"]["state"][index][name]), (index, name)
+    assert torch.equal(one["rng"], other["rng"])
+    timings = {"step_seconds", "wall_seconds", "cpu_seconds"}
+    assert {k: v for k, v in one["progress"].items() if k not in timings} == {
+        k: v for k, v in other["progress"].items() if k not in timings
+    }
+
+
+def test_loss_falls_and_everything_is_recorded(tiny: Make, tmp_path: Path) -> None:
+    result = run(tiny(train={"max_iters": 60, "eval_interval": 20}), tmp_path / "run")
+    history = read_history(tmp_path / "run" / "attempts" / "1" / "history.jsonl")
+    evaluations = [line for line in history if "val_loss" in line]
+    assert [line["step"] for line in evaluations] == [20, 40, 60]
+    assert evaluations[-1]["val_loss"] < np.log(32) - 0.3
+    assert result.progress.tokens == 60 * 4 * 16
+    assert result.val_entropy < evaluations[-1]["val_loss"]
+    assert history[-1]["learning_rate"] < history[2]["learning_rate"]
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 6, 10])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"model": {"dropout": 0.2}},
+        {"train": {"precision": "bf16"}},
+        {"runtime": {"micro_batch_size": 2}},
+        {"optimizer": {"grad_clip": 0.0}, "schedule": "constant"},
+    ],
+    ids=["plain", "dropout", "bf16", "micro", "constant"],
+)
+def test_a_stopped_run_goes_on_bit_exactly(tiny: Make, tmp_path: Path, sections: Any, stop_at: int) -> None:
+    config = tiny(**sections)
+    run(config, tmp_path / "whole")
+    first = run(config, tmp_path / "parts", stop_at=stop_at)
+    second = run(config, tmp_path / "parts")
+    assert (first.status, second.status) == ("interrupted", "completed")
+    assert losses(tmp_path / "parts", attempt=2) == losses(tmp_path / "whole")
+    assert_equal_states(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+
+
+def test_stopping_at_every_step_changes_nothing(tiny: Make, tmp_path: Path) -> None:
+    config = tiny(runtime={"log_interval": 1})
+    run(config, tmp_path / "whole")
+    for step in range(1, 12):
+        run(config, tmp_path / "parts", stop_at=step)
+    run(config, tmp_path / "parts")
+    assert losses(tmp_path / "parts", attempt=12) == losses(tmp_path / "whole")
+    assert_equal_states(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+
+
+def test_a_killed_run_goes_on_bit_exactly(tiny: Make, tmp_path: Path) -> None:
+    config = tiny(train={"max_iters": 400}, runtime={"checkpoint": {"policy": "last", "interval_seconds": 0}})
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "nanogpt", "train", str(path)]
+    folder = tmp_path / "killed"
+    child = subprocess.Popen([*command, f"--out_dir={folder}"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not checkpoint.listed(folder):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert checkpoint.listed(folder), "no checkpoint was written"
+    assert not (folder / "metrics.json").exists()
+    assert subprocess.run([*command, f"--out_dir={folder}"], stdout=subprocess.DEVNULL).returncode == 0
+    run(config, tmp_path / "whole")
+    record = read_record(folder / "metrics.json")
+    assert record.attempts == 2
+    assert record.environment["resumed_from"]
+    assert losses(folder, attempt=2) == losses(tmp_path / "whole")
+    assert_equal_states(final_state(folder), final_state(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_checkpoints_and_exits_75(tiny: Make, tmp_path: Path, number: signal.Signals) -> None:
+    config = tiny(train={"max_iters": 100_000, "eval_interval": None})
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config.model_dump(mode="json")))
+    folder = tmp_path / "run"
+    child = subprocess.Popen([sys.executable, "-m", "nanogpt", "train", str(path), f"--out_dir={folder}"],
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not read_history(attempt_folder(folder, 1) / "history.jsonl"):
+        time.sleep(0.01)
+    child.send_signal(number)
+    output, _ = child.communicate(timeout=120)
+    assert child.returncode == 75
+    assert f"python -m nanogpt train {folder}" in output
+    assert read_record(attempt_folder(folder, 1) / "outcome.json").status == "interrupted"
+    assert checkpoint.load_latest(folder) is not None
+    assert not (folder / "metrics.json").exists()
+
+
+def test_the_parents_pipe_stops_an_orphan(tiny: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_folder(folder, describe(tiny(train={"max_iters": 100_000, "eval_interval": None})).config)
+    reader, writer = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "nanogpt", "train", str(folder), "--attempt", "1", "--fence", str(folder / "lease.2"),
+         "--parent_fd", str(reader)], pass_fds=[reader], stdout=subprocess.DEVNULL)  # fmt: skip
+    os.close(reader)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not read_history(attempt_folder(folder, 1) / "history.jsonl"):
+        time.sleep(0.01)
+    os.close(writer)
+    assert child.wait(timeout=120) == 75
+    assert checkpoint.load_latest(folder) is not None
+
+
+def test_a_superseded_attempt_leaves_nothing(tiny: Make, tmp_path: Path) -> None:
+    fence = tmp_path / "lease.2"
+    fence.touch()
+    with pytest.raises(SupersededError):
+        run(tiny(), tmp_path / "run", fence=fence)
+    assert not checkpoint.listed(tmp_path / "run")
+
+
+def test_divergence_is_a_result(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(optimizer={"learning_rate": 1e4, "grad_clip": 0.0, "weight_decay": 0.0}, train={"max_iters": 2000})
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config.model_dump(mode="json")))
+    assert main(["train", str(path), f"--out_dir={tmp_path / 'run'}"]) == 0
+    record = read_record(tmp_path / "run" / "metrics.json")
+    assert record.status == "diverged"
+    assert record.val_loss is None
+    assert record.diverged_at_step == record.steps
+    assert "NaN" not in (tmp_path / "run" / "metrics.json").read_text()
+    assert "diverged at step" in capsys.readouterr().out
+
+
+def test_best_is_a_true_minimum(tiny: Make, tmp_path: Path) -> None:
+    # Trained far too hot at the end, the validation loss rises again.
+    config = tiny(
+        optimizer={"learning_rate": 0.03, "weight_decay": 0.0},
+        schedule="constant",
+        data={"corpus": {"kind": "zipf_mixture", "alphabet_size": 32, "train_tokens": 4096, "val_tokens": 8192}},
+        model={"n_embd": 32, "n_layer": 2, "n_head": 2, "block_size": 16},
+        train={"max_iters": 400, "eval_interval": 10},
+        runtime={"checkpoint": "best"},
+    )
+    run(config, tmp_path / "run")
+    evaluations = {line["step"]: line["val_loss"] for line in read_history(attempt_folder(tmp_path / "run", 1) / "history.jsonl") if "val_loss" in line}  # fmt: skip
+    best_step = min(evaluations, key=lambda step: evaluations[step])
+    state = final_state(tmp_path / "run")
+    assert state["progress"]["best_step"] == best_step < 400
+    assert state["progress"]["best_val_loss"] == evaluations[best_step]
+    assert best_step in {c.step for c in checkpoint.listed(tmp_path / "run")}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_batches_do_not_depend_on_the_cut(tiny: Make, tmp_path: Path, micro: int) -> None:
+    run(tiny(), tmp_path / "whole")
+    run(tiny(runtime={"micro_batch_size": micro}), tmp_path / "cut")
+    for one, other in zip(losses(tmp_path / "whole"), losses(tmp_path / "cut"), strict=True):
+        assert one[:3] == other[:3]
+        assert one[3] == pytest.approx(other[3], abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [("never", []), ("last", [12]), ("best", [12]), ({"policy": "every_n", "every": 5}, [12, 10, 5])],
+    ids=["never", "last", "best", "every_n"],
+)
+def test_checkpoint_policies(tiny: Make, tmp_path: Path, policy: Any, kept: list[int]) -> None:
+    run(tiny(runtime={"checkpoint": policy}), tmp_path / "run")
+    assert [c.step for c in checkpoint.listed(tmp_path / "run")][: len(kept)] == kept
+    assert len(checkpoint.listed(tmp_path / "run")) <= max(len(kept), checkpoint.KEPT)
+
+
+def test_a_wsd_branch_equals_a_run_from_scratch(tiny: Make, tmp_path: Path) -> None:
+    wsd = {"kind": "wsd", "warmup_iters": 2, "cooldown": 0.25}
+    every = {"checkpoint": {"policy": "every_n", "every": 2}}
+    run(tiny(schedule=wsd, train={"max_iters": 24}, runtime=every), tmp_path / "trunk")
+    short = {"max_iters": 12, "eval_interval": 4}
+    run(tiny(schedule=wsd, train=short), tmp_path / "scratch")
+    branched = run(
+        tiny(schedule=wsd, train=short, runtime={"branch_from": str(tmp_path / "trunk")}), tmp_path / "branch"
+    )
+    assert branched.resumed_from is not None
+    assert "checkpoint-00000008" in branched.resumed_from
+    assert losses(tmp_path / "branch") == losses(tmp_path / "scratch")
+    assert_equal_states(final_state(tmp_path / "branch"), final_state(tmp_path / "scratch"))
+
+
+def test_a_finished_run_is_not_trained_again(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(tiny().model_dump(mode="json")))
+    out = f"--out_dir={tmp_path / 'run'}"
+    assert main(["train", str(path), out]) == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert main(["train", str(path), out]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["schema_version"] == 1
+    assert main(["train", str(tmp_path / "run"), "--reset"]) == 2  # asks first, and there is no terminal to ask
+    assert "--yes" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "run"), "--reset", "--yes"]) == 0
+    assert read_record(tmp_path / "run" / "metrics.json").attempts == 1
