@@ -183,11 +183,13 @@ def _terminable() -> Iterator[None]:
 
 
 def _failures(folder: Any) -> str:
-    names = {run.id: run.name for run in folder.lock.runs}
-    failed = [(names[id], state) for id, state in folder.states().items() if state.status == "failed"]
-    lines = [f"  {name}: {state.detail}\n    log: {folder.path / name / 'attempts' / str(state.generation) / 'log.txt'}"
-             for name, state in failed]  # fmt: skip
-    return "\n".join([f"{len(failed)} failed:", *lines])
+    states = folder.states()
+    failed = [(run, states[run.id]) for run in folder.lock.runs if states[run.id].status == "failed"]
+    lines = [f"{len(failed)} failed:"]
+    for run, state in failed:
+        log = folder.folder(run) / "attempts" / str(state.generation) / "log.txt"
+        lines += [f"  {run.name}: {state.detail}", f"    log: {log}"]
+    return "\n".join(lines)
 
 
 def _locked_folder(arguments: argparse.Namespace) -> Any:
@@ -214,41 +216,24 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _results(arguments: argparse.Namespace) -> int:
-    from experiments.results import best_row, load, table_text
+    from experiments.results import load, table_text
 
-    folder = _locked_folder(arguments)
-    table = load(folder).sort_values("val_loss", na_position="last")
-    if arguments.csv:
-        print(table.to_csv(index=False), end="")
-        return SUCCESS
-    print(table_text(table))
-    best = best_row(table)
-    print(f"best: {best['label']} ({best['id']}), val_loss {best['val_loss']:.4f}")
+    table = load(_locked_folder(arguments)).sort_values("val_loss", na_position="last")
+    print(table.to_csv(index=False).rstrip() if arguments.csv else table_text(table))
     return SUCCESS
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from experiments.report import analyse, print_analysis
-    from experiments.results import load, report_meta
+    from experiments.conclude import fit_text
 
-    folder = _locked_folder(arguments)
-    if folder.lock.fit is None:
-        raise UserError(f"{arguments.study}: the study has no `fit:`, so there is nothing to fit")
-    print(print_analysis(analyse(report_meta(folder), load(folder, details=True))))
+    print(fit_text(_locked_folder(arguments)))
     return SUCCESS
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from experiments.report import analyse, print_analysis, write_report
-    from experiments.results import draw_losses, load, load_curves, report_meta
+    from experiments.conclude import write_report
 
-    folder = _locked_folder(arguments)
-    table, meta = load(folder, details=True), report_meta(folder)
-    analysis = analyse(meta, table)
-    paths = write_report(folder.path, meta, table, load_curves(folder), analysis)
-    draw_losses(folder)
-    print(print_analysis(analysis))
-    print(f"report: {paths.html}")
+    print(write_report(_locked_folder(arguments)))
     return SUCCESS
 
 

@@ -87,3 +87,13 @@ def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
     if done.empty:
         raise UserError("no run has completed yet, so none is best")
     return done.loc[done["val_loss"].idxmin()]
+
+
+def table_text(table: "pd.DataFrame") -> str:
+    """The columns a person compares first, and the best run by name."""
+    shown = ["label", "id", "status", "n_params_non_embedding", "tokens", "flops", "val_loss", "val_loss_stderr"]
+    with_numbers = table[shown].to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.5g}")
+    if not (table["status"] == "completed").any():
+        return f"{with_numbers}\nno run has completed yet"
+    best = best_row(table)
+    return f"{with_numbers}\nbest: {best['label']} ({best['id']}), val_loss {best['val_loss']:.4f}"
