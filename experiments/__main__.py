@@ -1,4 +1,4 @@
-"""The command line of studies: `python -m experiments plan | run | status | results | fit | report | worker | schema`."""
+"""The command line of studies: `python -m experiments plan | run | status | results | fit | report | ...`."""
 
 import argparse
 import contextlib
@@ -36,7 +36,9 @@ def console() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments", description="Scaling studies: plan, run, fit, report.")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments", description="Scaling studies: plan, run, fit, report."
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     plan = _command(commands, "plan", _plan, "show what would be run and what it costs; changes nothing")
@@ -51,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     drift = run.add_mutually_exclusive_group()
     drift.add_argument("--rerun-drifted", dest="drifted", action="store_const", const="rerun", default="stop",
                        help="train runs anew whose config changed since they were started")  # fmt: skip
-    drift.add_argument("--keep-drifted", dest="drifted", action="store_const", const="keep", help="keep them as they are")
+    drift.add_argument(
+        "--keep-drifted", dest="drifted", action="store_const", const="keep", help="keep them as they are"
+    )
 
     status = _command(commands, "status", _status, "count the runs in each state, and name those that failed")
     status.add_argument("--json", action="store_true", help="the states of all runs, for programs")

@@ -16,7 +16,7 @@ from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, p
 LOG_NAME = "log.txt"
 OUTCOME_NAME = "outcome.json"
 LOG_LINES = 20
-# Killed from outside, a run goes on from its checkpoint; killed this often in a row, it is the cause (most likely memory).
+# Killed from outside, a run goes on from its checkpoint; killed this often in a row, it is the cause: memory, mostly.
 MOST_KILLS = 3
 KILLED = "Killed"
 # Someone asked these runs to end. Other signals (a segmentation fault, an abort) come from the run itself.
@@ -95,7 +95,9 @@ def _settle(attempt: Attempt, exit_status: int, stopping: bool) -> Ending:
         return "interrupted"
     killed = -exit_status in ENDED_FROM_OUTSIDE
     again = killed and _kills_before(attempt) + 1 < MOST_KILLS
-    write_record(attempt.folder / OUTCOME_NAME, _crash_record(attempt, exit_status, "interrupted" if again else "failed"))
+    write_record(
+        attempt.folder / OUTCOME_NAME, _crash_record(attempt, exit_status, "interrupted" if again else "failed")
+    )
     return "interrupted" if again else "failed"
 
 

@@ -1,4 +1,4 @@
-"""The filters of a sweep: arithmetic and boolean expressions over its factors, walked as a syntax tree, never `eval`."""
+"""The filters of a sweep: arithmetic and boolean expressions over its factors, walked as a tree, never `eval`."""
 
 import ast
 import math
@@ -95,9 +95,7 @@ class Filter:
             raise ValueError(f"power {right} is above {LARGEST_POWER}")
         return _BINARY[type(op)](left, right)
 
-    def _compare(
-        self, left: ast.expr, ops: list[ast.cmpop], others: list[ast.expr], values: Mapping[str, Any]
-    ) -> bool:
+    def _compare(self, left: ast.expr, ops: list[ast.cmpop], others: list[ast.expr], values: Mapping[str, Any]) -> bool:
         before = self._value(left, values)
         for op, other in zip(ops, others, strict=True):
             after = self._value(other, values)

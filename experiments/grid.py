@@ -1,4 +1,4 @@
-"""The `sweep:` of a study: products, keys that move together, explicit points, seeds and ranges, as a list of points."""
+"""The `sweep:` of a study: products, keys that move together, single points, seeds and ranges, as a list of points."""
 
 import itertools
 import json
@@ -106,7 +106,9 @@ class _Axes:
         lengths = {key: len(values) for key, values in columns.items()}
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{key} has {count}" for key, count in lengths.items())
-            raise UserError(f"{self.place(*path)}: sweep.zip: keys that move together need equally many values; {counts}")
+            raise UserError(
+                f"{self.place(*path)}: sweep.zip: keys that move together need equally many values; {counts}"
+            )
         return self.points(path, columns)
 
     def single(self, index: int, settings: Mapping[str, Any]) -> Point:

@@ -1,4 +1,4 @@
-"""`study.lock.json`: what a study's runs are, resolved once: ids, factors, whole configs, steps, tokens, FLOPs, sizes."""
+"""`study.lock.json`: what a study's runs are, resolved once: ids, factors, configs, steps, tokens, FLOPs, sizes."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +84,7 @@ class Drift(_Frozen):
 
 
 def read_lock(folder: Path) -> Lock | None:
-    """The lock of a results folder; None when there is none. Raises UserError when it is damaged or from a newer version."""
+    """The lock of a results folder, None when it has none. Raises UserError when it is damaged or too new."""
     path = folder / LOCK_NAME
     if not path.exists():
         return None
@@ -192,9 +192,8 @@ def _without_repeats(runs: Sequence[LockedRun]) -> tuple[list[LockedRun], list[s
         first = kept[run.id]
         differing = [key for key, value in run.factors.items() if first.factors.get(key) != value]
         if differing and all(key.startswith("runtime.") for key in differing):
-            raise UserError(
-                f"{run.label} and {first.label} are the same run: {', '.join(differing)} is not part of a run's identity"
-            )
+            names = ", ".join(differing)
+            raise UserError(f"{run.label} and {first.label} are one run: {names} is not part of a run's identity")
         notes.append(f"{run.label} is the same run as {first.label} once resolved; it is trained once")
     return list(kept.values()), notes
 

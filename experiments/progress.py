@@ -229,5 +229,3 @@ def duration(seconds: float) -> str:
 
 def for_stream(out: TextIO) -> Progress:
     return Live() if out.isatty() else Plain(out)
-
-

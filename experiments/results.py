@@ -86,7 +86,7 @@ def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
     done = table[(table["status"] == "completed") & table["val_loss"].notna()]
     if done.empty:
         raise UserError("no run has completed yet, so none is best")
-    return done.loc[done["val_loss"].idxmin()]
+    return done.iloc[int(done["val_loss"].argmin())]
 
 
 def table_text(table: "pd.DataFrame") -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.engine import INTERRUPTED, child_environment
 from experiments.launchers import Job, Workers, launcher_named
 from experiments.launchers.base import available_cores
-from experiments.lock import LOCK_NAME, Drift, Lock, drifts, holds, keep_drifted, read_lock, resolve, write_lock
+from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress
 from experiments.store import FINISHED, TO_DO, StudyFolder
@@ -174,7 +174,9 @@ def is_complete(states: Mapping[str, int]) -> bool:
 class ExperimentRunner:
     """Trains grids of models from Python, as in a notebook. Results lie in `<output_root>/<grid_name>/`."""
 
-    def __init__(self, base_config_path: str | os.PathLike[str], output_root: str | os.PathLike[str] = "results") -> None:
+    def __init__(
+        self, base_config_path: str | os.PathLike[str], output_root: str | os.PathLike[str] = "results"
+    ) -> None:
         self.base_config_path = Path(base_config_path)
         self.output_root = Path(output_root)
         self._handles: list[StudyRun] = []
@@ -230,5 +232,3 @@ class ExperimentRunner:
 
 def default_jobs(jobs: int | None) -> int:
     return jobs or available_cores()
-
-

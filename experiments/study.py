@@ -1,4 +1,4 @@
-"""`Study` and `RunSpec`: a question, a base config and a sweep, turned into validated configs before anything launches."""
+"""`Study` and `RunSpec`: a question, a base and a sweep, turned into validated configs before anything launches."""
 
 import dataclasses
 import functools
@@ -13,11 +13,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+import nanogpt.config
 from experiments import grid
 from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
 from experiments.filters import Filter
 from experiments.grid import Point, Sweep
-import nanogpt.config
 from nanogpt.config import Config, UserError, canonical_json, did_you_mean
 from nanogpt.config.aliases import ALIASES
 from nanogpt.config.keys import known_paths
@@ -66,8 +66,8 @@ class RunSpec:
 class Study:
     """A question, a hypothesis, a base config, a sweep, and the analysis that answers it.
 
-    `text` is the study as YAML, `files` the sha256 of every file that was read for it, and `hash` what must be equal for
-    an earlier lock to hold.
+    `text` is the study as YAML, `files` the sha256 of every file that was read for it, and `hash` what must be equal
+    for an earlier lock to hold.
     """
 
     name: str
@@ -161,7 +161,12 @@ class Study:
     @property
     def hash(self) -> str:
         """Changes with anything the runs or their analysis are made from, but not with where the files lie."""
-        parts = [self.text, list(self.files.values()), {key: str(v) for key, v in self.overrides.items()}, schema_hash()]
+        parts = [
+            self.text,
+            list(self.files.values()),
+            {key: str(v) for key, v in self.overrides.items()},
+            schema_hash(),
+        ]
         return _sha256(canonical_json(parts).encode())
 
     def runs(self) -> list[RunSpec]:
@@ -206,7 +211,9 @@ class Study:
             for key, place in group:
                 dotted = resolve_key(key, place)
                 if dotted in fixed:
-                    raise UserError(f"command line: {key}: the sweep varies it ({place}); it cannot be set for all runs")
+                    raise UserError(
+                        f"command line: {key}: the sweep varies it ({place}); it cannot be set for all runs"
+                    )
                 if dotted in seen:
                     raise UserError(f"{place}: {key}: varied twice (first at {seen[dotted]})")
                 seen[dotted] = place

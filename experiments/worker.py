@@ -1,7 +1,7 @@
-"""A worker: claim a run by a lease, train it in a forked child, beat, publish once, claim the next. It is a fork server.
+"""A worker: claim a run by a lease, train it in a forked child, beat, publish once, claim the next.
 
-The worker imports torch once and then only forks, so a run starts in milliseconds and a crash takes down that run
-alone. It starts no threads and never computes, which is what makes forking safe.
+The worker is a fork server: it imports torch once and then only forks, so a run starts in milliseconds and a crash
+takes down that run alone. It starts no threads and never computes, which is what makes forking safe.
 
 Two pipes tie the processes together. The worker reads one from whoever started it: end of file means that the runner
 is gone, so it stops. Every child reads one from the worker: end of file means that the worker is gone, so the child
