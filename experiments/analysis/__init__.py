@@ -1,1 +1,1 @@
-"""Tables in, laws and figures out: knows DataFrames, no file and no study. Importing the package loads nothing heavy."""
+"""Tables in, laws and figures out: knows DataFrames, no file and no study. Importing it loads nothing heavy."""

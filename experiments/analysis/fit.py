@@ -2,8 +2,8 @@
 
 Choices made here, each the answer to a measured trap: residuals are taken on ln L; the loss is summed, not averaged (an
 average stops optimisers early); coefficients are fitted as logarithms through a log-sum-exp in centred coordinates;
-several starts come from variable projection; the optimum is one to a relative 1e-12; every bootstrap resample is started
-from more than one point.
+several starts come from variable projection; the optimum is one to a relative 1e-12; every bootstrap resample is
+started from more than one point.
 """
 
 from collections.abc import Mapping
@@ -106,8 +106,9 @@ def _refuse_unfittable(law: Law, used: pd.DataFrame, y: str, n_dropped: int) -> 
         bad = ~(np.isfinite(values) & (values > 0))
         if bad.any():
             i = int(np.argmax(bad))
-            raise UserError(f"fit: {name} of {used['id'].iloc[i]} is {used[name].iloc[i]}; a fit takes logarithms, so "
-                            f"every value must be finite and positive ({int(bad.sum())} of {len(used)} are not)")  # fmt: skip
+            found = f"{name} of {used['id'].iloc[i]} is {used[name].iloc[i]}"
+            raise UserError(f"fit: {found}; a fit takes logarithms, so every value must be finite and positive "
+                            f"({int(bad.sum())} of {len(used)} are not)")  # fmt: skip
         used[name] = values
     for name in law.columns:
         if used[name].nunique() < 2:

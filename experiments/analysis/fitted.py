@@ -55,18 +55,19 @@ class Fit:
     def predict(self, table: pd.DataFrame, interval: float = 0.95) -> pd.DataFrame:
         """`predicted`, `lower`, `upper` for each row of `table` (index kept): where one new run's loss should lie.
 
-        The interval joins the spread of the parameters over the bootstrap with residuals drawn from the fit, widened
-        by sqrt(n / (n - parameters)) because fitted residuals are smaller than the noise.
+        The interval is made of every bootstrap draw combined with every residual of the fit (at most 64 quantiles of
+        them), widened by sqrt(n / (n - parameters)) because fitted residuals are smaller than the noise.
         """
         inputs = pd.DataFrame({name: table[column(table, name, "predict")] for name in self.law.columns}).astype(float)
         predicted = self.law.predict(self.params, inputs)
         lower = upper = np.full(len(inputs), np.nan)
         if len(self.draws):
-            rng = np.random.default_rng([self.seed, 1])
             spread = self.law.predict({name: self.draws[name].to_numpy() for name in self.params}, inputs)
             n, size = len(self.points), len(self.params)
-            noise = rng.choice(self.residuals.to_numpy(), size=spread.shape) * np.sqrt(n / (n - size))
-            lower, upper = _percentiles(spread * np.exp(noise), interval)
+            middles = (np.arange(min(n, 64)) + 0.5) / min(n, 64)
+            noise = np.quantile(self.residuals, middles, method="inverted_cdf")
+            combined = spread * np.exp(noise * np.sqrt(n / (n - size)))[:, None, None]
+            lower, upper = _percentiles(combined.reshape(-1, len(inputs)), interval)
         return pd.DataFrame({"predicted": predicted, "lower": lower, "upper": upper}, index=table.index)
 
     @property

@@ -63,8 +63,9 @@ def holdout(
 ) -> Holdout:
     """Fit `law` to the runs below a cut on column `by` and predict those at or above it.
 
-    The cut is exactly one of `fraction` (share of the runs held out, the largest), `below` (a value of `by`) and `largest`
-    (how many distinct values of `by`, from the top). Runs of equal `by` are never split. Other options go to `fit`.
+    The cut is exactly one of `fraction` (share of the runs held out, the largest), `below` (a value of `by`) and
+    `largest` (how many distinct values of `by`, from the top). Runs of equal `by` are never split. Other options go to
+    `fit`.
     Raises UserError when nothing is left on a side, and as `fit`.
     """
     by = column(df, by, "holdout")
@@ -78,7 +79,7 @@ def holdout(
     small = fit(law, df[~(df[by] >= cut)], y=y, where=where, keep=(by,), **options)
     predicted = small.predict(above, interval)
     measured = above[column(above, y, "holdout")].astype(float)
-    names = dict.fromkeys([*small.law.columns, by])
+    names = dict.fromkeys([*(["label"] if "label" in above.columns else []), *small.law.columns, by])
     table = pd.DataFrame({"id": row_names(above), **{name: above[name] for name in names}, "measured": measured})
     table = table.join(predicted)
     table["error"] = table["predicted"] / table["measured"] - 1.0

@@ -33,6 +33,7 @@ class Law(ABC):
     """A sum of power-law terms. Columns are chosen when the law is made; the parameters come with each fit."""
 
     name: ClassVar[str]
+    title: ClassVar[str]
     source: ClassVar[str]
 
     @property
@@ -111,6 +112,7 @@ class PowerLaw(Law):
 
     x: str = "flops"
     name: ClassVar[str] = "power_law"
+    title: ClassVar[str] = "power law"
     source: ClassVar[str] = "Kaplan et al. 2020, arXiv 2001.08361, eq. 1.1-1.3"
 
     @property
@@ -128,6 +130,7 @@ class SaturatingPowerLaw(Law):
 
     x: str = "flops"
     name: ClassVar[str] = "saturating_power_law"
+    title: ClassVar[str] = "saturating power law"
     source: ClassVar[str] = "Henighan et al. 2020, arXiv 2010.14701, eq. 1.1"
 
     @property
@@ -149,6 +152,7 @@ class Chinchilla(Law):
     n: str = "n_params_non_embedding"
     d: str = "tokens"
     name: ClassVar[str] = "chinchilla"
+    title: ClassVar[str] = "Chinchilla law"
     source: ClassVar[str] = "Hoffmann et al. 2022, arXiv 2203.15556, eq. 10"
 
     @property

@@ -1,8 +1,8 @@
 """Many robust fits of one law at once: starts by variable projection, then a batched damped Newton method.
 
-The model is ln L_i = logsumexp_k(Z_ik . theta) with the design tensor Z of laws.py, so with softmax weights w the Jacobian
-is J_i = sum_k w_ik Z_ik and the second derivative sum_k w_ik Z_ik Z_ik' - J_i J_i': exact for every law, no gradient by
-hand. A batch is a set of starts, or a set of bootstrap resamples given as multinomial weights on the same points.
+The model is ln L_i = logsumexp_k(Z_ik . theta), Z being the design tensor of laws.py, so with softmax weights w the
+Jacobian is J_i = sum_k w_ik Z_ik and the second derivative sum_k w_ik Z_ik Z_ik' - J_i J_i': exact for every law, no
+gradient by hand. A batch is a set of starts, or of bootstrap resamples given as multinomial weights on the same points.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,203 @@
+"""The registry of figures a report can show, what each is drawn from, its caption, and its bytes as PNG and SVG."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.analysis import plots, sweeps
+from experiments.analysis.fitted import Fit
+from experiments.analysis.holdout import Holdout
+from experiments.analysis.spec import FigureSpec, ReportSpec
+from nanogpt.config import UserError
+
+BAND = "The shaded band is a 95 % interval for one new run: {draws} bootstrap refits, each with the fit's residuals. "
+SEEDS = "The line under the figure counts runs and seeds; diverged runs are marked at the top edge. "
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What figures are drawn from: the table of runs, their curves, and the law where there is one."""
+
+    runs: pd.DataFrame
+    curves: pd.DataFrame | None = None
+    fit: Fit | None = None
+    holdout: Holdout | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One entry of the registry: how the figure is drawn, and what its caption says."""
+
+    draw: Callable[[Material, FigureSpec], Figure]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure of a report: unique name, caption, and its files' bytes; or the reason why it could not be drawn."""
+
+    name: str
+    caption: str
+    png: bytes = b""
+    svg: str = ""
+    problem: str | None = None
+
+
+def _needs(value: str | None, figure: str, key: str) -> str:
+    if value is None:
+        raise UserError(f"{figure}: the report section names no {key} for it")
+    return value
+
+
+def _curves(material: Material, figure: str) -> pd.DataFrame:
+    if material.curves is None or not len(material.curves):
+        raise UserError(f"{figure}: no run left a training curve")
+    return material.curves
+
+
+def _loss_vs_compute(m: Material, s: FigureSpec) -> Figure:
+    return plots.loss_vs_compute(m.runs, m.curves, m.fit, m.holdout, hue=s.hue or "n_params", y=s.y or "val_loss")
+
+
+def _training_curves(m: Material, s: FigureSpec) -> Figure:
+    x = s.x if s.x in ("flops", "tokens", "step") else "flops"
+    curves = _curves(m, "training_curves")
+    hue = s.hue or ("n_params" if "n_params" in curves.columns else None)
+    return plots.training_curves(curves, x, hue, s.y or "val_loss")
+
+
+def _predicted_vs_measured(m: Material, s: FigureSpec) -> Figure:
+    if m.holdout is None:
+        raise UserError("predicted_vs_measured: no runs were held out")
+    return plots.predicted_vs_measured(m.holdout)
+
+
+def _residuals(m: Material, s: FigureSpec) -> Figure:
+    if m.fit is None:
+        raise UserError("residuals: no law was fitted")
+    return plots.residuals(m.fit, m.runs, hue=s.hue or "n_params")
+
+
+def _loss_vs(m: Material, s: FigureSpec) -> Figure:
+    return sweeps.loss_vs(m.runs, _needs(s.x, "loss_vs", "x"), s.hue, s.y or "val_loss")
+
+
+def _loss_heatmap(m: Material, s: FigureSpec) -> Figure:
+    x, rows = _needs(s.x, "loss_heatmap", "x"), _needs(s.rows, "loss_heatmap", "rows")
+    return sweeps.loss_heatmap(m.runs, x, rows, s.y or "val_loss")
+
+
+def _lr_basin(m: Material, s: FigureSpec) -> Figure:
+    return sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss")
+
+
+FIGURES: dict[str, Kind] = {
+    "loss_vs_compute": Kind(
+        _loss_vs_compute,
+        "Every run's final loss against its training compute. The dashed line is the lowest loss reached by any run or "
+        "curve at that compute; hollow runs were held out of the fit; the grey area lies beyond the fitted runs. "
+        + BAND
+        + SEEDS,
+    ),
+    "training_curves": Kind(_training_curves, "Loss at each evaluation while training, one line per run."),
+    "predicted_vs_measured": Kind(
+        _predicted_vs_measured,
+        "Held-out runs: what the law fitted to the smaller runs says of them, against what they measured. Bars are 95 % "
+        "intervals for one new run ({held_draws} bootstrap refits and the residuals of the fit). Points on the dashed line "
+        "are predicted exactly.",
+    ),
+    "residuals": Kind(
+        _residuals,
+        "What the law fitted to all runs leaves over. Scatter is noise; a bend or a fan says the law is wrong.",
+    ),
+    "loss_vs": Kind(
+        _loss_vs,
+        "Final loss against one factor: means over the runs of a point, bars their standard deviation. " + SEEDS,
+    ),
+    "loss_heatmap": Kind(
+        _loss_heatmap, "Mean final loss over the runs of each cell. The lowest is framed, a cross marks divergence."
+    ),
+    "lr_basin": Kind(
+        _lr_basin, "Final loss against learning rate on a base-2 axis; stars mark the best rate of each line. " + SEEDS
+    ),
+}
+
+
+def chosen_figures(spec: ReportSpec, material: Material) -> tuple[FigureSpec, ...]:
+    """The figures the report section lists, or those its table can fill; defaults of the section filled in."""
+    if spec.figures is not None:
+        listed = spec.figures
+    else:
+        names = ["loss_vs_compute", "training_curves"]
+        names += ["predicted_vs_measured"] if material.holdout is not None else []
+        names += ["residuals"] if material.fit is not None else []
+        names += ["loss_heatmap"] if spec.x and spec.rows else ["loss_vs"] if spec.x else []
+        listed = tuple(FigureSpec.model_validate({"figure": name}) for name in names)
+    defaults = {"x": spec.x, "y": spec.y, "hue": spec.hue, "rows": spec.rows}
+    return tuple(
+        figure.model_copy(update={key: value for key, value in defaults.items() if getattr(figure, key) is None})
+        for figure in listed
+    )
+
+
+def draw_all(figures: tuple[FigureSpec, ...], material: Material) -> tuple[Drawn, ...]:
+    """Every figure as bytes; one that cannot be drawn keeps its place with the reason."""
+    seen: dict[str, int] = {}
+    done = []
+    for spec in figures:
+        seen[spec.figure] = seen.get(spec.figure, 0) + 1
+        name = spec.figure if seen[spec.figure] == 1 else f"{spec.figure}_{seen[spec.figure]}"
+        done.append(_draw(name, spec, material))
+    return tuple(done)
+
+
+def _draw(name: str, spec: FigureSpec, material: Material) -> Drawn:
+    kind = FIGURES[spec.figure]
+    law = material.holdout.fit if material.holdout is not None else material.fit
+    held = material.holdout.fit if material.holdout is not None else None
+    caption = kind.caption if law is not None else kind.caption.replace(BAND, "")
+    caption = caption.format(draws=len(law.draws) if law else 0, held_draws=len(held.draws) if held else 0).strip()
+    try:
+        figure = kind.draw(material, spec)
+    except UserError as error:
+        return Drawn(name, caption, problem=str(error))
+    return Drawn(name, caption, png=png_bytes(figure), svg=svg_text(figure, name))
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg_text(figure: Figure, salt: str) -> str:
+    """The figure as SVG, the same text for the same figure and salt: no date, hashed ids salted by its name."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return buffer.getvalue().decode("utf-8")
+
+
+def inline_svg(svg: str, prefix: str, title: str) -> str:
+    """The <svg> element alone, fit for an HTML page with other figures: every id and reference to one carries `prefix`,
+    nothing points outside, and `title` (already escaped) says what it is."""
+    body = _bare(svg[svg.index("<svg") :])
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+    body = re.sub(r'\bid="', f'id="{prefix}-', body)
+    body = re.sub(r'(?:xlink:)?href="#', f'href="#{prefix}-', body)
+    body = re.sub(r"url\(#", f"url(#{prefix}-", body)
+    return body.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def _bare(body: str) -> str:
+    """The opening tag with nothing but its viewBox: namespaces are implied in HTML and the page sets the size."""
+    end = body.index(">")
+    view = re.search(r'viewBox="[^"]*"', body[:end])
+    assert view is not None, "matplotlib writes a viewBox"
+    return f"<svg {view.group(0)}" + body[end:]

@@ -1,0 +1,173 @@
+"""From a table of runs to what may be said about it: the fit, the held-out prediction, claims that hold or fail."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.analysis.columns import finished
+from experiments.analysis.fit import fit
+from experiments.analysis.fitted import FLOOR_IS_ZERO, Fit
+from experiments.analysis.holdout import Holdout, holdout
+from experiments.analysis.laws import make_law
+from experiments.analysis.spec import FitSpec
+from nanogpt.config import UserError
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence computed from the data; `holds` is None where it only describes."""
+
+    text: str
+    holds: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A study's fit on all its runs, its held-out prediction, the true floor of its data where known, and the claims.
+
+    `problems` says in words what could not be done (too few finished runs, say); `best` is the row of lowest loss.
+    """
+
+    spec: FitSpec | None
+    fit: Fit | None
+    holdout: Holdout | None
+    floor: float | None
+    best: Mapping[str, Any] | None
+    claims: tuple[Claim, ...]
+    problems: tuple[str, ...]
+
+
+def analyse_table(spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss") -> Analysis:
+    """Fit, hold out and state; a table too small for its law gives an Analysis whose `problems` say so."""
+    y = spec.y if spec is not None else y
+    best = _best(runs, y)
+    result: Fit | None = None
+    held: Holdout | None = None
+    problems: list[str] = []
+    if spec is not None:
+        try:
+            result = fit(make_law(spec.law, **_inputs(spec)), runs, y=y, **_options(spec))
+            held = _hold_out(spec, runs, y)
+        except UserError as error:
+            problems.append(str(error))
+    floor = _true_floor(runs, y)
+    claims = _claims(spec, result, held, floor, best, y)
+    return Analysis(spec, result, held, floor, best, claims, tuple(problems))
+
+
+def _inputs(spec: FitSpec) -> dict[str, str | None]:
+    return {"n": spec.n, "d": spec.d} if spec.law == "chinchilla" else {"x": spec.x}
+
+
+def _options(spec: FitSpec) -> dict[str, Any]:
+    return spec.model_dump(include={"loss", "delta", "where", "bootstrap", "cluster", "seed"})
+
+
+def _hold_out(spec: FitSpec, runs: pd.DataFrame, y: str) -> Holdout | None:
+    if spec.holdout is None:
+        return None
+    cut = spec.holdout.model_dump(include={"by", "fraction", "below", "largest"})
+    return holdout(make_law(spec.law, **_inputs(spec)), runs, y=y, **cut, **_options(spec))
+
+
+def _best(runs: pd.DataFrame, y: str) -> Mapping[str, Any] | None:
+    """The finished row of lowest loss."""
+    if y not in runs.columns:
+        return None
+    losses = pd.to_numeric(runs.loc[finished(runs), y], errors="coerce")
+    if losses.isna().all():
+        return None
+    row = runs[finished(runs)].iloc[int(np.nanargmin(losses.to_numpy(dtype=float)))]
+    return {str(name): value for name, value in row.items()}
+
+
+def _true_floor(runs: pd.DataFrame, y: str) -> float | None:
+    """The entropy of the data in the units of `y`: what E should come out as; None where nobody knows."""
+    if "val_entropy" not in runs.columns or runs["val_entropy"].isna().all():
+        return None
+    return {"val_loss": float(runs["val_entropy"].median()), "val_excess_loss": 0.0}.get(y)
+
+
+def _claims(
+    spec: FitSpec | None, result: Fit | None, held: Holdout | None, floor: float | None,
+    best: Mapping[str, Any] | None, y: str,
+) -> tuple[Claim, ...]:  # fmt: skip
+    claims = []
+    if result is not None:
+        claims.append(Claim(law_sentence(result)))
+    if held is not None and spec is not None and spec.holdout is not None:
+        claims.append(_held_out_claim(held, spec.holdout.max_error))
+    if result is not None and floor is not None and result.law.floor is not None:
+        claims.append(_floor_claim(result, floor))
+    if best is not None:
+        name = best.get("label", best.get("id", "the best run"))
+        claims.append(Claim(f"The lowest {y}, {float(best[y]):.4f}, was reached by {name}."))
+    return tuple(claims)
+
+
+def law_sentence(result: Fit) -> str:
+    """The law with its numbers and their 95 % intervals in one sentence."""
+    intervals = result.conf_int().to_numpy()
+    parts = [f"{name} = {value:.4g}" for name, value in result.params.items()]
+    if len(result.draws):
+        parts = [f"{text} [{low:.4g}, {high:.4g}]" for text, (low, high) in zip(parts, intervals, strict=True)]
+    return f"{result.y} = {result.law.formula} with {', '.join(parts)}, fitted to {len(result.points)} runs."
+
+
+def _held_out_claim(held: Holdout, limit: float) -> Claim:
+    n, inside = len(held.table), int(held.table["inside"].sum())
+    start = (
+        f"Fitted to the {len(held.fit.points)} runs with {held.by} below {held.cut:.3g}, the law predicts the {n} "
+        f"held-out run{'s' * (n != 1)}, up to {held.reach:.3g} times the {held.by},"
+    )
+    errors = f"with a largest error of {held.max_error:.2%} (mean {held.mean_error:.2%})"
+    inside_text = f"{inside} of {n} measured losses lie inside their 95 % interval." if len(held.fit.draws) else ""
+    holds = held.max_error <= limit
+    verdict = f"within the limit of {limit:.2%}" if holds else f"ABOVE the limit of {limit:.2%}: the prediction fails"
+    return Claim(f"{start} {errors}, {verdict}. {inside_text}".strip(), holds)
+
+
+def _floor_claim(result: Fit, floor: float) -> Claim:
+    symbol = str(result.law.floor)
+    value = result.params[symbol]
+    low, high = result.conf_int().loc[symbol].to_numpy(dtype=float)
+    off = f"{value / floor - 1:+.2%} off" if floor > 0 else f"{value:.4g} off"
+    beside = f"The fitted floor {symbol} = {value:.4f} stands beside the data's true floor {floor:.4f} ({off})"
+    if not np.isfinite(low):
+        return Claim(f"{beside}; without a bootstrap it has no interval.")
+    reached = low <= floor if floor > 0 else low < FLOOR_IS_ZERO * float(result.points[result.y].min())
+    interval = f"95 % interval [{low:.4f}, {high:.4f}]"
+    if reached and floor <= high:
+        return Claim(f"{beside}; its {interval} covers it.", True)
+    return Claim(f"{beside}; its {interval} does NOT cover it: this fit has not identified the floor.", False)
+
+
+def held_out_rows(held: Holdout) -> pd.DataFrame:
+    """The held-out table for people: run (label), the cut's column, measured, predicted, lower, upper, error, inside."""
+    name = "label" if "label" in held.table.columns else "id"
+    kept = [name, held.by, "measured", "predicted", "lower", "upper", "error", "inside"]
+    return held.table[kept].rename(columns={name: "run"})
+
+
+def analysis_text(analysis: Analysis) -> str:
+    """The block a terminal shows: the law, E beside the entropy, measured beside predicted, and what does not hold."""
+    lines: list[str] = []
+    if analysis.fit is not None:
+        lines += [analysis.fit.summary(), ""]
+    if analysis.holdout is not None:
+        table = held_out_rows(analysis.holdout)
+        lines.append(f"held out: {len(table)} runs with {analysis.holdout.by} >= {analysis.holdout.cut:.3g}")
+        width = max(len("run"), *(len(str(name)) for name in table["run"]))
+        lines.append(f"  {'run':<{width}}  measured  predicted  {'95 % interval':<18}   error")
+        for row in table.to_dict(orient="records"):
+            interval = f"[{row['lower']:.4f}, {row['upper']:.4f}]"
+            lines.append(f"  {row['run']!s:<{width}}  {row['measured']:8.4f}  {row['predicted']:9.4f}  {interval:<18}"
+                         f"  {row['error']:+7.2%}")  # fmt: skip
+        lines.append("")
+    marks = {True: "holds: ", False: "FAILS: ", None: ""}
+    lines += [f"{marks[claim.holds]}{claim.text}" for claim in analysis.claims]
+    lines += [f"not done: {problem}" for problem in analysis.problems]
+    return "\n".join(lines)

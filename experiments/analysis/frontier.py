@@ -1,0 +1,88 @@
+"""The compute frontier: the lowest loss reached at each compute, as measured and as a fitted law has it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from experiments.analysis.columns import column, finished
+from experiments.analysis.fitted import Fit
+from experiments.analysis.laws import Array, Chinchilla
+from nanogpt.config import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """Compute-optimal sizes. `table`: flops, n, d, loss and, with a bootstrap, n_lower, n_upper, d_lower, d_upper
+    (95 %); `a` and `b`: exponents of n and d in flops (a + b = 1)."""
+
+    table: pd.DataFrame
+    a: float
+    b: float
+
+
+def lower_envelope(points: pd.DataFrame, x: str = "flops", y: str = "val_loss") -> pd.DataFrame:
+    """The rows no cheaper row beats: sorted by `x`, strictly falling in `y` (approach 1 of Hoffmann et al. 2022).
+
+    `points` may be runs or points of training curves; rows that did not finish or have no finite loss are passed over.
+    """
+    x, y = column(points, x, "envelope"), column(points, y, "envelope")
+    good = points[finished(points) & np.isfinite(points[y].astype(float)) & (points[x].astype(float) > 0)]
+    ordered = good.sort_values([x, y], kind="stable")
+    best_before = ordered[y].astype(float).cummin().shift(1, fill_value=np.inf)
+    return ordered[ordered[y] < best_before].reset_index(drop=True)
+
+
+def compute_optimal(fit: Fit, flops: float | Array, flops_per_nd: float = 6.0) -> Allocation:
+    """The N and D that minimise a fitted Chinchilla law at each compute C = flops_per_nd * N * D, in closed form.
+
+    N = G (C/k)^(beta/(alpha+beta)), D = (C/k) / N, G = (alpha A / (beta B))^(1/(alpha+beta)), k = flops_per_nd
+    (Hoffmann et al. 2022, arXiv 2203.15556, eq. 4). k = 6 counts no attention and no embedding: small models need the
+    measured ratio. Raises UserError for another law.
+    """
+    if not isinstance(fit.law, Chinchilla):
+        raise UserError(f"compute_optimal: needs a chinchilla fit, found {fit.law.name}")
+    compute = np.atleast_1d(np.asarray(flops, dtype=float))
+    params = {name: np.array([value]) for name, value in fit.params.items()}
+    n = _optimal_n(params, compute / flops_per_nd)[0]
+    d = compute / flops_per_nd / n
+    loss = fit.law.predict(fit.params, {fit.law.n: n, fit.law.d: d})
+    table = pd.DataFrame({"flops": compute, "n": n, "d": d, "loss": loss})
+    if len(fit.draws):
+        spread = _optimal_n({name: fit.draws[name].to_numpy() for name in fit.params}, compute / flops_per_nd)
+        table["n_lower"], table["n_upper"] = np.percentile(spread, [2.5, 97.5], axis=0)
+        table["d_lower"], table["d_upper"] = np.percentile(compute / flops_per_nd / spread, [2.5, 97.5], axis=0)
+    a = fit.params["beta"] / (fit.params["alpha"] + fit.params["beta"])
+    return Allocation(table, a, 1.0 - a)
+
+
+def _optimal_n(params: dict[str, Array], nd: Array) -> Array:
+    """N of least loss for each product N*D: (draws, computes)."""
+    total = params["alpha"] + params["beta"]
+    log_g = np.log(params["alpha"] * params["A"] / (params["beta"] * params["B"])) / total
+    return np.exp(log_g[:, None] + (params["beta"] / total)[:, None] * np.log(nd))
+
+
+def fitted_frontier(fit: Fit, runs: pd.DataFrame, flops: Array, interval: float = 0.95) -> pd.DataFrame | None:
+    """The fitted law as a line over compute: flops, predicted, lower, upper; None where the law cannot give one.
+
+    A law in flops alone is that line. For Chinchilla it is the lowest loss over model sizes between the smallest and
+    the largest of `runs`, each trained for the tokens its measured FLOPs per token leave; no 6ND, no unseen size.
+    """
+    if fit.law.columns == ("flops",):
+        table = pd.DataFrame({"flops": flops})
+        return table.join(fit.predict(table, interval))
+    if not isinstance(fit.law, Chinchilla) or not {fit.law.n, fit.law.d, "flops"} <= set(runs.columns):
+        return None
+    good = runs[finished(runs)].dropna(subset=[fit.law.n, fit.law.d, "flops"]).astype({fit.law.n: float})
+    if not len(good):
+        return None
+    per_token = (good["flops"] / good[fit.law.d]).groupby(good[fit.law.n]).median()
+    sizes = np.geomspace(per_token.index.min(), per_token.index.max(), 200)
+    cost = np.exp(np.interp(np.log(sizes), np.log(per_token.index), np.log(per_token.to_numpy(dtype=float))))
+    tokens = flops[:, None] / cost
+    grid = {fit.law.n: np.broadcast_to(sizes, tokens.shape).ravel(), fit.law.d: tokens.ravel()}
+    best = fit.law.predict(fit.params, grid).reshape(tokens.shape).argmin(axis=1)
+    rows = np.arange(len(flops))
+    chosen = pd.DataFrame({"flops": flops, fit.law.n: sizes[best], fit.law.d: tokens[rows, best]})
+    return chosen.join(fit.predict(chosen, interval))

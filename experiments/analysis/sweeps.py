@@ -1,0 +1,111 @@
+"""The figures of one- and two-factor sweeps: loss against a factor, learning-rate basins, heat maps."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from experiments.analysis.axes import (
+    ALARM,
+    counts,
+    entropy_line,
+    finish,
+    human,
+    label,
+    mark_diverged,
+    new_figure,
+    palette,
+    results_of,
+    values_axis,
+)
+from experiments.analysis.columns import column, diverged
+
+
+def loss_vs(runs: pd.DataFrame, x: str, hue: str | None = None, y: str = "val_loss") -> Figure:
+    """Final loss against one factor: a dot per run, a line through the means over seeds, bars their deviation."""
+    return _factor_figure(runs, x, hue, y, "loss_vs", mark_best=False)
+
+
+def lr_basin(runs: pd.DataFrame, x: str = "learning_rate", hue: str | None = None, y: str = "val_loss") -> Figure:
+    """Loss against learning rate (log 2), one line per `hue` value, the best rate of each marked with a star."""
+    return _factor_figure(runs, x, hue, y, "lr_basin", mark_best=True)
+
+
+def _factor_figure(runs: pd.DataFrame, x: str, hue: str | None, y: str, name: str, mark_best: bool) -> Figure:
+    x, good = column(runs, x, name), results_of(runs, y, name)
+    y = column(runs, y, name)
+    by = f", by {hue.rpartition('.')[2]}" if hue else ""
+    figure, axes = new_figure(f"{label(y).partition(' (')[0].capitalize()} against {label(x).partition(' (')[0]}{by}")
+    colours = palette(runs, hue)
+    groups = good.groupby(colours.name, sort=True) if colours.name is not None else [(None, good)]
+    for value, part in groups:
+        _mean_line(axes, part, x, y, colours.colour(value), mark_best)
+    handles = [*colours.handles(), *entropy_line(axes, runs, y), *mark_diverged(axes, runs, x)]
+    if pd.api.types.is_numeric_dtype(runs[x]):
+        values_axis(axes, runs[x].dropna())
+    axes.set(xlabel=label(x), ylabel=label(y))
+    colours.bar(figure, axes)
+    repeats = good.groupby([x, *([colours.name] if colours.name is not None else [])])[y].count()
+    note = counts(runs) + (
+        "; line: mean, bar: sd over the runs of a point" if repeats.max() > 1 else "; one run per point"
+    )
+    return finish(figure, axes, note + ("; star: best" if mark_best else ""), handles)
+
+
+def _mean_line(axes: Axes, part: pd.DataFrame, x: str, y: str, colour: object, mark_best: bool) -> None:
+    """Means with sd bars, every run as a faint dot behind them, and a star on the lowest mean when asked."""
+    stats = part.groupby(x)[y].agg(["mean", "std", "count"]).sort_index()
+    if (stats["count"] > 1).any():
+        axes.plot(part[x], part[y], "o", color=colour, ms=3.5, alpha=0.4, zorder=2)
+    means, spread = stats["mean"], stats["std"].fillna(0.0)
+    axes.errorbar(stats.index, means, yerr=spread, fmt="o-", color=colour, ms=5.5, lw=1.5, capsize=3, zorder=3)
+    if mark_best:
+        best = means[means == means.min()]
+        axes.plot(best.index, best, "*", color=colour, mec="black", ms=15, zorder=5)
+
+
+def loss_heatmap(runs: pd.DataFrame, x: str, rows: str, y: str = "val_loss") -> Figure:
+    """Mean final loss for each pair of two factors; the best framed, diverged ones crossed, untried blank."""
+    x, rows = column(runs, x, "loss_heatmap"), column(runs, rows, "loss_heatmap")
+    good = results_of(runs, y, "loss_heatmap")
+    y = column(runs, y, "loss_heatmap")
+    columns, lines = (sorted(runs[name].dropna().unique().tolist()) for name in (x, rows))
+    means = good.pivot_table(index=rows, columns=x, values=y, aggfunc="mean").reindex(index=lines, columns=columns)
+    names = [label(name).partition(" (")[0] for name in (y, x, rows)]
+    title = f"{names[0].capitalize()} over {names[1]} and {names[2]}"
+    figure, axes = new_figure(title, 1.1 * len(columns) + 3, 0.8 * len(lines) + 2)
+    axes.grid(False)
+    image = axes.imshow(means.to_numpy(dtype=float), cmap="viridis_r", origin="lower", aspect="auto")
+    figure.colorbar(image, ax=axes, label=label(y), pad=0.02)
+    _cell_texts(axes, means)
+    lost = runs[diverged(runs)]
+    for _, run in lost.iterrows():
+        _cross(axes, columns.index(run[x]), lines.index(run[rows]))
+    axes.set_xticks(range(len(columns)), [_tick(value) for value in columns])
+    axes.set_yticks(range(len(lines)), [_tick(value) for value in lines])
+    axes.set(xlabel=label(x), ylabel=label(rows))
+    note = counts(runs) + "; framed: lowest loss" + ("; cross: a run diverged" if len(lost) else "")
+    return finish(figure, axes, note, [])
+
+
+def _tick(value: object) -> str:
+    return human(value) if isinstance(value, int | float) else str(value)
+
+
+def _cell_texts(axes: Axes, means: pd.DataFrame) -> None:
+    """The number in every cell, light on dark and dark on light, and a frame around the lowest."""
+    values = means.to_numpy(dtype=float)
+    low, high = np.nanmin(values), np.nanmax(values)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = value > low + 0.45 * (high - low)
+            axes.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
+    i, j = np.unravel_index(int(np.nanargmin(values)), values.shape)
+    axes.add_patch(Rectangle((float(j) - 0.5, float(i) - 0.5), 1, 1, fill=False, ec=ALARM, lw=2.5, zorder=5))
+
+
+def _cross(axes: Axes, j: int, i: int) -> None:
+    """A cross through one cell."""
+    for ends in ((-0.35, 0.35), (0.35, -0.35)):
+        axes.plot([j - 0.35, j + 0.35], [i + ends[0], i + ends[1]], color=ALARM, lw=2)

@@ -1,0 +1,168 @@
+"""Every figure: drawn without pyplot, titled, labelled with units, counted, and the same bytes twice."""
+
+import re
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.analysis import plots, sweeps
+from experiments.analysis.figures import FIGURES, Material, chosen_figures, draw_all, inline_svg, png_bytes, svg_text
+from experiments.analysis.fit import fit
+from experiments.analysis.holdout import holdout
+from experiments.analysis.spec import FigureSpec, check_report_spec
+from nanogpt.config import UserError
+from tests.analysis.tables import planted_curves, planted_runs, with_diverged
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def material() -> Material:
+    """35 runs in a 7 x 5 grid, one of them diverged, with curves, a fit and a holdout."""
+    runs = with_diverged(planted_runs(), 17)
+    law = {"bootstrap": 30}
+    return Material(
+        runs, planted_curves(runs), fit("chinchilla", runs, **law), holdout("chinchilla", runs, largest=5, **law)
+    )
+
+
+def drawn(name: str, material: Material) -> Figure:
+    """One figure of the registry on the 7 x 5 grid."""
+    spec = FigureSpec.model_validate(
+        {"figure": name, "x": "n_embd", "rows": "tokens"} | ({"x": "tokens"} if name == "lr_basin" else {})
+    )
+    return FIGURES[name].draw(material, spec)
+
+
+def texts(figure: Figure) -> str:
+    """Every word on the figure."""
+    return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_titled_labelled_and_not_empty(name: str, material: Material) -> None:
+    figure = drawn(name, material)
+    axes: Axes = figure.axes[0]
+    assert len(axes.get_title(loc="left")) > 15
+    assert axes.get_xlabel()
+    assert axes.get_ylabel()
+    assert axes.lines or axes.images
+    assert re.search(r"\d+ (fitted )?runs|one point per run", figure._supxlabel.get_text())
+    image = matplotlib.image.imread(__import__("io").BytesIO(png_bytes(figure)))
+    assert image.shape[1] > 600
+    assert (image[..., :3].min(axis=2) < 0.9).mean() > 0.01, "the figure is blank"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_same_bytes_twice_and_no_date(name: str, material: Material) -> None:
+    one, two = (drawn(name, material) for _ in range(2))
+    assert png_bytes(one) == png_bytes(two)
+    assert svg_text(one, name) == svg_text(two, name)
+    assert "dc:date" not in svg_text(one, name)
+
+
+def test_pyplot_is_left_alone(material: Material) -> None:
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    drawn("loss_vs_compute", material)
+    assert plt.get_fignums() == before
+
+
+def test_ticks_are_plain_numbers(material: Material) -> None:
+    for name in FIGURES:
+        figure = drawn(name, material)
+        figure.canvas.draw()
+        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+            labels = [text.get_text() for text in axis.get_ticklabels(which="both") if text.get_text()]
+            assert len(labels) >= 3, name
+            assert not any("times" in label or "^{0}" in label for label in labels), (name, labels)
+
+
+def test_loss_vs_compute_shows_everything_a_reader_needs(material: Material) -> None:
+    figure = drawn("loss_vs_compute", material)
+    words = texts(figure)
+    for part in ("lowest loss reached", "fitted law", "true entropy of the data, 1.943", "held out, not fitted (5)",
+                 "beyond the fitted runs", "diverged (1)", "34 runs, 1 seed (1); 1 diverged"):  # fmt: skip
+        assert part in words, part
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert len(hollow) == 5
+
+
+def test_diverged_runs_stand_at_the_top_edge(material: Material) -> None:
+    axes = drawn("loss_vs_compute", material).axes[0]
+    (cross,) = [line for line in axes.lines if line.get_marker() == "X"]
+    assert cross.get_transform() == axes.get_xaxis_transform()
+    np.testing.assert_array_equal(cross.get_ydata(), [1.0])
+    assert not cross.get_clip_on()
+
+
+def test_heatmap_frames_the_best_cell_and_crosses_the_diverged_one(material: Material) -> None:
+    axes = sweeps.loss_heatmap(material.runs, "n_embd", "tokens").axes[0]
+    frame = axes.patches[-1]
+    assert (frame.get_x(), frame.get_y()) == (5.5, 3.5), "the widest model with most tokens is best"
+    assert len(axes.lines) == 2
+    assert np.mean(axes.lines[0].get_xdata()) == pytest.approx(3.0)
+    assert np.isnan(axes.images[0].get_array().filled(np.nan)).sum() == 1
+
+
+def test_loss_vs_draws_means_over_seeds() -> None:
+    runs = planted_runs(noise=0.01, seeds=3)
+    runs = runs[runs["tokens"] == 2**22]
+    axes = sweeps.loss_vs(runs, "n_embd").axes[0]
+    (line,) = [container.lines[0] for container in axes.containers]
+    np.testing.assert_allclose(line.get_ydata(), runs.groupby("model.n_embd")["val_loss"].mean())
+
+
+def test_lr_basin_stars_the_minimum_of_each_line() -> None:
+    rates = [1e-3, 2e-3, 4e-3, 8e-3]
+    rows = [
+        {"id": f"{w}-{i}", "status": "completed", "seed": 1, "optimizer.learning_rate": rate, "model.n_embd": w,
+         "val_loss": 2 + (i - best) ** 2 * 0.1}
+        for w, best in ((16, 2), (32, 1)) for i, rate in enumerate(rates)
+    ]  # fmt: skip
+    axes = sweeps.lr_basin(pd.DataFrame(rows), hue="n_embd").axes[0]
+    stars = {float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "*"}
+    assert stars == {4e-3, 2e-3}
+    assert axes.get_xscale() == "log"
+
+
+def test_curves_of_many_runs_get_a_colour_bar() -> None:
+    runs = planted_runs()
+    runs["model.n_embd"] = np.arange(1, len(runs) + 1)
+    figure = plots.training_curves(planted_curves(runs), "tokens", hue="n_embd")
+    assert len(figure.axes) == 2
+
+
+def test_what_cannot_be_drawn_keeps_its_place_with_the_reason() -> None:
+    runs = planted_runs().assign(status="failed", val_loss=np.nan)
+    figures = chosen_figures(
+        check_report_spec({"figures": ["loss_vs_compute", "loss_vs", "residuals"]}), Material(runs)
+    )
+    reasons = [figure.problem for figure in draw_all(figures, Material(runs))]
+    assert reasons == [
+        "loss_vs_compute: no finished run has a val_loss to draw",
+        "loss_vs: the report section names no x for it",
+        "residuals: no law was fitted",
+    ]
+
+
+def test_unknown_column_is_a_user_error(material: Material) -> None:
+    with pytest.raises(UserError, match="did you mean 'model.n_embd'"):
+        sweeps.loss_vs(material.runs, "n_emb")
+
+
+def test_inline_svg_prefixes_every_id_and_reference(material: Material) -> None:
+    svg = inline_svg(svg_text(drawn("loss_vs_compute", material), "a"), "figure-1", "title")
+    ids = re.findall(r'\bid="([^"]*)"', svg)
+    assert ids
+    assert len(ids) == len(set(ids))
+    assert all(name.startswith("figure-1-") for name in ids)
+    references = re.findall(r'href="#([^"]*)"', svg) + re.findall(r"url\(#([^)]*)\)", svg)
+    assert references
+    assert set(references) <= set(ids)
+    assert "http" not in svg

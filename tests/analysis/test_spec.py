@@ -1,0 +1,70 @@
+"""The fit: and report: sections: equal to the registries, light to import, and mistakes answered with the right name."""
+
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+
+from experiments.analysis.figures import FIGURES
+from experiments.analysis.fit import LOSSES
+from experiments.analysis.laws import LAWS
+from experiments.analysis.spec import FigureName, LawName, LossName, check_fit_spec, check_report_spec
+from nanogpt.config import UserError
+
+
+def test_names_equal_the_registries() -> None:
+    assert set(get_args(LawName)) == set(LAWS)
+    assert set(get_args(LossName)) == set(LOSSES)
+    assert set(get_args(FigureName)) == set(FIGURES)
+
+
+def test_importing_the_checks_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, experiments.analysis.spec, experiments.report\n"
+        "heavy = {'numpy', 'pandas', 'scipy', 'matplotlib', 'torch', 'jinja2'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"law": "chinchila"}, "study: fit.law: 'chinchila' is not known; did you mean 'chinchilla'?"),
+        ({"losss": "huber"}, "study: fit.losss: no such key; did you mean 'loss'?"),
+        ({"loss": "hubber"}, "did you mean 'huber'?"),
+        ({"delta": 0}, "study: fit.delta: input should be greater than 0, found 0"),
+        ({"holdout": {"fractoin": 0.3}}, "study: fit.holdout.fractoin: no such key; did you mean 'fraction'?"),
+        ({"holdout": {"by": "flops"}}, "study: fit.holdout: give exactly one of fraction, below, largest"),
+        ({"law": "chinchilla", "x": "flops"}, "study: fit: law chinchilla has no input 'x'"),
+        ({"where": "import os"}, "not an expression"),
+        ("chinchilla", "expected a mapping"),
+    ],
+)
+def test_fit_mistakes(spec: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_fit_spec(spec, "study: fit")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_report_figures_are_names_or_mappings() -> None:
+    spec = check_report_spec({"figures": ["loss_vs_compute", {"figure": "loss_vs", "x": "n_layer"}], "hue": "seed"})
+    assert spec.figures is not None
+    assert [figure.figure for figure in spec.figures] == ["loss_vs_compute", "loss_vs"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"figures": ["loss_vs_computee"]}, "did you mean 'loss_vs_compute'?"),
+        ({"figures": [{"figure": "loss_vs", "colour": "seed"}]}, "no such key"),
+        ({"figure": []}, "did you mean 'figures'?"),
+    ],
+)
+def test_report_mistakes(spec: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_report_spec(spec)
+    assert message in str(caught.value)
