@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nanogpt.record import read_history
 
@@ -19,7 +19,10 @@ class HistoryWriter:
     def write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
 

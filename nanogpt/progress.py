@@ -1,5 +1,6 @@
 """How far a run has come: the numbers that a checkpoint carries beside the tensors, and the whole state packed."""
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ class Progress:
     def note_evaluation(self, loss: float, stderr: float) -> bool:
         """Remember an evaluation; True when it is the lowest so far."""
         self.val_loss, self.val_loss_stderr = loss, stderr
-        if self.best_val_loss is None or loss < self.best_val_loss:
+        if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):
             self.best_val_loss, self.best_step = loss, self.step
             return True
         return False
@@ -48,33 +49,33 @@ class Progress:
 class Clock:
     """Adds this attempt's wall and CPU time to what earlier attempts used."""
 
-    before: Progress
+    progress: Progress
     wall_start: float = field(default_factory=time.perf_counter)
     cpu_start: float = field(default_factory=time.process_time)
     wall_before: float = field(init=False)
     cpu_before: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.wall_before, self.cpu_before = self.before.wall_seconds, self.before.cpu_seconds
+        self.wall_before, self.cpu_before = self.progress.wall_seconds, self.progress.cpu_seconds
 
     def update(self) -> None:
-        self.before.wall_seconds = self.wall_before + time.perf_counter() - self.wall_start
-        self.before.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_start
+        self.progress.wall_seconds = self.wall_before + time.perf_counter() - self.wall_start
+        self.progress.cpu_seconds = self.cpu_before + time.process_time() - self.cpu_start
 
 
 def pack(
     run_id: str,
-    threads: int,
-    progress: Progress,
+    clock: Clock,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> dict[str, Any]:
     """Everything the next step depends on. The data position and the schedule are functions of the step."""
+    clock.update()
     return {
         "id": run_id,
-        "threads": threads,
-        "progress": asdict(progress),
+        "threads": torch.get_num_threads(),
+        "progress": asdict(clock.progress),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),

@@ -22,12 +22,10 @@ from nanogpt.optim import build_optimizer, clip_gradients, lr_factor, set_learni
 from nanogpt.probes import Probes
 from nanogpt.progress import Clock, Progress, pack, unpack
 from nanogpt.record import attempt_folder
+from nanogpt.saving import Saver
 from nanogpt.stop import StopRequest, check_fence
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# A checkpoint is put off until this many times its own cost has passed, so that saving never rules the run.
-CHECKPOINT_COST_RATIO = 20
-
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -68,7 +66,7 @@ def train(
     a checkpoint that cannot be used.
     """
     home, settings = attempt_folder(folder, attempt), config.runtime
-    policy = settings.checkpoint
+    peak_lr = config.optimizer.learning_rate
     corpus = open_corpus(config.data, settings)
     stream = TrainStream(corpus, config.train.batch_size, config.model.block_size, config.seed)
     eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
@@ -90,91 +88,75 @@ def train(
         progress = unpack(loaded.state, model, optimizer, scaler)
         resumed_from = str(loaded.file.path)
         earlier = history_until(loaded.file.path.parent / "history.jsonl", progress.step)
-    history = HistoryWriter(home / "history.jsonl", earlier)
     clock = Clock(progress)
+    saver = Saver(
+        folder,
+        attempt,
+        settings.checkpoint,
+        fence,
+        progress,
+        lambda: pack(run_id, clock, model, optimizer, scaler),
+    )
     probes = Probes(model)
-    saved_at, save_cost, saved_step = time.perf_counter(), 0.0, progress.step
-
-    def save() -> None:
-        nonlocal saved_at, save_cost, saved_step
-        check_fence(fence)
-        started = time.perf_counter()
-        clock.update()
-        state = pack(run_id, torch.get_num_threads(), progress, model, optimizer, scaler)
-        checkpoint.save(folder, attempt, progress.step, state)
-        also = progress.best_step if policy.policy == "best" else None
-        checkpoint.prune(folder, attempt, checkpoint.KEPT, policy.every, also)
-        saved_at, saved_step = time.perf_counter(), progress.step
-        save_cost = saved_at - started
 
     def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
         clock.update()
-        history.close()
         failed_at = progress.step if status == "diverged" else None
         return Result(status, progress, eval_set.entropy, corpus.val_bytes_per_token, resumed_from, failed_at)
 
-    line_tokens, line_seconds = progress.tokens, progress.step_seconds
-    while progress.step < horizon:
-        if stop:
-            if policy.policy != "never" and saved_step != progress.step:
-                save()
-            return result("interrupted")
+    with HistoryWriter(home / "history.jsonl", earlier) as history:
+        line_tokens, line_seconds = progress.tokens, progress.step_seconds
+        while progress.step < horizon:
+            if stop:
+                saver.save()
+                return result("interrupted")
 
-        started = time.perf_counter()
-        factor = lr_factor(config.schedule, progress.step, horizon, config.optimizer.learning_rate)
-        set_learning_rate(optimizer, config.optimizer.learning_rate * factor)
-        probing = settings.probe_interval is not None and (progress.step + 1) % settings.probe_interval == 0
-        probes.enabled = probing
-        batch = stream.batch(progress.step)
-        loss = accumulate_gradients(forward, batch, config.micro_batch_size, scaler, autocast, device)
-        scaler.unscale_(optimizer)
-        grad_norm = clip_gradients(parameters, config.optimizer.grad_clip)
-        statistics = probes.collect() if probing else None
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        loss_value = loss.item()
-        progress.step += 1
-        progress.tokens += batch.x_BT.size
-        progress.step_seconds += time.perf_counter() - started
-        if not math.isfinite(loss_value):
-            history.write({"step": progress.step, "tokens": progress.tokens, "train_loss": loss_value})
-            return result("diverged")
-        progress.add_loss(loss_value)
+            started = time.perf_counter()
+            learning_rate = peak_lr * lr_factor(config.schedule, progress.step, horizon, peak_lr)
+            set_learning_rate(optimizer, learning_rate)
+            probes.enabled = bool(settings.probe_interval) and (progress.step + 1) % settings.probe_interval == 0
+            batch = stream.batch(progress.step)
+            loss = accumulate_gradients(forward, batch, config.micro_batch_size, scaler, autocast, device)
+            scaler.unscale_(optimizer)
+            grad_norm = clip_gradients(parameters, config.optimizer.grad_clip)
+            statistics = probes.collect()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            loss_value = loss.item()
+            progress.step += 1
+            progress.tokens += batch.x_BT.size
+            progress.step_seconds += time.perf_counter() - started
+            if not math.isfinite(loss_value):
+                history.write({"step": progress.step, "tokens": progress.tokens, "train_loss": loss_value})
+                return result("diverged")
+            progress.add_loss(loss_value)
 
-        last = progress.step == horizon
-        evaluating = last or (config.train.eval_interval and progress.step % config.train.eval_interval == 0)
-        if evaluating or probing or progress.step % settings.log_interval == 0:
-            line: dict[str, Any] = {
-                "step": progress.step,
-                "tokens": progress.tokens,
-                "flops": float(flops_per_token * progress.tokens),
-                "train_loss": progress.take_mean_loss(),
-                "learning_rate": config.optimizer.learning_rate * factor,
-                "grad_norm": float(grad_norm),
-                "tokens_per_second": (progress.tokens - line_tokens) / (progress.step_seconds - line_seconds),
-                "probes": statistics,
-            }
-            line_tokens, line_seconds = progress.tokens, progress.step_seconds
-            best = False
-            if evaluating:
-                evaluation = evaluate(model, eval_set, device, autocast)
-                line["val_loss"] = evaluation.loss
-                if not math.isfinite(evaluation.loss):
-                    history.write(line)
+            last, best = progress.step == horizon, False
+            evaluating = last or (config.train.eval_interval and progress.step % config.train.eval_interval == 0)
+            if evaluating or statistics or progress.step % settings.log_interval == 0:
+                line: dict[str, Any] = {
+                    "step": progress.step,
+                    "tokens": progress.tokens,
+                    "flops": float(flops_per_token * progress.tokens),
+                    "train_loss": progress.take_mean_loss(),
+                    "learning_rate": learning_rate,
+                    "grad_norm": float(grad_norm),
+                    "tokens_per_second": (progress.tokens - line_tokens) / (progress.step_seconds - line_seconds),
+                    "probes": statistics or None,
+                }
+                line_tokens, line_seconds = progress.tokens, progress.step_seconds
+                if evaluating:
+                    evaluation = evaluate(model, eval_set, device, autocast)
+                    line["val_loss"] = evaluation.loss
+                    best = progress.note_evaluation(evaluation.loss, evaluation.stderr)
+                history.write(line)
+                say(line)
+                if evaluating and not math.isfinite(evaluation.loss):
                     return result("diverged")
-                best = progress.note_evaluation(evaluation.loss, evaluation.stderr)
-            history.write(line)
-            say(line)
-            if best and policy.policy == "best":
-                save()
-        if policy.policy != "never" and saved_step != progress.step:
-            waited = time.perf_counter() - saved_at
-            due = waited >= max(policy.interval_seconds, CHECKPOINT_COST_RATIO * save_cost)
-            if last or due or (policy.every and progress.step % policy.every == 0):
-                save()
-    check_fence(fence)
-    return result("completed")
+            saver.after_step(last, best)
+        check_fence(fence)
+        return result("completed")
 
 
 def accumulate_gradients(

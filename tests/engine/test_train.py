@@ -19,6 +19,7 @@ from nanogpt.__main__ import main
 from nanogpt.config import Config
 from nanogpt.configfile import dump_yaml
 from nanogpt.describe import describe
+from nanogpt.hardware import enable_fast_float32_matmul
 from nanogpt.record import attempt_folder, read_history, read_record
 from nanogpt.runfolder import next_attempt, write_folder
 from nanogpt.stop import StopRequest, SupersededError
@@ -38,6 +39,7 @@ def run(config: Config, folder: Path, stop_at: int | None = None, fence: Path | 
             stop.ask("test")
 
     torch.set_num_threads(1)
+    enable_fast_float32_matmul()  # as the command line does: runs compared here may come from either
     return train(
         description.config,
         description.id,
@@ -211,7 +213,8 @@ def test_best_is_a_true_minimum(tiny: Make, tmp_path: Path) -> None:
         runtime={"checkpoint": "best"},
     )
     run(config, tmp_path / "run")
-    evaluations = {line["step"]: line["val_loss"] for line in read_history(attempt_folder(tmp_path / "run", 1) / "history.jsonl") if "val_loss" in line}  # fmt: skip
+    history = read_history(attempt_folder(tmp_path / "run", 1) / "history.jsonl")
+    evaluations = {line["step"]: line["val_loss"] for line in history if "val_loss" in line}
     best_step = min(evaluations, key=lambda step: evaluations[step])
     state = final_state(tmp_path / "run")
     assert state["progress"]["best_step"] == best_step < 400

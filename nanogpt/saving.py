@@ -1,0 +1,59 @@
+"""When a run saves itself: by time, at multiples of a step, at its best and at its end, and never too often."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanogpt import checkpoint
+from nanogpt.config.runtime import Checkpoint
+from nanogpt.progress import Progress
+from nanogpt.stop import check_fence
+
+# A checkpoint is put off until this many times its own cost has passed, so that saving never rules the run.
+COST_RATIO = 20
+
+
+@dataclass
+class Saver:
+    """Writes an attempt's checkpoints by its policy. `state` packs what is to be saved, at the moment of saving."""
+
+    folder: Path
+    attempt: int
+    policy: Checkpoint
+    fence: Path | None
+    progress: Progress
+    state: Callable[[], dict[str, Any]]
+    saved_step: int = field(init=False)
+    saved_at: float = field(init=False)
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.saved_step, self.saved_at = self.progress.step, time.perf_counter()
+
+    def after_step(self, last: bool, best: bool) -> None:
+        """Save if the policy wants a checkpoint at the step just done."""
+        every = self.policy.every
+        wanted = last or self._is_due() or (every is not None and self.progress.step % every == 0)
+        if wanted or (best and self.policy.policy == "best"):
+            self.save()
+
+    def _is_due(self) -> bool:
+        waited = time.perf_counter() - self.saved_at
+        return waited >= max(self.policy.interval_seconds, COST_RATIO * self.cost)
+
+    def save(self) -> None:
+        """Save now, unless this step is saved already or the policy is never.
+
+        Raises SupersededError when another attempt owns the run by now.
+        """
+        if self.policy.policy == "never" or self.saved_step == self.progress.step:
+            return
+        check_fence(self.fence)
+        started = time.perf_counter()
+        checkpoint.save(self.folder, self.attempt, self.progress.step, self.state())
+        also = self.progress.best_step if self.policy.policy == "best" else None
+        checkpoint.prune(self.folder, self.attempt, checkpoint.KEPT, self.policy.every, also)
+        self.saved_step, self.saved_at = self.progress.step, time.perf_counter()
+        self.cost = self.saved_at - started
