@@ -97,7 +97,7 @@ class _Axes:
     is_whole: Callable[[str], bool]
 
     def grid(self, key: str, values: Any) -> list[Point]:
-        return self.points(("grid", key), {key: self.values(key, values, self.place("grid", key))})
+        return self.points(("grid",), {key: self.values(key, values, self.place("grid", key))})
 
     def zipped(self, index: int, group: Axes) -> list[Point]:
         # `zip:` may be one mapping or a list of them; the line is found either way.

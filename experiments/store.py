@@ -24,7 +24,7 @@ FINISHED = PUBLISHED
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of one run, the attempt that tells it, and a detail: a failed run's error, or a running one's host."""
+    """The state of one run, the attempt that tells it, and a failed run's error or a running one's host."""
 
     status: str
     generation: int = 0
