@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
+from nanogpt.record import attempt_folder
+
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 RECORD_NAME = "metrics.json"
@@ -153,10 +155,15 @@ class Claimant:
         if top and not self._may_follow(folder, top):
             return None
         lease = Lease(folder, top + 1)
-        # The record may have been published between the first look and the link: then there is nothing to train.
-        if not _create(lease, self.holder) or _is_published(folder):
+        if not _create(lease, self.holder):
             return None
-        return lease
+        # A person may have trained here by hand, which takes an attempt's number without a lease.
+        while attempt_folder(folder, lease.generation).exists():
+            lease = Lease(folder, lease.generation + 1)
+            if not _create(lease, self.holder):
+                return None
+        # The record may have been published between the first look and the link: then there is nothing to train.
+        return None if _is_published(folder) else lease
 
     def _may_follow(self, folder: Path, top: int) -> bool:
         if is_released(folder, top):
