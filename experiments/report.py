@@ -65,7 +65,7 @@ def analyse(meta: StudyMeta, runs: "pd.DataFrame") -> "Analysis":
     from experiments.analysis.findings import analyse_table
 
     spec = check_fit_spec(meta.fit, f"{meta.name}: fit") if meta.fit is not None else None
-    return analyse_table(spec, runs, check_report_spec(meta.report, f"{meta.name}: report").y)
+    return analyse_table(spec, runs.infer_objects(), check_report_spec(meta.report, f"{meta.name}: report").y)
 
 
 def print_analysis(analysis: "Analysis") -> str:
@@ -84,11 +84,12 @@ def write_report(
 ) -> ReportPaths:
     """Write report.html, report.md, table.csv and figures/ into `folder`; returns where they are.
 
-    `runs`: a row per run, failed and diverged ones too. `curves`: long table of id, step, tokens, flops, losses, factors.
+    `runs`: a row per run, failed and diverged too. `curves`: long table of id, step, tokens, flops, losses, factors.
     Raises UserError on a bad `report:` section or a folder that cannot be written.
     """
     from experiments.analysis.figures import Material, chosen_figures, draw_all
 
+    runs = runs.infer_objects()  # a table of records with gaps comes as objects, and numbers must be drawn as numbers
     analysis = analysis if analysis is not None else analyse(meta, runs)
     material = Material(runs, curves, analysis.fit, analysis.holdout)
     spec = check_report_spec(meta.report, f"{meta.name}: report")
@@ -275,6 +276,8 @@ def _states(runs: "pd.DataFrame") -> str:
 
 def _cost(runs: "pd.DataFrame") -> list[tuple[str, str]]:
     """What the study took, summed over the runs that recorded it."""
+    import pandas as pd
+
     units = {
         "wall_seconds": ("wall time, summed over runs", _duration),
         "cpu_seconds": ("CPU time", _duration),
@@ -283,7 +286,7 @@ def _cost(runs: "pd.DataFrame") -> list[tuple[str, str]]:
     totals = []
     for name, (words, say) in units.items():
         if name in runs.columns and runs[name].notna().any():
-            totals.append((words, say(float(runs[name].sum()))))
+            totals.append((words, say(float(pd.to_numeric(runs[name], errors="coerce").sum()))))
     return totals
 
 

@@ -47,9 +47,9 @@ def label(name: str) -> str:
 
 
 def human(value: float) -> str:
-    """5900 -> 5.9k, 4.2e6 -> 4.2M; small and huge numbers in plain or scientific form."""
+    """5900 -> 5.9k, 4.2e6 -> 4.2M, up to 1e11; small and huge numbers in plain or scientific form."""
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size <= abs(value) < 1e12:
+        if size <= abs(value) < 1e11:
             return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}".replace("e+", "e")
 

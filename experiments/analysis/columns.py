@@ -16,7 +16,8 @@ def column(table: pd.DataFrame, name: str, place: str = "table") -> str:
         return leaves[0]
     if leaves:
         raise UserError(f"{place}: column {name!r} is ambiguous: {', '.join(leaves)}")
-    raise UserError(f"{place}: no column {name!r}{did_you_mean(name, [str(c) for c in table.columns])}")
+    known = dict.fromkeys([*map(str, table.columns), *(str(c).rpartition(".")[2] for c in table.columns)])
+    raise UserError(f"{place}: no column {name!r}{did_you_mean(name, known)}")
 
 
 def finished(table: pd.DataFrame) -> "pd.Series[bool]":

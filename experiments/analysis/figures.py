@@ -107,23 +107,20 @@ FIGURES: dict[str, Kind] = {
     "training_curves": Kind(_training_curves, "Loss at each evaluation while training, one line per run."),
     "predicted_vs_measured": Kind(
         _predicted_vs_measured,
-        "Held-out runs: what the law fitted to the smaller runs says of them, against what they measured. Bars are 95 % "
-        "intervals for one new run ({held_draws} bootstrap refits and the residuals of the fit). Points on the dashed line "
-        "are predicted exactly.",
+        "Held-out runs: what the law fitted to the smaller runs says of them, against what they measured. Bars are "
+        "95 % intervals for one new run ({held_draws} bootstrap refits and the fit's residuals); points on the dashed "
+        "line are predicted exactly.",
     ),
     "residuals": Kind(
         _residuals,
         "What the law fitted to all runs leaves over. Scatter is noise; a bend or a fan says the law is wrong.",
     ),
-    "loss_vs": Kind(
-        _loss_vs,
-        "Final loss against one factor: means over the runs of a point, bars their standard deviation. " + SEEDS,
-    ),
+    "loss_vs": Kind(_loss_vs, "Final loss against one factor: means over the runs of a point, bars their sd. " + SEEDS),
     "loss_heatmap": Kind(
         _loss_heatmap, "Mean final loss over the runs of each cell. The lowest is framed, a cross marks divergence."
     ),
     "lr_basin": Kind(
-        _lr_basin, "Final loss against learning rate on a base-2 axis; stars mark the best rate of each line. " + SEEDS
+        _lr_basin, "Final loss against learning rate (base-2 axis); stars mark each line's best. " + SEEDS
     ),
 }
 

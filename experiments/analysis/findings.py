@@ -146,7 +146,7 @@ def _floor_claim(result: Fit, floor: float) -> Claim:
 
 
 def held_out_rows(held: Holdout) -> pd.DataFrame:
-    """The held-out table for people: run (label), the cut's column, measured, predicted, lower, upper, error, inside."""
+    """The held-out table for people: run, the cut's column, measured, predicted, lower, upper, error, inside."""
     name = "label" if "label" in held.table.columns else "id"
     kept = [name, held.by, "measured", "predicted", "lower", "upper", "error", "inside"]
     return held.table[kept].rename(columns={name: "run"})

@@ -72,11 +72,12 @@ def holdout(
     keep = finished(df) if where is None else finished(df) & select(df, where)
     if "excluded" in df.columns:
         keep &= df["excluded"].isna() | df["excluded"].astype(str).eq("")
-    cut = _cut(df.loc[keep, by].astype(float), fraction, below, largest)
-    above = df[keep & (df[by] >= cut)]
+    size = pd.to_numeric(df[by], errors="coerce")
+    cut = _cut(size[keep], fraction, below, largest)
+    above = df[keep & (size >= cut)]
     if not len(above):
-        raise UserError(f"holdout: no finished run has {by} >= {cut:g}; the largest is {df.loc[keep, by].max():g}")
-    small = fit(law, df[~(df[by] >= cut)], y=y, where=where, keep=(by,), **options)
+        raise UserError(f"holdout: no finished run has {by} >= {cut:g}; the largest is {size[keep].max():g}")
+    small = fit(law, df[~(size >= cut)], y=y, where=where, keep=(by,), **options)
     predicted = small.predict(above, interval)
     measured = above[column(above, y, "holdout")].astype(float)
     names = dict.fromkeys([*(["label"] if "label" in above.columns else []), *small.law.columns, by])

@@ -7,7 +7,7 @@ design tensor (solver.py) and a new law is one class that lists its terms, plus 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import numpy as np
@@ -176,7 +176,7 @@ def make_law(name: str, **columns: str | None) -> Law:
     if name not in LAWS:
         raise UserError(f"law: {name!r} is not a known law{did_you_mean(name, LAWS)}")
     chosen = {key: value for key, value in columns.items() if value is not None}
-    allowed = tuple(LAWS[name].__dataclass_fields__)
+    allowed = [field.name for field in fields(LAWS[name])]
     for key in chosen:
         if key not in allowed:
             raise UserError(f"law {name}: it has no input {key!r}; its inputs: {', '.join(allowed)}")

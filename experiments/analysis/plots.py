@@ -17,6 +17,7 @@ from experiments.analysis.axes import (
     counts,
     entropy_line,
     finish,
+    human,
     label,
     log_axis,
     mark_diverged,
@@ -184,23 +185,25 @@ def predicted_vs_measured(holdout: Holdout) -> Figure:
         table["measured"], table["predicted"], yerr=bars, fmt="o", mfc="white", mec="#31688e", mew=1.5,
         ecolor="#31688e", elinewidth=1.2, capsize=3, ms=7, label=f"held out ({len(table)} runs), 95 % interval",
     )  # fmt: skip
-    values = [
-        *fitted[holdout.fit.y],
-        *fitted["predicted"],
-        *table["measured"],
-        *table["predicted"],
-        *table["upper"].dropna(),
-    ]
-    low, high = min(values), max(values)
-    pad = (high / low) ** 0.05
-    axes.set(xlim=(low / pad, high * pad), ylim=(low / pad, high * pad))
+    low, high = _held_out_window(table)
+    axes.set(xlim=(low, high), ylim=(low, high))
     axes.axline((low, low), (high, high), color=INK, lw=1, ls="--", label="predicted = measured")
     log_axis(axes, "x")
     log_axis(axes, "y")
     what = label(holdout.fit.y)
     axes.set(xlabel=f"measured {what}", ylabel=f"predicted {what}", aspect="equal")
-    note = f"law fitted where {holdout.by} < {holdout.cut:.3g}; one point per run"
+    hidden = int((~fitted[holdout.fit.y].between(low, high)).sum())
+    note = f"law fitted where {holdout.by} < {human(holdout.cut)}; one point per run"
+    note += f"; {hidden} fitted runs lie outside the window" if hidden else ""
     return finish(figure, axes, note, loc="upper left")
+
+
+def _held_out_window(table: pd.DataFrame) -> tuple[float, float]:
+    """Limits around the held-out runs, with room above for the nearest fitted ones: all would dwarf the errors."""
+    values = np.log(table[["measured", "predicted", "lower", "upper"]].to_numpy(dtype=float))
+    low, high = np.nanmin(values), np.nanmax(values)
+    span = max(high - low, 0.01)
+    return float(np.exp(low - 0.3 * span)), float(np.exp(high + 0.8 * span))
 
 
 def residuals(fit: Fit, runs: pd.DataFrame, x: str = "flops", hue: str | None = "n_params") -> Figure:

@@ -7,7 +7,8 @@ from experiments.analysis.where import parse_where, select
 from nanogpt.config import UserError
 
 TABLE = pd.DataFrame({
-    "model.n_layer": [1, 2, 4, 8], "tokens": [10.0, 20.0, 30.0, 40.0], "status": ["completed", "failed", "completed", "completed"],
+    "model.n_layer": [1, 2, 4, 8], "tokens": [10.0, 20.0, 30.0, 40.0],
+    "status": ["completed", "failed", "completed", "completed"],
 })  # fmt: skip
 
 
