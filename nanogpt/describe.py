@@ -216,7 +216,7 @@ def estimate_memory(config: Config) -> Memory:
     assert isinstance(config.model.vocab_size, int)
     n_params, half = model_facts(config.model).n_params, config.train.precision != "fp32"
     tokens = config.micro_batch_size * config.model.block_size
-    activations = _saved_bytes_per_sequence(config.model, _is_fused(config)) * config.micro_batch_size
+    activations = _saved_bytes(config.model, config.micro_batch_size, _is_fused(config))
     if half:
         activations = round(activations * HALF_PRECISION_SHARE)
     work = tokens * config.model.vocab_size * FLOAT_BYTES + (2 * n_params if half else 0)
@@ -232,8 +232,8 @@ def _is_fused(config: Config) -> bool:
 
 
 @cache
-def _saved_bytes_per_sequence(model: Model, fused: bool) -> int:
-    """float32 bytes kept for the backward pass of one sequence, by running the forward pass without numbers."""
+def _saved_bytes(model: Model, sequences: int, fused: bool) -> int:
+    """float32 bytes kept for the backward pass of a micro-batch, by running the forward pass without numbers."""
     import torch
 
     gpt = _shapes(model)
@@ -246,11 +246,11 @@ def _saved_bytes_per_sequence(model: Model, fused: bool) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    idx_BT = torch.zeros(1, model.block_size, dtype=torch.long, device="meta")
+    idx_BT = torch.zeros(sequences, model.block_size, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         gpt.loss(idx_BT, idx_BT)
     saved = sum(storage.nbytes() for storage in kept.values())
-    return saved - _score_bytes(model, len(gpt.trunk.plan)) if fused else saved
+    return saved - sequences * _score_bytes(model, len(gpt.trunk.plan)) if fused else saved
 
 
 def _score_bytes(model: Model, applications: int) -> int:

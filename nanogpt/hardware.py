@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "numpy", "pydantic", "pandas", "scipy")
 
-# Dense bf16 peak in FLOP/s, without sparsity, from the vendors' data sheets. The first name found in the device's name
-# counts, so a longer name stands before the one it contains.
+# Dense bf16 peak in FLOP/s, without sparsity, from the vendors' data sheets. A row holds for a device whose name has
+# all of its words; the first such row counts, so that "H100 PCIe" stands before "H100".
 PEAK_BF16_FLOPS: dict[str, float] = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
@@ -128,8 +128,11 @@ def peak_flops(device: "str | torch.device") -> float | None:
 
 
 def peak_flops_by_name(gpu_name: str) -> float | None:
-    """The same by the name a GPU reports, as in `NVIDIA H100 80GB HBM3`."""
-    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name.lower() in gpu_name.lower()), None)
+    """The same by the name a GPU reports, as in `NVIDIA H100 80GB HBM3`. Whole words only: an L40 is no L4."""
+    words = set(gpu_name.lower().replace("-", " ").split())
+    if "laptop" in words:  # the name of a desktop GPU, on slower silicon
+        return None
+    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if set(name.lower().split()) <= words), None)
 
 
 @dataclass(frozen=True)

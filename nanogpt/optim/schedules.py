@@ -25,7 +25,7 @@ def lr_factor(schedule: Schedule, step: int, horizon: int, peak_lr: float) -> fl
     if step >= end:
         return floor
     start = stable_steps(schedule, horizon) if isinstance(schedule, WSD) else schedule.warmup_iters
-    progress = max(0.0, (step - start) / (end - start))
+    progress = (step - start) / (end - start) if step > start else 0.0
     return floor + SHAPES[schedule.kind](progress) * (1.0 - floor)
 
 

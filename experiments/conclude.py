@@ -1,0 +1,57 @@
+"""The last stage of a study: from its results folder to the fit, the report and each run's loss.png."""
+
+from typing import TYPE_CHECKING
+
+from experiments.results import load, load_curves
+from experiments.store import StudyFolder
+from nanogpt.config import UserError
+
+if TYPE_CHECKING:
+    from experiments.report import StudyMeta
+
+
+def fit_text(folder: StudyFolder) -> str:
+    """The study's law fitted to its finished runs, as printed. Raises UserError when the study asks for no fit."""
+    from experiments.report import analyse, print_analysis
+
+    if folder.lock.fit is None:
+        raise UserError(f"{folder.path}: the study has no `fit:`, so there is nothing to fit")
+    return print_analysis(analyse(report_meta(folder), load(folder, details=True)))
+
+
+def write_report(folder: StudyFolder) -> str:
+    """Write report.html, report.md, table.csv, the figures and missing loss.png files; returns the text to print."""
+    from experiments.report import analyse, print_analysis
+    from experiments.report import write_report as write
+
+    table, meta = load(folder, details=True), report_meta(folder)
+    analysis = analyse(meta, table)
+    paths = write(folder.path, meta, table, load_curves(folder), analysis)
+    draw_losses(folder)
+    return f"{print_analysis(analysis).rstrip()}\nreport: {paths.html}"
+
+
+def report_meta(folder: StudyFolder) -> "StudyMeta":
+    """What the report says of the study beside its numbers, from the lock."""
+    from experiments.report import StudyMeta
+
+    lock = folder.lock
+    target = lock.source or str(folder.path)
+    return StudyMeta(
+        name=lock.name,
+        question=lock.question,
+        hypothesis=lock.hypothesis,
+        fit=lock.fit,
+        report=lock.report,
+        commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),
+        notes=tuple(lock.notes),
+    )
+
+
+def draw_losses(folder: StudyFolder) -> None:
+    """Draw loss.png for the finished runs that have none; workers leave it out, since matplotlib takes a second."""
+    from nanogpt.lossplot import draw_loss
+
+    for path in folder.folders().values():
+        if (path / "metrics.json").exists() and not (path / "loss.png").exists():
+            draw_loss(path)

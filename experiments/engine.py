@@ -1,0 +1,138 @@
+"""The one place that knows the engine's command line: describing configs, and training in a forked child.
+
+`NANOGPT_ENGINE` may name another module with the same command line (`MODULE describe --many`, `MODULE.main(argv)`);
+the tests of the orchestrator use one that trains nothing.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import UserError
+
+ENGINE_VARIABLE = "NANOGPT_ENGINE"
+COMPLETED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75  # exit statuses of `train`
+ROOT = Path(__file__).resolve().parent.parent
+
+_HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)  # those a worker has handlers for
+# libgomp's threads spin while they wait, and two runs side by side then slow each other down by 30 to 80 times.
+CALM_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def engine_name() -> str:
+    return os.environ.get(ENGINE_VARIABLE, "nanogpt")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child that must find these packages, from whatever folder or notebook we run."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def describe(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Resolve configs and measure their models in one child process (torch stays out of this one).
+
+    Returns one mapping per config, in order; where a config cannot be resolved it is {"error": "one line"}.
+    Raises UserError when the engine refuses, RuntimeError with its last words when it breaks.
+    """
+    if not configs:
+        return []
+    command = [sys.executable, "-m", engine_name(), "describe", "--many"]
+    # One thread: shapes are counted here, nothing is computed.
+    environment = {**child_environment(), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, input=json.dumps(list(configs)), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise UserError(last) if done.returncode == MISTAKE else RuntimeError(f"describing the runs failed: {last}")
+    return json.loads(done.stdout)
+
+
+def preload() -> None:
+    """Import torch and the trainer once, so that each forked run starts in milliseconds."""
+    os.environ.update({key: os.environ.get(key, value) for key, value in CALM_THREADS.items()})
+    for name in ("torch", "nanogpt.train") if engine_name() == "nanogpt" else (engine_name(),):
+        importlib.import_module(name)
+
+
+def train_arguments(folder: Path, generation: int, fence: Path, parent_fd: int | None) -> list[str]:
+    arguments = ["train", str(folder), "--attempt", str(generation), "--fence", str(fence)]
+    return arguments if parent_fd is None else [*arguments, "--parent_fd", str(parent_fd)]
+
+
+def train(arguments: list[str]) -> int:
+    """Train in this process; returns the engine's exit status. Only a forked child or a debugging person calls this."""
+    return _main()(arguments)
+
+
+def _main() -> Callable[[list[str]], int]:
+    if engine_name() != "nanogpt":
+        return importlib.import_module(engine_name()).main
+    from nanogpt.__main__ import main
+
+    return main
+
+
+def fork_training(arguments: list[str], log: Path, close: Sequence[int]) -> int:
+    """Fork a child that trains in a process group of its own, writing to `log`; returns its pid.
+
+    `close` are the descriptors the child must not hold: with the write end of its own parent pipe open, it would
+    never see that the parent is gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A signal that reached the child while it still had the worker's handlers would be lost: it waits instead.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_in_child(arguments, log, close))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
+def _in_child(arguments: list[str], log: Path, close: Sequence[int]) -> int:
+    """Everything a forked child does. Whatever happens it must end here, not in the code of the worker it came from."""
+    status = FAILED
+    try:
+        _leave_parent(log, close)
+        status = train(arguments)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else FAILED
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return status
+
+
+def _leave_parent(log: Path, close: Sequence[int]) -> None:
+    os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    for descriptor in close:
+        os.close(descriptor)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+def launch_script(label: str) -> str:
+    """The text of a run's launch.sh: trains the run again with nothing but its config.yaml."""
+    return f"""#!/bin/sh
+# Trains the run {label} (again), without the orchestrator: sh launch.sh [--key=value ...]
+PYTHONPATH="{ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
+export PYTHONPATH
+exec "${{PYTHON:-{sys.executable}}}" -m nanogpt train "$(dirname "$0")" "$@"
+"""

@@ -1,0 +1,75 @@
+"""The `inprocess` launcher: one run after another in this very process, for a debugger or a traceback on the screen."""
+
+import threading
+from pathlib import Path
+
+from experiments import engine, lease
+from experiments.attempt import Attempt, claim, may_train, settle
+from experiments.launchers.base import Job, available_cores
+from experiments.lease import Claimant, LeaseLost
+from experiments.store import StudyFolder
+
+
+class InProcess:
+    """Trains when started, and returns when nothing is left to do."""
+
+    def start(self, folder: Path, job: Job) -> "Finished":
+        study = StudyFolder(folder)
+        states = study.states()
+        claimant, failed = Claimant(), 0
+        for run in sorted(study.lock.runs, key=lambda run: -run.flops):
+            state = states[run.id]
+            retry = state.generation if job.retry_failed and state.status == "failed" else None
+            if may_train(study.folder(run), retry):
+                attempt = claim(study, run, claimant, available_cores())
+                ending = _train(attempt) if attempt is not None else ""
+                if ending == "interrupted":
+                    return Finished(engine.INTERRUPTED)
+                failed += ending == "failed"
+        return Finished(engine.FAILED if failed else engine.COMPLETED)
+
+
+def _train(attempt: Attempt) -> str:
+    attempt.folder.mkdir(parents=True, exist_ok=True)
+    done = threading.Event()
+    beats = threading.Thread(target=_beat_until, args=(done, attempt), daemon=True)
+    beats.start()
+    try:
+        status = engine.train(attempt.arguments(None))
+    except BaseException:
+        settle(attempt, engine.FAILED)
+        raise  # that is what this launcher is for: the error arrives where the debugger is
+    finally:
+        done.set()
+        beats.join()
+    return settle(attempt, status)
+
+
+def _beat_until(done: threading.Event, attempt: Attempt) -> None:
+    while not done.wait(lease.BEAT_SECONDS):
+        try:
+            lease.beat(attempt.lease)
+        except LeaseLost:
+            return
+
+
+class Finished:
+    """Workers that have already ended."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+
+    def poll(self) -> int | None:
+        return self._status
+
+    def wait(self, seconds: float) -> int | None:
+        return self._status
+
+    def stop(self) -> None:
+        """Nothing is left to stop."""
+
+    def kill(self) -> None:
+        """Nothing is left to kill."""
+
+    def last_words(self) -> list[str]:
+        return []

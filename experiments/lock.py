@@ -1,0 +1,226 @@
+"""`study.lock.json`: what a study's runs are, resolved once: ids, factors, configs, steps, tokens, FLOPs, sizes."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from experiments import engine
+from experiments.study import RunSpec, Study
+from nanogpt.config import UserError, canonical_json
+from nanogpt.record import read_json, write_atomic
+
+SCHEMA_VERSION = 1
+LOCK_NAME = "study.lock.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LockedRun(_Frozen):
+    """One run, resolved. `asked` is the sha256 of the config before resolution: while it stays, so does the rest."""
+
+    id: str
+    label: str
+    factors: dict[str, Any]
+    asked: str
+    config: dict[str, Any]
+    steps: int
+    tokens: int
+    flops: float
+    flops_per_token: int
+    n_params: int
+    n_params_non_embedding: int
+    n_params_active: int
+    parameters: dict[str, int]
+    memory_bytes: int
+    checkpoint_bytes: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}.{self.id}"
+
+
+class DataFile(_Frozen):
+    """A file whose content entered an id. Size and time spare hashing gigabytes to see that nothing changed."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+class Lock(_Frozen):
+    """The study as it was locked; everything a later command on any machine needs to know about it."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    question: str
+    hypothesis: str
+    source: str
+    fit: dict[str, Any] | None
+    report: dict[str, Any]
+    overrides: dict[str, Any]
+    study_hash: str
+    files: dict[str, str]
+    data_files: dict[str, DataFile]
+    notes: list[str]
+    runs: list[LockedRun]
+
+
+class Drift(_Frozen):
+    """A run that was started under another id: the same factors, but a default, the base or the corpus has changed."""
+
+    old: LockedRun
+    new: LockedRun
+
+    def differences(self) -> dict[str, tuple[Any, Any]]:
+        """Dotted key -> (value then, value now)."""
+        then, now = _flat(self.old.config), _flat(self.new.config)
+        return {key: (then.get(key), now.get(key)) for key in sorted({*then, *now}) if then.get(key) != now.get(key)}
+
+
+def read_lock(folder: Path) -> Lock | None:
+    """The lock of a results folder, None when it has none. Raises UserError when it is damaged or too new."""
+    path = folder / LOCK_NAME
+    if not path.exists():
+        return None
+    data = read_json(path)
+    if isinstance(version := data.get("schema_version"), int) and version > SCHEMA_VERSION:
+        raise UserError(f"{path}: written by a newer version (schema {version}; this one reads up to {SCHEMA_VERSION})")
+    try:
+        return Lock.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise UserError(f"{path}: damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def write_lock(folder: Path, lock: Lock) -> None:
+    write_atomic(folder / LOCK_NAME, lock.model_dump_json(indent=1) + "\n")
+
+
+def holds(lock: Lock, study: Study) -> bool:
+    """Whether the lock still says what the study and the files it reads say."""
+    return lock.study_hash == study.hash and _data_unchanged(lock.data_files)
+
+
+def _data_unchanged(files: Mapping[str, DataFile]) -> bool:
+    for name, known in files.items():
+        try:
+            now = os.stat(name)
+        except OSError:
+            return False
+        if (now.st_size, now.st_mtime_ns) != (known.size, known.mtime_ns) and _digest(Path(name)) != known.sha256:
+            return False
+    return True
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def resolve(study: Study, old: Lock | None = None) -> Lock:
+    """Resolve every run of a study: what an earlier lock knows is kept, the rest is described by one child.
+
+    Raises UserError with the place of the first run that cannot be resolved.
+    """
+    specs = study.runs()
+    known: dict[str, LockedRun] = {}
+    if old is not None and _data_unchanged(old.data_files):
+        known = {run.asked: run for run in old.runs}
+    trees = [spec.config.model_dump(mode="json") for spec in specs]
+    asked = [sha256(canonical_json(tree).encode()).hexdigest() for tree in trees]
+    fresh = [index for index, digest in enumerate(asked) if digest not in known]
+    described = engine.describe([trees[index] for index in fresh])
+    data_files = dict(old.data_files) if old is not None and known else {}
+    for index, facts in zip(fresh, described, strict=True):
+        if "error" in facts:
+            raise UserError(_placed(specs[index], facts["error"]))
+        data_files |= _data_files(facts.pop("files", {}))
+        known[asked[index]] = _locked(specs[index], asked[index], facts)
+    runs = [
+        known[digest].model_copy(update={"label": spec.label, "factors": dict(spec.factors)})
+        for spec, digest in zip(specs, asked, strict=True)
+    ]
+    kept, notes = _without_repeats(runs)
+    return Lock(
+        name=study.name,
+        question=study.question,
+        hypothesis=study.hypothesis,
+        source=study.source,
+        fit=study.fit,
+        report=study.report,
+        overrides=study.overrides,
+        study_hash=study.hash,
+        files=study.files,
+        data_files=data_files,
+        notes=notes,
+        runs=kept,
+    )
+
+
+def _placed(spec: RunSpec, message: str) -> str:
+    return f"{spec.place}: {spec.label}: {message}"
+
+
+def _locked(spec: RunSpec, asked: str, facts: Mapping[str, Any]) -> LockedRun:
+    known = {key: value for key, value in facts.items() if key in LockedRun.model_fields}
+    return LockedRun.model_validate({**known, "asked": asked, "label": spec.label, "factors": dict(spec.factors)})
+
+
+def _data_files(digests: Mapping[str, str]) -> dict[str, DataFile]:
+    files = {}
+    for name, digest in digests.items():
+        path = Path(name).resolve()
+        now = path.stat()
+        files[str(path)] = DataFile(sha256=digest, size=now.st_size, mtime_ns=now.st_mtime_ns)
+    return files
+
+
+def _without_repeats(runs: Sequence[LockedRun]) -> tuple[list[LockedRun], list[str]]:
+    """Two points that resolve to one run are trained once, and the study says so."""
+    kept: dict[str, LockedRun] = {}
+    notes = []
+    for run in runs:
+        if run.id not in kept:
+            kept[run.id] = run
+            continue
+        first = kept[run.id]
+        differing = [key for key, value in run.factors.items() if first.factors.get(key) != value]
+        if differing and all(key.startswith("runtime.") for key in differing):
+            names = ", ".join(differing)
+            raise UserError(f"{run.label} and {first.label} are one run: {names} is not part of a run's identity")
+        notes.append(f"{run.label} is the same run as {first.label} once resolved; it is trained once")
+    return list(kept.values()), notes
+
+
+def drifts(old: Lock | None, new: Lock, started: Mapping[str, Path]) -> list[Drift]:
+    """The runs of the old lock that were started (have a folder) and now have the same factors but another id."""
+    if old is None:
+        return []
+    known = {run.id for run in new.runs}
+    before = {canonical_json(run.factors): run for run in old.runs if run.id in started and run.id not in known}
+    pairs = ((before.get(canonical_json(run.factors)), run) for run in new.runs)
+    return [Drift(old=then, new=run) for then, run in pairs if then is not None]
+
+
+def keep_drifted(lock: Lock, drifted: Sequence[Drift]) -> Lock:
+    """The lock with the old runs in the place of their drifted successors."""
+    old = {drift.new.id: drift.old for drift in drifted}
+    return lock.model_copy(update={"runs": [old.get(run.id, run) for run in lock.runs]})
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return dict(_leaves(tree, prefix))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,103 @@
+"""What `plan` shows before anything runs: how many runs, in which state, and what they will cost."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.lock import Drift, LockedRun
+from experiments.store import FINISHED, TO_DO, StudyFolder
+
+KEPT_CHECKPOINTS = 2
+SHOWN_DIFFERENCES = 8
+_SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of a study. FLOPs and tokens are of training; memory is of the runs that train at the same time."""
+
+    name: str
+    question: str
+    folder: Path
+    states: dict[str, int]
+    flops: float
+    flops_left: float
+    tokens: int
+    tokens_left: int
+    disk_bytes: int
+    memory_bytes: int
+    jobs: int
+    notes: list[str]
+
+    @property
+    def runs(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def to_do(self) -> int:
+        return sum(self.states.get(status, 0) for status in TO_DO)
+
+
+def make_plan(study: StudyFolder, jobs: int) -> Plan:
+    """Read the states of a study's runs and add up what is left."""
+    lock, states = study.lock, study.states()
+    left = [run for run in lock.runs if states[run.id].status not in FINISHED]
+    largest = sorted((run.memory_bytes for run in left), reverse=True)
+    return Plan(
+        name=lock.name,
+        question=lock.question,
+        folder=study.path,
+        states=dict(Counter(states[run.id].status for run in lock.runs)),
+        flops=sum(run.flops for run in lock.runs),
+        flops_left=sum(run.flops for run in left),
+        tokens=sum(run.tokens for run in lock.runs),
+        tokens_left=sum(run.tokens for run in left),
+        disk_bytes=sum(checkpoint_disk(run) for run in lock.runs),
+        memory_bytes=sum(largest[:jobs]),
+        jobs=jobs,
+        notes=lock.notes,
+    )
+
+
+def checkpoint_disk(run: LockedRun) -> int:
+    """Bytes of the checkpoints a finished run keeps."""
+    policy = run.config["runtime"]["checkpoint"]
+    extra = {"best": 1, "every_n": run.steps // (policy.get("every") or run.steps or 1)}.get(policy["policy"], 0)
+    return 0 if policy["policy"] == "never" else run.checkpoint_bytes * (KEPT_CHECKPOINTS + extra)
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan for people."""
+    states = ", ".join(f"{count} {status}" for status, count in sorted(plan.states.items()))
+    lines = [
+        f"{plan.name}: {plan.question}",
+        f"  runs         {plan.runs} ({states})",
+        f"  to train     {amount(plan.flops_left, 'FLOP')} of {amount(plan.flops, 'FLOP')}, "
+        f"{amount(plan.tokens_left, 'tokens')} of {amount(plan.tokens, 'tokens')}",
+        f"  at a time    {plan.jobs} runs, about {amount(plan.memory_bytes, 'B')} of memory",
+        f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
+        f"  results      {plan.folder}",
+    ]
+    return "\n".join([*lines, *(f"  note         {note}" for note in plan.notes)])
+
+
+def amount(value: float, unit: str) -> str:
+    """`1.2 TFLOP`, `65.5 ktokens`: three digits with an SI prefix."""
+    for factor, prefix in _SI:
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def drift_text(drifts: list[Drift]) -> str:
+    """Which runs drifted, and what changed, key by key."""
+    lines = []
+    for drift in drifts[:SHOWN_DIFFERENCES]:
+        lines.append(f"  {drift.new.label}: was {drift.old.id}, is now {drift.new.id}")
+        for key, (then, now) in list(drift.differences().items())[:SHOWN_DIFFERENCES]:
+            lines.append(f"    {key}: {then!r} -> {now!r}")
+        if not drift.differences():
+            lines.append("    the corpus's content changed")
+    if len(drifts) > SHOWN_DIFFERENCES:
+        lines.append(f"  ... and {len(drifts) - SHOWN_DIFFERENCES} more")
+    return "\n".join(lines)

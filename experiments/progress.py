@@ -1,0 +1,231 @@
+"""The progress of a study while it runs: seen in its files, shown live on a terminal and as plain lines elsewhere."""
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from experiments.lock import LockedRun
+from experiments.store import FINISHED, RunState, StudyFolder, read_record_if_there, state_of
+from nanogpt.record import Record, attempt_folder
+
+HEARTBEAT_SECONDS = 60.0
+TAIL_BYTES = 4096
+SETTLED = (*FINISHED, "failed")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A run that trains now, and how far it is."""
+
+    label: str
+    step: int
+    steps: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A run whose state has changed since the last look."""
+
+    run: LockedRun
+    state: RunState
+    record: Record | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study at one moment. `seconds_left` is the FLOPs left over the FLOP/s measured since this watch began."""
+
+    states: dict[str, int]
+    changes: list[Change]
+    running: list[Running]
+    flops_done: float
+    flops: float
+    seconds: float
+    seconds_left: float | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def finished(self) -> int:
+        return sum(self.states.get(status, 0) for status in FINISHED)
+
+
+@dataclass
+class Observer:
+    """Looks at a study's files again and again, and tells what has changed."""
+
+    study: StudyFolder
+    states: dict[str, RunState] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.states = self.study.states()
+        self._began = time.monotonic()
+        self._runs = {run.id: run for run in self.study.lock.runs}
+        self._flops_at_start = self._flops_done(self._look_at_running())
+
+    def look(self) -> Snapshot:
+        changes = self._changes()
+        running = self._look_at_running()
+        done, seconds = self._flops_done(running), time.monotonic() - self._began
+        total = sum(run.flops for run in self._runs.values())
+        gained = done - self._flops_at_start
+        left = (total - done - self._flops_lost()) / gained * seconds if gained > 0 else None
+        return Snapshot(
+            states=dict(Counter(state.status for state in self.states.values())),
+            changes=changes,
+            running=list(running.values()),
+            flops_done=done,
+            flops=total,
+            seconds=seconds,
+            seconds_left=left,
+        )
+
+    def _changes(self) -> list[Change]:
+        folders = self.study.folders()
+        changes = []
+        for id, before in self.states.items():
+            # What is published stays so: only the rest is looked at again.
+            if before.status in FINISHED or id not in folders:
+                continue
+            now = state_of(folders[id])
+            if now != before:
+                self.states[id] = now
+                record = read_record_if_there(folders[id] / "metrics.json")
+                changes.append(Change(self._runs[id], now, record))
+        return changes
+
+    def _look_at_running(self) -> dict[str, Running]:
+        running = {}
+        for id, state in self.states.items():
+            if state.status == "running":
+                run = self._runs[id]
+                line = last_line(attempt_folder(self.study.folder(run), state.generation) / "history.jsonl")
+                loss = line.get("val_loss") or line.get("train_loss")
+                running[id] = Running(run.label, int(line.get("step", 0)), run.steps, loss)
+        return running
+
+    def _flops_done(self, running: dict[str, Running]) -> float:
+        finished = (self._runs[id].flops for id, state in self.states.items() if state.status in FINISHED)
+        return sum(finished) + sum(self._runs[id].flops * now.step / max(now.steps, 1) for id, now in running.items())
+
+    def _flops_lost(self) -> float:
+        return sum(self._runs[id].flops for id, state in self.states.items() if state.status == "failed")
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a history that is being written; empty when there is none."""
+    import json
+
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
+        return json.loads(lines[-2])
+    except (OSError, IndexError, ValueError):
+        return {}
+
+
+class Progress(Protocol):
+    """Shows snapshots to a person."""
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the study as it is now."""
+
+    def close(self) -> None:
+        """Leave the screen as the next line of text needs it."""
+
+
+class Plain:
+    """One line per change of a run's state, and one a minute in between, so that a log never looks dead."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._last = time.monotonic()
+
+    def show(self, snapshot: Snapshot) -> None:
+        for change in snapshot.changes:
+            self._say(f"{_counter(snapshot)} {change_text(change)}")
+        if time.monotonic() - self._last >= HEARTBEAT_SECONDS:
+            self._say(f"{_counter(snapshot)} {summary_text(snapshot)}")
+
+    def close(self) -> None:
+        self._out.flush()
+
+    def _say(self, line: str) -> None:
+        self._last = time.monotonic()
+        print(f"{time.strftime('%H:%M:%S')} {line}", file=self._out, flush=True)
+
+
+class Live:
+    """A bar and the running runs, redrawn in place; finished runs scroll by above."""
+
+    def __init__(self) -> None:
+        from rich.live import Live as RichLive
+
+        self._live = RichLive(refresh_per_second=4)
+        self._live.start()
+
+    def show(self, snapshot: Snapshot) -> None:
+        for change in snapshot.changes:
+            if change.state.status != "running":
+                self._live.console.print(f"{_counter(snapshot)} {change_text(change)}", highlight=False, markup=False)
+        self._live.update(_panel(snapshot))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _panel(snapshot: Snapshot) -> Any:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_row(Text(summary_text(snapshot)), ProgressBar(snapshot.flops or 1, snapshot.flops_done, width=30))
+    for run in snapshot.running:
+        table.add_row(Text(f"  {running_text(run)}"), ProgressBar(run.steps or 1, run.step, width=30))
+    return table
+
+
+def _counter(snapshot: Snapshot) -> str:
+    return f"[{snapshot.finished}/{snapshot.total}]"
+
+
+def change_text(change: Change) -> str:
+    """`completed  n_layer=4  val_loss 2.345  in 12.3 s`."""
+    parts = [f"{change.state.status:<11} {change.run.label}"]
+    if change.record is not None and change.record.val_loss is not None:
+        parts.append(f"val_loss {change.record.val_loss:.4f}")
+    if change.record is not None:
+        parts.append(f"in {duration(change.record.wall_seconds)}")
+    return "  ".join([*parts, *filter(None, [change.state.detail if change.state.status == "failed" else ""])])
+
+
+def summary_text(snapshot: Snapshot) -> str:
+    states = ", ".join(f"{count} {status}" for status, count in sorted(snapshot.states.items()))
+    left = f"; about {duration(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
+    losses = "; ".join(running_text(run) for run in snapshot.running[:3])
+    return f"{states}{left}" + (f" | {losses}" if losses else "")
+
+
+def running_text(run: Running) -> str:
+    loss = f" loss {run.loss:.3f}" if run.loss is not None else ""
+    return f"{run.label} {run.step}/{run.steps}{loss}"
+
+
+def duration(seconds: float) -> str:
+    """`12.3 s`, `4 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def for_stream(out: TextIO) -> Progress:
+    return Live() if out.isatty() else Plain(out)

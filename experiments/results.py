@@ -1,0 +1,99 @@
+"""The table of a study: one tidy row per run, made from its lock and its records, never from a log or a name."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.lock import LockedRun
+from experiments.store import RunState, StudyFolder, read_record_if_there
+from experiments.study import Study
+from nanogpt.config import UserError
+from nanogpt.record import read_history
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS = Path("results")
+# Columns in this order first; the varied factors come after, under their dotted names.
+COLUMNS = (
+    "id", "label", "status", "seed", "n_params", "n_params_non_embedding", "n_params_active", "tokens", "flops",
+    "val_loss", "val_loss_stderr", "val_entropy", "val_excess_loss", "val_bits_per_byte", "best_val_loss", "best_step",
+    "train_loss", "diverged_at_step", "steps", "flops_per_token", "tokens_per_second", "mfu", "wall_seconds",
+    "cpu_seconds", "peak_memory_bytes", "attempts",
+)  # fmt: skip
+_FROM_LOCK = ("flops_per_token", "n_params", "n_params_non_embedding", "n_params_active")
+
+
+def study_folder(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> StudyFolder:
+    """The results folder that is meant: it may be given itself, or by its study or the study's file."""
+    if isinstance(study, StudyFolder):
+        return study
+    if isinstance(study, Study):
+        return StudyFolder(root / study.name)
+    path = Path(study)
+    if path.is_dir():
+        return StudyFolder(path)
+    return StudyFolder(root / Study.load(path).name)
+
+
+def load(
+    study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS, details: bool = False
+) -> "pd.DataFrame":
+    """One row per run of the study: identity, sizes, losses (nats per token), cost, the varied factors, and its folder.
+
+    A run without a result has its status and sizes, and missing values for the rest. `details` adds the objects
+    `environment` and `error`. Raises UserError naming the file when a record is damaged.
+    """
+    import pandas as pd
+
+    folder = study_folder(study, root)
+    states = folder.states()
+    rows = [_row(folder, run, states[run.id]) for run in folder.lock.runs]
+    factors = list(dict.fromkeys(name for run in folder.lock.runs for name in run.factors))
+    columns = [*COLUMNS, *(name for name in factors if name not in COLUMNS), "folder"]
+    return pd.DataFrame(rows, columns=[*columns, *(("environment", "error") if details else ())])
+
+
+def _row(study: StudyFolder, run: LockedRun, state: RunState) -> dict[str, Any]:
+    folder = study.folder(run)
+    record = read_record_if_there(folder / "metrics.json")
+    measured = record.model_dump() if record is not None else {key: getattr(run, key) for key in _FROM_LOCK}
+    plain = {key: value for key, value in measured.items() if key in COLUMNS}
+    known = {"id": run.id, "label": run.label, "status": state.status, "seed": run.config["seed"]}
+    objects = {"environment": measured.get("environment"), "error": {"message": state.detail} if state.detail else None}
+    return {**run.factors, **plain, **known, **objects, "folder": str(folder)}
+
+
+def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> "pd.DataFrame":
+    """The histories of all finished runs as one long table: a row per line, with the run's id, size and factors."""
+    import pandas as pd
+
+    folder = study_folder(study, root)
+    folder.folders()
+    rows: list[dict[str, Any]] = []
+    for run in folder.lock.runs:
+        for line in read_history(folder.folder(run) / "history.jsonl"):
+            plain = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
+            sizes = {"n_params": run.n_params, "n_params_non_embedding": run.n_params_non_embedding}
+            rows.append({"id": run.id, "label": run.label, **sizes, **run.factors, **plain})
+    columns = ["id", "label", "n_params", "n_params_non_embedding", "step", "tokens", "flops", "train_loss", "val_loss"]
+    table = pd.DataFrame(rows)
+    return table.reindex(columns=[*columns, *(name for name in table.columns if name not in columns)])
+
+
+def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
+    """The completed run with the lowest validation loss. Raises UserError when none has completed."""
+    done = table[(table["status"] == "completed") & table["val_loss"].notna()]
+    if done.empty:
+        raise UserError("no run has completed yet, so none is best")
+    return done.iloc[int(done["val_loss"].argmin())]
+
+
+def table_text(table: "pd.DataFrame") -> str:
+    """The columns a person compares first, and the best run by name."""
+    shown = ["label", "id", "status", "n_params_non_embedding", "tokens", "flops", "val_loss", "val_loss_stderr"]
+    with_numbers = table[shown].to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.5g}")
+    if not (table["status"] == "completed").any():
+        return f"{with_numbers}\nno run has completed yet"
+    best = best_row(table)
+    return f"{with_numbers}\nbest: {best['label']} ({best['id']}), val_loss {best['val_loss']:.4f}"

@@ -1,0 +1,234 @@
+"""Running a study: lock it, start workers, watch them, collect the table. From Python, `ExperimentRunner`."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from experiments.engine import INTERRUPTED, child_environment
+from experiments.launchers import Job, Workers, launcher_named
+from experiments.launchers.base import available_cores
+from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
+from experiments.planner import drift_text
+from experiments.progress import Observer, Plain, Progress
+from experiments.store import FINISHED, TO_DO, StudyFolder
+from experiments.study import Study
+from nanogpt.config import UserError
+from nanogpt.record import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOOK_SECONDS = 0.5
+STOP_SECONDS = 90.0
+Drifted = Literal["stop", "rerun", "keep"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study ready to run: its folder with the lock it will have, which is written when it is launched."""
+
+    study: StudyFolder
+    text: str | None
+    drifted: list[Drift]
+    is_new: bool
+
+
+def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
+    """Resolve a study for `folder`, from its lock where that still holds. Writes nothing.
+
+    Raises UserError for anything wrong in the study, and for drifted runs unless told what to do with them.
+    """
+    old = read_lock(folder)
+    if old is not None and holds(old, study):
+        return Prepared(StudyFolder(folder, old), study.text, [], False)
+    new = resolve(study, old)
+    found = drifts(old, new, StudyFolder(folder, new).folders())
+    if found and drifted == "keep":
+        new = keep_drifted(new, found)
+    return Prepared(StudyFolder(folder, new), study.text, found if drifted == "stop" else [], True)
+
+
+def locked(folder: Path) -> Prepared:
+    """The study of a results folder, as it was locked."""
+    study = StudyFolder(folder)
+    return Prepared(StudyFolder(folder, study.lock), None, [], False)
+
+
+def refuse_drift(prepared: Prepared) -> None:
+    """Raises UserError with the difference key by key when runs have drifted."""
+    if prepared.drifted:
+        count = f"{len(prepared.drifted)} run{'s' if len(prepared.drifted) > 1 else ''}"
+        raise UserError(
+            f"{prepared.study.path}: {count} drifted: same factors, but another id than when they were started; "
+            f"choose --rerun-drifted or --keep-drifted\n{drift_text(prepared.drifted)}"
+        )
+
+
+class StudyRun:
+    """A study at work: what `run_grid(wait=False)` returns. Runs end when this process does, and can go on later."""
+
+    def __init__(self, prepared: Prepared, launcher: str = "local", job: Job | None = None) -> None:
+        self.folder = prepared.study
+        self._prepared, self._launcher, self._job = prepared, launcher, job or Job()
+        self._workers: Workers | None = None
+        self.stopped = False
+
+    def start(self) -> "StudyRun":
+        """Write the lock and start workers, unless nothing is left to train.
+
+        Raises UserError when the folder cannot be written, the launcher is unknown, or runs have drifted.
+        """
+        refuse_drift(self._prepared)
+        launcher = launcher_named(self._launcher)
+        self._write_study()
+        if self.to_do():
+            self._observer = Observer(self.folder)
+            self._workers = launcher.start(self.folder.path, self._job)
+        return self
+
+    def _write_study(self) -> None:
+        prepared, path = self._prepared, self.folder.path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if prepared.text is not None and not _has_text(path / "study.yaml", prepared.text):
+                write_atomic(path / "study.yaml", prepared.text)
+            if prepared.is_new or not (path / LOCK_NAME).exists():
+                write_lock(path, self.folder.lock)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+    def to_do(self) -> int:
+        """How many runs workers would take up now."""
+        wanted = (*TO_DO, "running", *(("failed",) if self._job.retry_failed else ()))
+        states = self.status()
+        return sum(states.get(name, 0) for name in wanted)
+
+    def status(self) -> dict[str, int]:
+        """How many runs are in each state, read from the files."""
+        counts: dict[str, int] = {}
+        for state in self.folder.states().values():
+            counts[state.status] = counts.get(state.status, 0) + 1
+        return counts
+
+    @property
+    def is_working(self) -> bool:
+        return self._workers is not None and self._workers.poll() is None
+
+    def wait(self, progress: Progress | None = None) -> dict[str, int]:
+        """Until the workers end; returns the states. With `progress`, shows how it goes."""
+        if self._workers is None:
+            return self.status()
+        status = None
+        while status is None:
+            began = time.monotonic()
+            status = self._workers.wait(0)
+            if progress is not None:
+                progress.show(self._observer.look())
+            # Thousands of runs take a while to look at: most of the time should still be theirs.
+            status = self._workers.wait(max(LOOK_SECONDS, 5 * (time.monotonic() - began))) if status is None else status
+        if progress is not None:
+            progress.show(self._observer.look())
+        if status not in (0, 1, INTERRUPTED):
+            words = "\n  ".join(["", *self._workers.last_words()])
+            print(f"the worker ended with status {status}; its last words:{words}", file=sys.stderr)
+        return self.status()
+
+    def stop(self) -> None:
+        """Let the runs save a checkpoint and end, and wait for that."""
+        self.stopped = True
+        if self._workers is not None:
+            self._workers.stop()
+            self._workers.wait(STOP_SECONDS)
+
+    def kill(self) -> None:
+        """End at once; the runs stop by themselves when they notice."""
+        if self._workers is not None:
+            self._workers.kill()
+
+    def result(self) -> "pd.DataFrame":
+        """The table of the study's runs as it is now."""
+        from experiments.results import load
+
+        return load(self.folder)
+
+
+def _has_text(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+def write_report(folder: Path) -> int:
+    """Write the report in a child process, which prints the analysis: pandas and matplotlib stay out of this one."""
+    command = [sys.executable, "-m", "experiments", "report", str(folder)]
+    return subprocess.run(command, env=child_environment()).returncode
+
+
+def is_complete(states: Mapping[str, int]) -> bool:
+    return all(name in FINISHED for name, count in states.items() if count)
+
+
+class ExperimentRunner:
+    """Trains grids of models from Python, as in a notebook. Results lie in `<output_root>/<grid_name>/`."""
+
+    def __init__(
+        self, base_config_path: str | os.PathLike[str], output_root: str | os.PathLike[str] = "results"
+    ) -> None:
+        self.base_config_path = Path(base_config_path)
+        self.output_root = Path(output_root)
+        self._handles: list[StudyRun] = []
+
+    def run_grid(
+        self,
+        grid_name: str,
+        base_params: Mapping[str, Any] | None = None,
+        grid_params: Mapping[str, Any] | None = None,
+        seeds: Sequence[int] | int | None = None,
+        wait: bool = True,
+        jobs: int | None = None,
+        launcher: str = "local",
+        retry_failed: bool = False,
+        drifted: Drifted = "stop",
+    ) -> Any:
+        """Train every combination of `grid_params`, with `base_params` laid over the base config.
+
+        Keys are dotted (`model.n_layer`), unique leaf names (`n_layer`) or nanoGPT's flags (`use_rope`). Runs that are
+        finished already are not trained again. Returns the table of the grid's runs, or with `wait=False` a handle
+        with `status()`, `wait()`, `stop()` and `result()`. Raises UserError before anything starts if a run is invalid.
+        """
+        study = Study.from_grid(grid_name, self.base_config_path, base_params, grid_params, seeds)
+        prepared = prepare(study, self.output_root / grid_name, drifted)
+        run = StudyRun(prepared, launcher, Job(jobs, retry_failed)).start()
+        self._handles.append(run)
+        if not wait:
+            return run
+        try:
+            run.wait(Plain(sys.stdout))
+        except KeyboardInterrupt:
+            run.stop()
+            raise
+        return run.result()
+
+    def load_metrics(self, grid_name: str | None = None) -> "pd.DataFrame":
+        """The table of one grid, by its exact name, or of all grids with the column `study`.
+
+        A run belongs to a grid because the grid's lock lists it, not because of what its folder is called.
+        """
+        import pandas as pd
+
+        from experiments.results import load
+
+        if grid_name is not None:
+            return load(StudyFolder(self.output_root / grid_name))
+        folders = sorted(path.parent for path in self.output_root.glob(f"*/{LOCK_NAME}"))
+        if not folders:
+            raise UserError(f"{self.output_root}: no grid has been run here yet")
+        tables = [load(StudyFolder(folder)).assign(study=folder.name) for folder in folders]
+        return pd.concat(tables, ignore_index=True)
+
+
+def default_jobs(jobs: int | None) -> int:
+    return jobs or available_cores()

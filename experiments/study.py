@@ -1,0 +1,302 @@
+"""`Study` and `RunSpec`: a question, a base and a sweep, turned into validated configs before anything launches."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import nanogpt.config
+from experiments import grid
+from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
+from experiments.filters import Filter
+from experiments.grid import Point, Sweep
+from nanogpt.config import Config, UserError, canonical_json, did_you_mean
+from nanogpt.config.aliases import ALIASES
+from nanogpt.config.keys import known_paths
+from nanogpt.config.layers import Layers
+from nanogpt.configfile import (
+    YamlFile,
+    build_config,
+    dump_yaml,
+    find_base,
+    lay_overrides,
+    load_layers,
+    load_yaml,
+    parse_override,
+    resolve_key,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class StudyFile(BaseModel):
+    """The keys of a study's YAML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: Annotated[str, Field(min_length=1)] = Field(description="What the study wants to know.")
+    hypothesis: Annotated[str, Field(min_length=1)] = Field(description="What is expected, said before it runs.")
+    name: str | None = Field(None, description="Name of the results folder; default: the file's name.")
+    base: str | None = Field(None, description="Config file all runs start from, relative to this file.")
+    config: dict[str, Any] = Field({}, description="Settings of all runs, merged over the base.")
+    sweep: Sweep = Field(Sweep(), description="What varies from run to run.")
+    fit: dict[str, Any] | None = Field(None, description="The law to fit; see docs/laws.md.")
+    report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """One point of the sweep: a validated config that is not yet resolved, and what varies in it."""
+
+    config: Config
+    factors: Mapping[str, Any]
+    label: str
+    place: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A question, a hypothesis, a base config, a sweep, and the analysis that answers it.
+
+    `text` is the study as YAML, `files` the sha256 of every file that was read for it, and `hash` what must be equal
+    for an earlier lock to hold.
+    """
+
+    name: str
+    question: str
+    hypothesis: str
+    source: str
+    text: str
+    layers: Layers
+    sweep: Sweep
+    fit: dict[str, Any] | None
+    report: dict[str, Any]
+    overrides: dict[str, Any]
+    files: dict[str, str]
+    place: Callable[..., str]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
+        """Read and check a study file. Raises UserError with file and line; the runs are checked by `runs()`."""
+        file = load_yaml(path)
+        try:
+            asked = StudyFile.model_validate(file.data)
+        except ValidationError as error:
+            raise UserError(_explain(error, lambda *path: file.line(path))) from None
+        chain = _base_chain(find_base(asked.base, file.path.parent, file.line(("base",)))) if asked.base else []
+        layers = load_layers(chain[0]) if chain else Layers()
+        places = {path[1:]: place for path, place in file.places.items() if path[0] == "config"}
+        layers.lay(asked.config, places, str(file.path))
+        name = asked.name or file.path.stem
+        _check_analysis(asked, lambda *path: file.line(path))
+        files = [file.path, *chain]
+        return cls._build(name, asked, layers, files, _below(file, "sweep"), str(file.path), _pairs(overrides))
+
+    @classmethod
+    def from_grid(
+        cls,
+        name: str,
+        base_config_path: str | os.PathLike[str],
+        base_params: Mapping[str, Any] | None = None,
+        grid_params: Mapping[str, Any] | None = None,
+        seeds: Sequence[int] | int | None = None,
+    ) -> Self:
+        """The study of a grid given in Python. Keys as in a study file: dotted, unique leaf names, nanoGPT's flags."""
+        sweep = {"grid": dict(grid_params or {}), **({} if seeds is None else {"seeds": seeds})}
+        data = {
+            "question": f"How does the loss depend on {', '.join(grid_params or ['the seed'])}?",
+            "hypothesis": "None was stated.",
+            "base": str(Path(base_config_path).resolve()),
+            "config": dict(base_params or {}),
+            "sweep": sweep,
+        }
+        try:
+            asked = StudyFile.model_validate(data)
+        except ValidationError as error:
+            raise UserError(_explain(error, lambda *path: f"grid {name}")) from None
+        layers = load_layers(base_config_path)
+        layers.lay(asked.config, {}, "base_params")
+        study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), lambda *path: "grid_params")
+        return dataclasses.replace(study, text=_grid_text(name, data))
+
+    @classmethod
+    def _build(
+        cls,
+        name: str,
+        asked: StudyFile,
+        layers: Layers,
+        files: Sequence[Path],
+        place: Callable[..., str],
+        source: str = "",
+        overrides: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Self:
+        if not NAME.fullmatch(name):
+            raise UserError(f"{source or 'run_grid'}: name: {name!r} cannot name a folder; use letters, digits, . _ -")
+        lay_overrides(layers, overrides)
+        study = cls(
+            name=name,
+            question=asked.question.strip(),
+            hypothesis=asked.hypothesis.strip(),
+            source=source,
+            text=files[0].read_text(encoding="utf-8"),
+            layers=layers,
+            sweep=asked.sweep,
+            fit=asked.fit,
+            report=asked.report,
+            overrides=dict(overrides),
+            files={os.path.relpath(path): _sha256(path.read_bytes()) for path in files},
+            place=place,
+        )
+        study._refuse_double_keys()
+        return study
+
+    @property
+    def hash(self) -> str:
+        """Changes with anything the runs or their analysis are made from, but not with where the files lie."""
+        parts = [
+            self.text,
+            list(self.files.values()),
+            {key: str(v) for key, v in self.overrides.items()},
+            schema_hash(),
+        ]
+        return _sha256(canonical_json(parts).encode())
+
+    def runs(self) -> list[RunSpec]:
+        """Every run of the sweep, each with its whole config validated.
+
+        Raises UserError with file and line for the first thing wrong, and when the filters leave nothing.
+        """
+        whole = {key: takes_whole_numbers(resolve_key(key, place)) for key, place in self._keys()}
+        points = grid.expand(self.sweep, self.place, whole.__getitem__)
+        names = factor_names(points)
+        specs = [self._spec(point, names) for point in points]
+        filters = [Filter(text, self.place("filter", str(i))) for i, text in enumerate(self.sweep.filters)]
+        kept = [spec for spec in specs if all(each.keeps(spec.factors) for each in filters)]
+        if not kept:
+            raise UserError(f"{self.place('filter')}: sweep.filter: none of the {len(specs)} runs is left")
+        return kept
+
+    def _spec(self, point: Point, names: Mapping[str, str]) -> RunSpec:
+        layers = self.layers.copy()
+        layers.lay(point.settings, {(key,): place for key, place in point.places.items()}, self.place())
+        place = next(iter(point.places.values()), self.place())
+        config = build_config(layers, place)
+        factors = factor_values(config, point, names)
+        return RunSpec(config, factors, label_of(factors), place)
+
+    def _keys(self) -> list[tuple[str, str]]:
+        """Every key that the sweep varies, and where it stands."""
+        return [key for group in self._groups() for key in group]
+
+    def _groups(self) -> list[list[tuple[str, str]]]:
+        """The keys that meet in one run: those of all axes, and those of each single point."""
+        axes = [(key, self.place("grid", key)) for key in self.sweep.grid]
+        axes += [(key, self.place("zip", str(i), key)) for i, group in enumerate(self.sweep.zips) for key in group]
+        points = [[(key, self.place("points", str(i), key)) for key in p] for i, p in enumerate(self.sweep.points)]
+        return [axes, *points]
+
+    def _refuse_double_keys(self) -> None:
+        """A key on two axes, or both varied and overridden, would silently take the last value."""
+        fixed = {resolve_key(key, "command line") for key in self.overrides}
+        for group in self._groups():
+            seen: dict[str, str] = {}
+            for key, place in group:
+                dotted = resolve_key(key, place)
+                if dotted in fixed:
+                    raise UserError(
+                        f"command line: {key}: the sweep varies it ({place}); it cannot be set for all runs"
+                    )
+                if dotted in seen:
+                    raise UserError(f"{place}: {key}: varied twice (first at {seen[dotted]})")
+                seen[dotted] = place
+
+
+def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    return dict(overrides if isinstance(overrides, Mapping) else map(parse_override, overrides))
+
+
+def _below(file: YamlFile, head: str) -> Callable[..., str]:
+    """Places of keys below `head`. A list of one may be written without its dash: then its index is no key."""
+
+    def place(*path: str) -> str:
+        plain = (head, *(part for part in path if not part.isdigit()))
+        return file.places.get((head, *path)) or file.places.get(plain) or file.line((head, *path))
+
+    return place
+
+
+def _base_chain(path: Path) -> list[Path]:
+    """A config file and the files its `base:` chain leads to, the nearest first. The chain is known to end."""
+    chain = [path]
+    while (base := load_yaml(chain[-1]).data.get("base")) is not None:
+        chain.append(find_base(base, chain[-1].parent, str(chain[-1])))
+    return chain
+
+
+def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
+    """A misspelt law should be found before hours of training, not after."""
+    from experiments.analysis.spec import check_fit_spec, check_report_spec
+
+    if asked.fit is not None:
+        check_fit_spec(asked.fit, f"{place('fit')}: fit")
+    check_report_spec(asked.report, f"{place('report')}: report")
+
+
+def _explain(error: ValidationError, place: Callable[..., str]) -> str:
+    """The first problem of a study file in one line."""
+    problem = error.errors(include_url=False)[0]
+    path = tuple(str(part) for part in problem["loc"])
+    fields = Sweep.model_fields if path[0] == "sweep" and len(path) > 1 else StudyFile.model_fields
+    messages = {
+        "extra_forbidden": f"no such key{did_you_mean(path[-1], [f.alias or key for key, f in fields.items()])}",
+        "missing": "is missing; a study says it before it runs",
+        "string_too_short": "is empty; a study says it before it runs",
+    }
+    fallback = f"{problem['msg'].replace('Input should be', 'expected')}, got {problem['input']!r}"
+    return f"{place(*path)}: {'.'.join(path)}: {messages.get(problem['type'], fallback)}"
+
+
+def _grid_text(name: str, data: Mapping[str, Any]) -> str:
+    return f"# The study {name}, made by ExperimentRunner.run_grid.\n{dump_yaml(data)}"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@functools.cache
+def schema_hash() -> str:
+    """Changes with the config schema and its defaults, which a lock must not outlive."""
+    folder = Path(nanogpt.config.__file__).parent
+    return _sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py"))))
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON schema of a study file. Keys of configs are listed, so that editors complete and check them."""
+    schema = StudyFile.model_json_schema()
+    keys = {"propertyNames": {"enum": sorted(all_keys())}}
+    sweep = schema["$defs"]["Sweep"]["properties"]
+    schema["properties"]["config"] |= {"propertyNames": keys["propertyNames"]}
+    sweep["grid"] |= keys
+    sweep["points"]["items"] |= keys
+    group = sweep["zip"].pop("items") | keys
+    sweep["zip"] = {**sweep["zip"], "anyOf": [group, {"type": "array", "items": group}]}
+    sweep["zip"].pop("type", None)
+    sweep["filter"] = {**sweep["filter"], "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    for key in ("type", "items"):
+        sweep["filter"].pop(key, None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A study", **schema}
+
+
+def all_keys() -> list[str]:
+    """Every way to name a key of the config: dotted, by a unique leaf, or as a flag of nanoGPT."""
+    leaves = Counter(path[-1] for path in known_paths().values())
+    return [*known_paths(), *(leaf for leaf, count in leaves.items() if count == 1), *ALIASES]

@@ -1,0 +1,116 @@
+"""A stand-in for the engine that honours its command line and trains nothing: fast, torch-free, told how to misbehave.
+
+The seed of a run says what happens to it: see `BEHAVIOURS`. A run counts its steps, writes a checkpoint after every one
+and goes on from the furthest checkpoint of an earlier attempt; `steps.log` in its folder names every step it ever did.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import Config, run_id
+from nanogpt.configfile import load_config
+from nanogpt.record import Record, attempt_folder, write_record
+
+BEHAVIOURS = {100: "raise", 101: "segfault", 102: "diverge", 103: "mistake", 104: "silent", 105: "unresolvable"}
+STEP_SECONDS = "FAKE_STEP_SECONDS"
+
+
+def main(argv: list[str]) -> int:
+    if argv[0] == "describe":
+        print(json.dumps([describe(Config.model_validate(tree)) for tree in json.load(sys.stdin)]))
+        return 0
+    folder = Path(argv[1])
+    options = dict(zip(argv[2::2], argv[3::2], strict=True))
+    return train(folder, int(options["--attempt"]), Path(options["--fence"]), int(options.get("--parent_fd", -1)))
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Made-up sizes that grow as they should; a vocabulary of `auto` is resolved."""
+    if BEHAVIOURS.get(config.seed) == "unresolvable":
+        return {"error": "the corpus is nowhere to be found"}
+    resolved = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 256})})
+    n_params = 12 * config.model.n_layer * config.model.n_embd**2
+    steps = round(config.train.horizon[1])
+    tokens = steps * config.train.batch_size * config.model.block_size
+    sizes = {"n_params": n_params, "n_params_non_embedding": n_params, "n_params_active": n_params}
+    cost = {"flops_per_token": 6 * n_params, "flops": 6.0 * n_params * tokens, "steps": steps, "tokens": tokens}
+    disk = {"memory_bytes": 16 * n_params, "checkpoint_bytes": 12 * n_params, "parameters": {"hidden": n_params}}
+    tree = resolved.model_dump(mode="json")
+    return {"config": tree, "id": run_id(resolved), **sizes, **cost, **disk, "files": {}, "train_tokens": 1000}
+
+
+def train(folder: Path, attempt: int, fence: Path, parent_fd: int) -> int:
+    config = load_config(folder / "config.yaml")
+    facts, home = describe(config), attempt_folder(folder, attempt)
+    home.mkdir(parents=True, exist_ok=True)
+    behaviour = BEHAVIOURS.get(config.seed, "train")
+    print(f"training {folder.name} with {config.runtime.threads} threads: {behaviour}", flush=True)
+    if behaviour == "mistake":
+        print("the corpus is nowhere to be found", file=sys.stderr)
+        return 2
+    if behaviour == "silent":
+        return 0
+    step = _furthest(folder)
+    stops = _StopRequests(parent_fd)
+    while step < facts["steps"]:
+        if stops.asked:
+            return _end(home, attempt, config, facts, step, "interrupted")
+        step += 1
+        if behaviour == "raise":
+            return _end(home, attempt, config, facts, step, "failed")
+        if behaviour == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        with (folder / "steps.log").open("a") as log:
+            log.write(f"{attempt} {step}\n")
+        with (home / "history.jsonl").open("a") as history:
+            history.write(json.dumps({"step": step, "train_loss": 5 - step / 100}) + "\n")
+        time.sleep(float(os.environ.get(STEP_SECONDS, "0.001")))
+        if fence.exists():
+            return 1
+        (home / f"checkpoint-{step}.pt").touch()
+    return _end(home, attempt, config, facts, step, "diverged" if behaviour == "diverge" else "completed")
+
+
+def _furthest(folder: Path) -> int:
+    return max((int(path.stem.partition("-")[2]) for path in folder.glob("attempts/*/checkpoint-*.pt")), default=0)
+
+
+class _StopRequests:
+    """SIGTERM, or the end of the parent's pipe."""
+
+    def __init__(self, parent_fd: int) -> None:
+        self._parent_fd, self._signalled = parent_fd, False
+        if parent_fd >= 0:  # in the debugger's process, signals are the debugger's
+            signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self._signalled = True
+
+    @property
+    def asked(self) -> bool:
+        gone = self._parent_fd >= 0 and bool(select.select([self._parent_fd], [], [], 0)[0])
+        return self._signalled or gone
+
+
+def _end(home: Path, attempt: int, config: Config, facts: dict[str, Any], step: int, status: Any) -> int:
+    loss = 2 + 100 / facts["n_params"] if status == "completed" else None
+    error = {"class": "RuntimeError", "message": "told to fail"} if status == "failed" else None
+    sizes = {key: facts[key] for key in facts if key.startswith("n_params") or key in ("parameters", "flops_per_token")}
+    tokens = facts["tokens"] * step // facts["steps"]
+    record = Record(
+        id=facts["id"], status=status, val_loss=loss, best_val_loss=loss, steps=step, tokens=tokens,
+        flops=float(facts["flops_per_token"] * tokens), wall_seconds=1.0, cpu_seconds=1.0, seed=config.seed,
+        attempts=attempt, config=config.model_dump(mode="json"), environment={}, error=error, **sizes,
+    )  # fmt: skip
+    write_record(home / "outcome.json", record)
+    return {"completed": 0, "diverged": 0, "interrupted": 75}.get(status, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""Studies: every run's config is validated before anything launches, and mistakes carry file and line."""
+
+import json
+
+import pytest
+
+from experiments.study import Study, study_schema
+from nanogpt.config import UserError
+
+
+def test_runs_have_configs_dotted_factors_and_labels(write_study):
+    study = Study.load(write_study("{grid: {n_layer: [1, 2], learning_rate: [3e-3]}, seeds: [5]}"))
+    runs = study.runs()
+    assert [run.label for run in runs] == ["n_layer=1-lr=0.003-seed=5", "n_layer=2-lr=0.003-seed=5"]
+    assert runs[1].factors == {"model.n_layer": 2, "optimizer.learning_rate": 0.003, "seed": 5}
+    assert runs[1].config.model.n_layer == 2
+    assert runs[1].config.seed == 5
+    assert study.name == "tiny"
+
+
+def test_sections_and_old_flags_vary_too(write_study):
+    sweep = "{grid: {ffn: [gelu, {kind: swiglu, multiple_of: 8}], use_rope: [true, false], mode: [SP]}}"
+    runs = Study.load(write_study(sweep)).runs()
+    assert [run.factors["model.ffn"] for run in runs] == ["gelu"] * 2 + ["swiglu(multiple_of=8)"] * 2
+    assert [run.factors["model.position"] for run in runs] == ["rope", "learned"] * 2
+    assert {run.factors["parametrization.mode"] for run in runs} == {"sp"}
+    assert runs[-1].config.model.ffn.kind == "swiglu"
+
+
+def test_points_show_the_base_value_of_factors_they_do_not_set(write_study):
+    runs = Study.load(write_study("{grid: {n_layer: [2]}, points: [{n_embd: 16}]}")).runs()
+    assert [run.factors for run in runs] == [
+        {"model.n_layer": 2, "model.n_embd": 8},
+        {"model.n_layer": 1, "model.n_embd": 16},
+    ]
+
+
+def test_filters_see_the_factors(write_study):
+    study = Study.load(write_study("{grid: {n_layer: [1, 2], n_embd: [8, 16]}, filter: n_layer * n_embd <= 16}"))
+    assert [(r.config.model.n_layer, r.config.model.n_embd) for r in study.runs()] == [(1, 8), (1, 16), (2, 8)]
+
+
+def test_a_horizon_in_the_sweep_replaces_the_base_s(write_study):
+    (run,) = Study.load(write_study("{grid: {tokens: [1e3]}}")).runs()
+    assert run.config.train.horizon == ("tokens", 1000)
+
+
+def test_overrides_apply_to_all_runs(write_study):
+    study = Study.load(write_study(), ["n_embd=16"])
+    assert {run.config.model.n_embd for run in study.runs()} == {16}
+    assert study.hash != Study.load(write_study()).hash
+
+
+@pytest.mark.parametrize(
+    ("sweep", "more", "message"),
+    [
+        ("{grid: {n_layr: [1]}}", "", "tiny.yaml:4: n_layr: no such key; did you mean 'n_layer'?"),
+        ("{grid: {model.n_layr: [1]}}", "", "tiny.yaml:4: model.n_layr: no such key; did you mean 'n_layer'?"),
+        ("{grid: {n_layer: [deep]}}", "", "tiny.yaml:4: model.n_layer: expected a whole number, got 'deep'"),
+        ("{grid: {n_head: [3]}}", "", "tiny.yaml:4: model: n_embd=8 is not divisible by n_head=3"),
+        ("{grid: {}, grdi: {}}", "", "tiny.yaml:4: sweep.grdi: no such key; did you mean 'grid'?"),
+        ("{grid: {n_layer: [1]}, filter: n_layer > 3}", "", "tiny.yaml:4: sweep.filter: none of the 1 runs is left"),
+        ("{grid: {n_layer: [1], model.n_layer: [2]}}", "", "tiny.yaml:4: model.n_layer: varied twice"),
+        ("{grid: {n_layer: [1]}, zip: {n_layer: [2]}}", "", "tiny.yaml:4: n_layer: varied twice"),
+        ("{}", "colour: red", "tiny.yaml:5: colour: no such key"),
+        ("{}", "config: {n_layr: 3}", "tiny.yaml:5: n_layr: no such key; did you mean 'n_layer'?"),
+        ("{}", "config: {n_layer: 3, n_layer: 4}", "tiny.yaml:5: config.n_layer: key given twice"),
+        ("{}", "fit: {law: chinchila}", "tiny.yaml:5: fit.law: 'chinchila' is not known; did you mean 'chinchilla'?"),
+        ("{}", "report: {figures: [pie]}", "tiny.yaml:5: report.figures"),
+        ("{}", "name: ../elsewhere", "'../elsewhere' cannot name a folder"),
+        ("{}", "question: 3", "key given twice"),
+    ],
+)
+def test_mistakes_name_file_and_line(write_study, sweep, more, message):
+    with pytest.raises(UserError) as error:
+        Study.load(write_study(sweep, more)).runs()
+    assert message in str(error.value)
+
+
+def test_a_study_says_what_it_expects(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("question: What?\n")
+    with pytest.raises(UserError, match="hypothesis: is missing; a study says it before it runs"):
+        Study.load(path)
+
+
+def test_an_override_of_a_varied_key_is_refused(write_study):
+    with pytest.raises(UserError, match=r"command line: n_layer: the sweep varies it .*tiny.yaml:4"):
+        Study.load(write_study(), ["n_layer=3"])
+
+
+def test_ten_thousand_runs_are_validated(write_study):
+    sweep = "{grid: {learning_rate: {logspace: {start: 1e-4, stop: 1e-1, num: 100}}, n_layer: {range: {start: 1, stop: 101}}}}"
+    assert len(Study.load(write_study(sweep)).runs()) == 10_000
+
+
+def test_a_grid_from_python_equals_one_from_yaml(write_study):
+    path = write_study("{grid: {n_layer: [1, 2], use_rope: [true]}}", "config: {n_embd: 16}")
+    base = path.parent / "base.yaml"
+    made = Study.from_grid("tiny", base, {"n_embd": 16}, {"n_layer": [1, 2], "use_rope": [True]})
+    assert [(r.config, r.label) for r in made.runs()] == [(r.config, r.label) for r in Study.load(path).runs()]
+    path.with_name("again.yaml").write_text(made.text)
+    assert [r.config for r in Study.load(path.with_name("again.yaml")).runs()] == [r.config for r in made.runs()]
+
+
+def test_the_schema_lists_the_keys(write_study):
+    schema = study_schema()
+    names = schema["$defs"]["Sweep"]["properties"]["grid"]["propertyNames"]["enum"]
+    assert {"n_layer", "model.n_layer", "use_rope"} <= set(names)
+    assert "kind" not in names
+    json.dumps(schema)

@@ -1,0 +1,143 @@
+"""Choices that depend on the machine, with the machine's abilities replaced by ones the test knows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt import hardware
+from nanogpt.config import UserError
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, cuda: int = 0, mps: bool = False, capability: int = 9) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (capability, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA Test")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "asked", "given"),
+    [
+        (0, False, "auto", "cpu"),
+        (0, True, "auto", "mps"),
+        (2, True, "auto", "cuda"),
+        (2, False, "cpu", "cpu"),
+        (2, False, "cuda:1", "cuda:1"),
+        (0, True, "mps", "mps"),
+    ],
+)
+def test_the_best_device_is_taken_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, asked: str, given: str
+) -> None:
+    pretend(monkeypatch, cuda, mps)
+    assert hardware.resolve_device(asked) == given
+
+
+@pytest.mark.parametrize(("cuda", "asked"), [(0, "cuda"), (0, "cuda:0"), (0, "mps"), (2, "cuda:2")])
+def test_a_missing_device_is_named(monkeypatch: pytest.MonkeyPatch, cuda: int, asked: str) -> None:
+    pretend(monkeypatch, cuda)
+    with pytest.raises(UserError, match=rf"runtime\.device: {asked} asked for but"):
+        hardware.resolve_device(asked)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "flags", "precision"),
+    [
+        ("cuda", 8, set(), "bf16"),
+        ("cuda:0", 9, set(), "bf16"),
+        ("cuda", 7, {"amx_bf16"}, "fp32"),
+        ("mps", 9, {"amx_bf16"}, "fp32"),
+        ("cpu", 9, {"avx512f"}, "fp32"),
+        ("cpu", 9, {"avx512_bf16"}, "bf16"),
+        ("cpu", 9, {"amx_bf16"}, "bf16"),
+    ],
+)
+def test_auto_precision_is_bf16_where_the_hardware_has_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: int, flags: set[str], precision: str
+) -> None:
+    pretend(monkeypatch, 1, capability=capability)
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset(flags))
+    assert hardware.resolve_precision("auto", device) == precision
+    assert hardware.resolve_precision("fp32", device) == "fp32"
+
+
+def test_precisions_that_cannot_run_name_one_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="fp16 does not train on a CPU; use bf16"):
+        hardware.resolve_precision("fp16", "cpu")
+    pretend(monkeypatch, 1, capability=7)
+    with pytest.raises(UserError, match=r"NVIDIA Test has no bf16.*use fp16"):
+        hardware.resolve_precision("bf16", "cuda")
+    assert hardware.resolve_precision("fp16", "cuda") == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A40", 149.7e12),
+        ("NVIDIA GB200", 2.5e15),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Voodoo 2", None),
+        ("", None),
+    ],
+)
+def test_peaks_go_by_the_whole_name(name: str, peak: float | None) -> None:
+    assert hardware.peak_flops_by_name(name) == peak
+
+
+def test_a_cpu_has_no_peak() -> None:
+    assert hardware.peak_flops("cpu") is None
+
+
+def test_fast_matmul_is_kept_only_when_it_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        report = hardware.enable_fast_float32_matmul("cpu")
+        assert report.enabled == (report.error <= 1e-5)
+        assert torch.get_float32_matmul_precision() == ("medium" if report.enabled else "highest")
+        monkeypatch.setattr(hardware, "MATMUL_TOLERANCE", 1e-12)
+        assert not hardware.enable_fast_float32_matmul("cpu").enabled
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_environment_is_plain_and_complete() -> None:
+    found = hardware.environment("cpu")
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["threads"] == torch.get_num_threads()
+    assert found["gpu"] is None
+    assert found["cpu"]
+    assert hardware.peak_memory_bytes("cpu") > 10_000_000
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_git_state_is_the_checkouts_own(tmp_path: Path) -> None:
+    root = tmp_path.resolve()
+    assert hardware.git_state(root) == {"git_revision": None, "git_dirty": None}
+    git(root, "init", "-q")
+    git(root, "commit", "-q", "--allow-empty", "-m", "first")
+    hardware.git_state.cache_clear()
+    assert hardware.git_state(root) == {"git_revision": git(root, "rev-parse", "HEAD"), "git_dirty": False}
+    (root / "inner").mkdir()
+    assert hardware.git_state(root / "inner")["git_revision"] is None, "another project's checkout is not ours"
+    (root / "new").write_text("x")
+    hardware.git_state.cache_clear()
+    assert hardware.git_state(root)["git_dirty"] is True
