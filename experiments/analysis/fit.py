@@ -80,13 +80,14 @@ def _choose_rows(
     """The rows to fit (id, inputs, y, further columns) and those left out (id, reason)."""
     names, done = row_names(df), finished(df)
     reason = pd.Series("", index=df.index, dtype=object)
-    if where is not None:
-        reason[~select(df, where)] = f"not where {where}"
-    if "excluded" in df.columns:
-        excluded = df["excluded"].notna() & df["excluded"].astype(str).ne("")
-        reason[excluded] = "excluded: " + df.loc[excluded, "excluded"].astype(str)
     if not done.all():
         reason[~done] = "status " + df.loc[~done, "status"].astype(str)
+    if "excluded" in df.columns:
+        excluded = done & df["excluded"].notna() & df["excluded"].astype(str).ne("")
+        reason[excluded] = "excluded: " + df.loc[excluded, "excluded"].astype(str)
+    if where is not None:  # asked about results only: a run without one has gaps that no comparison can work with
+        outside = ~select(df[done], where)
+        reason[outside.index[outside & (reason[done] == "")]] = f"not where {where}"
     kept = reason == ""
     data = {"id": names[kept]}
     for name in (*law.columns, y, *further):
