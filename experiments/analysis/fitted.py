@@ -92,7 +92,7 @@ class Fit:
     def _parameter_lines(self) -> list[str]:
         rows = zip(self.params.items(), self.conf_int().to_numpy(), strict=True)
         return [
-            f"  {name:<6} {value:<11.5g} [{lower:.5g}, {upper:.5g}]  {self.law.unit(name, self.y)}"
+            f"  {name:<6} {value:<11.5g} [{lower:.5g}, {upper:.5g}]  {self.law.unit(name)}"
             for (name, value), (lower, upper) in rows
         ]
 
@@ -105,7 +105,7 @@ class Fit:
                 "stderr": _plain(self.stderr[name]),
                 "lower": _plain(intervals.at[name, "lower"]),
                 "upper": _plain(intervals.at[name, "upper"]),
-                "unit": self.law.unit(name, self.y),
+                "unit": self.law.unit(name),
             }
             for name, value in self.params.items()
         }
