@@ -41,8 +41,10 @@ class Prepared:
 def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
     """Resolve a study for `folder`, from its lock where that still holds. Writes nothing.
 
-    Raises UserError for anything wrong in the study, and for drifted runs unless told what to do with them.
+    Raises UserError for anything wrong in the study, and for a folder that cannot be written. Drifted runs are
+    reported unless `drifted` says what to do with them.
     """
+    StudyFolder(folder).check_writable()
     old = read_lock(folder)
     if old is not None and holds(old, study):
         return Prepared(StudyFolder(folder, old), study.text, [], False)

@@ -47,12 +47,22 @@ class StudyFolder:
             raise UserError(f"{self.path}: no {LOCK_NAME} here; `python -m experiments run STUDY` makes one")
         return lock
 
+    def check_writable(self) -> None:
+        """Raises UserError when the folder cannot be made or written, before anything is computed for it."""
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise UserError(f"{self.path}: cannot be written: {nearest} is not a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"{self.path}: cannot be written: no permission for {nearest}")
+
     def folders(self) -> Mapping[str, Path]:
         """Run folders by id. The label before the id is a courtesy and is not looked at."""
         try:
             names = os.listdir(self.path)
         except FileNotFoundError:
             names = []
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
         self._folders = {found[1]: self.path / name for name in sorted(names) if (found := RUN_FOLDER.fullmatch(name))}
         return self._folders
 

@@ -50,7 +50,9 @@ def test_a_finished_run_is_not_claimed(tmp_path):
 
 
 def test_a_dead_process_of_this_machine_is_followed_at_once(tmp_path):
-    code = f"from pathlib import Path; from experiments.lease import Claimant; Claimant().claim(Path({str(tmp_path)!r}))"
+    code = (
+        f"from pathlib import Path; from experiments.lease import Claimant; Claimant().claim(Path({str(tmp_path)!r}))"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert Claimant(stale_seconds=1e9).claim(tmp_path).generation == 2
 
