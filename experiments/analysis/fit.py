@@ -85,7 +85,7 @@ def _choose_rows(
     if "excluded" in df.columns:
         excluded = done & df["excluded"].notna() & df["excluded"].astype(str).ne("")
         reason[excluded] = "excluded: " + df.loc[excluded, "excluded"].astype(str)
-    if where is not None:  # asked about results only: a run without one has gaps that no comparison can work with
+    if where is not None:  # asked about results only: a run without one has gaps that compare with nothing
         outside = ~select(df[done], where)
         reason[outside.index[outside & (reason[done] == "")]] = f"not where {where}"
     kept = reason == ""

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from experiments.filters import Filter
+from experiments.analysis.where import parse_where
 from nanogpt.config import UserError, did_you_mean
 
 LawName = Literal["power_law", "saturating_power_law", "chinchilla"]
@@ -57,7 +57,7 @@ class FitSpec(_Section):
     @classmethod
     def _where_parses(cls, text: str | None) -> str | None:
         if text is not None:
-            Filter(text, "filter")
+            parse_where(text, "filter")
         return text
 
     @model_validator(mode="after")
