@@ -98,7 +98,8 @@ class Observer:
                 self.states[id] = now
                 record = read_record_if_there(folders[id] / "metrics.json")
                 changes.append(Change(self._runs[id], now, record))
-        return changes
+        # What ended made room for what started, so it is told first.
+        return sorted(changes, key=lambda change: change.state.status == "running")
 
     def _look_at_running(self) -> dict[str, Running]:
         running = {}
