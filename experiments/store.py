@@ -102,6 +102,7 @@ def _unpublished(folder: Path, top: int) -> RunState:
         return RunState("failed", top, failure(outcome))
     if lease.is_released(folder, top) or (outcome is not None and outcome.status == "interrupted"):
         return RunState("interrupted", top)
+    # With a finished outcome that is not published yet, its worker is about to do so.
     return _held(folder, top)
 
 

@@ -114,7 +114,7 @@ def train(
             started = time.perf_counter()
             learning_rate = peak_lr * lr_factor(config.schedule, progress.step, horizon, peak_lr)
             set_learning_rate(optimizer, learning_rate)
-            probes.enabled = bool(settings.probe_interval) and (progress.step + 1) % settings.probe_interval == 0
+            probes.enabled = _falls_on(settings.probe_interval, progress.step + 1)
             batch = stream.batch(progress.step)
             loss = accumulate_gradients(forward, batch, config.micro_batch_size, scaler, autocast, device)
             scaler.unscale_(optimizer)
@@ -133,7 +133,7 @@ def train(
             progress.add_loss(loss_value)
 
             last, best = progress.step == horizon, False
-            evaluating = last or (config.train.eval_interval and progress.step % config.train.eval_interval == 0)
+            evaluating = last or _falls_on(config.train.eval_interval, progress.step)
             if evaluating or statistics or progress.step % settings.log_interval == 0:
                 line: dict[str, Any] = {
                     "step": progress.step,
@@ -180,6 +180,10 @@ def accumulate_gradients(
         scaler.scale(loss).backward()
         total += loss.detach()
     return total
+
+
+def _falls_on(interval: int | None, step: int) -> bool:
+    return interval is not None and step % interval == 0
 
 
 def _fix_threads(config: Config, threads: int) -> None:
