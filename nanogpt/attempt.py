@@ -8,7 +8,14 @@ from typing import Any
 
 from nanogpt.config import UserError
 from nanogpt.describe import Description
-from nanogpt.hardware import enable_fast_float32_matmul, environment, peak_flops, peak_memory_bytes, torch_device
+from nanogpt.hardware import (
+    enable_fast_float32_matmul,
+    environment,
+    keep_freed_memory,
+    peak_flops,
+    peak_memory_bytes,
+    torch_device,
+)
 from nanogpt.materials import Materials
 from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, write_record
 from nanogpt.stop import StopRequest, SupersededError
@@ -33,6 +40,7 @@ def run_attempt(
     """
     config, started = description.config, time.perf_counter()
     device = torch_device(config.runtime.device, config.runtime.threads)
+    keep_freed_memory()
     matmul = enable_fast_float32_matmul() if device.type == "cpu" else None
     error: dict[str, Any] | None = None
     result: Result | None = None

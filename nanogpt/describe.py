@@ -65,10 +65,14 @@ class Description:
     n_params_active: int
     parameters: dict[str, int]
     flops_by_module: dict[str, int]
-    memory: Memory
     checkpoint_bytes: int
     train_tokens: int
     files: dict[str, str]
+
+    @property
+    def memory(self) -> Memory:
+        """Estimated on demand: it runs the model once without numbers, which a run that just trains can do without."""
+        return estimate_memory(self.config)
 
     @property
     def memory_bytes(self) -> int:
@@ -76,7 +80,7 @@ class Description:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data, one flat level but for `config`, `parameters` and `files`."""
-        plain = {key: value for key, value in asdict(self).items() if key not in ("config", "memory")}
+        plain = {key: value for key, value in asdict(self).items() if key != "config"}
         return {"config": self.config.model_dump(mode="json"), **plain, "memory_bytes": self.memory_bytes}
 
 
@@ -99,7 +103,6 @@ def describe(config: Config) -> Description:
         n_params_active=facts.n_params_active,
         parameters=dict(facts.parameters),
         flops_by_module=dict(facts.flops_by_module),
-        memory=estimate_memory(config),
         checkpoint_bytes=CHECKPOINT_BYTES * facts.n_params + CHECKPOINT_OVERHEAD,
         train_tokens=corpus.train_tokens,
         files=dict(corpus.files),

@@ -1,5 +1,6 @@
 """What this machine is and can do: device, precision, peak FLOP/s, matmul accuracy, environment. Imports no torch."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -47,6 +48,7 @@ PEAK_BF16_FLOPS: dict[str, float] = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MATMUL_TOLERANCE = 1e-5  # relative error against float64: true float32 reaches 1e-6, bf16 4e-3, TF32 5e-4
 
 
@@ -167,6 +169,20 @@ def enable_fast_float32_matmul(device: "str | torch.device" = "cpu") -> MatmulRe
     if not enabled:
         torch.set_float32_matmul_precision("highest")
     return MatmulReport(error, enabled)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed blocks of up to 32 MiB for the next step; returns whether it could be told.
+
+    Training frees and takes the same activations at every step. By default glibc hands blocks of that size back to
+    the kernel and pays a page fault for every 4 KiB when it takes them again, a quarter of a small model's step.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    # From mallopt(3). The trim threshold alone would switch off the growing of the other and make things worse.
+    settings = {_M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 2**31 - 1}
+    return all([libc.mallopt(option, value) for option, value in settings.items()])
 
 
 def peak_memory_bytes(device: "str | torch.device") -> int:
