@@ -208,7 +208,7 @@ def _checklists(analysis: "Analysis") -> list[dict[str, Any]]:
 def _checklist(title: str, result: "Fit") -> dict[str, Any]:
     intervals, stderr = result.conf_int().to_numpy(), result.stderr
     parameters = tuple(
-        (name, f"{value:.5g}", f"{low:.4g} to {high:.4g}", f"{stderr[name]:.3g}", result.law.unit(name, "nats/token"))
+        (name, f"{value:.5g}", f"{low:.4g} to {high:.4g}", f"{stderr[name]:.3g}", result.law.unit(name))
         for (name, value), (low, high) in zip(result.params.items(), intervals, strict=True)
     )
     loss = f"Huber with delta = {result.delta:g}" if result.loss == "huber" else result.loss.upper()
@@ -237,12 +237,11 @@ def _dropped(result: "Fit") -> str:
 def _runs_grid(runs: "pd.DataFrame", analysis: "Analysis") -> Grid:
     """Every run, in the order given, with its state, varied factors, size and loss."""
     factors = [name for name in runs.columns if "." in str(name) and runs[name].map(repr).nunique() > 1][:MAX_FACTORS]
-    numbers = ["n_params_non_embedding", "tokens", "flops", "val_loss", "wall_seconds"]
-    if analysis.spec is not None and analysis.spec.y not in numbers:
-        numbers.insert(3, analysis.spec.y)
-    names = [name for name in ("label", "id", "status", "seed", *factors, *numbers) if name in runs.columns]
-    if "error" in runs.columns and runs["error"].notna().any():
-        names.append("error")
+    loss = analysis.spec.y if analysis.spec is not None else "val_loss"
+    numbers = ("val_loss", "n_params_non_embedding", "tokens", "flops", "wall_seconds")
+    errors = ["error"] if "error" in runs.columns and runs["error"].notna().any() else []
+    wanted = dict.fromkeys(("label", "status", "seed", loss, *factors, *numbers, "id", *errors))
+    names = [name for name in wanted if name in runs.columns]
     rows = tuple(tuple(_cell(name, row[name]) for name in names) for row in runs.to_dict(orient="records"))
     return Grid(tuple(str(name) for name in names), rows)
 
@@ -250,9 +249,11 @@ def _runs_grid(runs: "pd.DataFrame", analysis: "Analysis") -> Grid:
 def _cell(name: Any, value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(str(value[key]) for key in ("class", "message") if value.get(key))
-    if isinstance(value, float) and name not in ("seed",):
-        return f"{value:.4f}" if str(name).endswith("loss") and math.isfinite(value) else _number(value)
-    return "" if value is None else _number(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if name == "seed":
+        return str(int(value))
+    return f"{value:.4f}" if str(name).endswith("loss") and math.isfinite(value) else _number(value)
 
 
 def _number(value: Any) -> str:
@@ -298,10 +299,18 @@ def _duration(seconds: float) -> str:
 
 def _environment(meta: StudyMeta, runs: "pd.DataFrame") -> list[tuple[str, str]]:
     """The study's environment and what the runs recorded; several machines show every distinct value."""
-    found: dict[str, list[str]] = {str(key): [str(value)] for key, value in meta.environment.items()}
+    found: dict[str, list[str]] = {str(key): [_said(value)] for key, value in meta.environment.items()}
     recorded: Iterable[Any] = runs["environment"] if "environment" in runs.columns else ()
     for record in recorded:
         for key, value in record.items() if isinstance(record, Mapping) else ():
-            if str(value) not in found.setdefault(str(key), []):
-                found[str(key)].append(str(value))
-    return [(key, "; ".join(values)) for key, values in sorted(found.items())]
+            said = _said(value)
+            if said and said not in found.setdefault(str(key), []):
+                found[str(key)].append(said)
+    return [(key, "; ".join(values)) for key, values in sorted(found.items()) if values]
+
+
+def _said(value: Any) -> str:
+    """A recorded value in words: `torch 2.13.0, numpy 2.4.6` for a mapping, nothing for what was not there."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
+    return "" if value is None else str(value)

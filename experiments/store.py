@@ -89,8 +89,9 @@ def state_of(folder: Path) -> RunState:
     outcome = read_record_if_there(attempt_folder(folder, top) / "outcome.json")
     if outcome is not None and outcome.status == "failed":
         return RunState("failed", top, failure(outcome))
-    if outcome is not None or lease.is_released(folder, top):
+    if lease.is_released(folder, top) or (outcome is not None and outcome.status not in PUBLISHED):
         return RunState("interrupted", top)
+    # With a finished outcome that is not published yet, its worker is about to do so.
     return _held(folder, top)
 
 

@@ -71,6 +71,7 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.attempt is not None:
         return _train_for_worker(arguments, config)
     from nanogpt.describe import describe
+    from nanogpt.materials import gather
     from nanogpt.runfolder import check_folder, default_folder, next_attempt, reset, write_folder
 
     description = describe(config)
@@ -85,21 +86,26 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if (folder / "metrics.json").exists():
         print(f"{folder}: already finished, nothing to do (--reset starts it clean)")
         return _show(folder)
+    materials = gather(description, folder)
     write_folder(folder, config)
-    attempt = next_attempt(folder)
-    return _run(description, folder, attempt, arguments, person=True)
+    return _run(description, materials, folder, next_attempt(folder), arguments, person=True)
 
 
 def _train_for_worker(arguments: argparse.Namespace, config: Config) -> int:
     from nanogpt.describe import describe
+    from nanogpt.materials import gather
     from nanogpt.record import attempt_folder
 
     folder: Path = arguments.target
     attempt_folder(folder, arguments.attempt).mkdir(parents=True, exist_ok=True)
-    return _run(describe(config), folder, arguments.attempt, arguments, person=False)
+    description = describe(config)
+    materials = gather(description, folder)
+    return _run(description, materials, folder, arguments.attempt, arguments, person=False)
 
 
-def _run(description: Any, folder: Path, attempt: int, arguments: argparse.Namespace, person: bool) -> int:
+def _run(
+    description: Any, materials: Any, folder: Path, attempt: int, arguments: argparse.Namespace, person: bool
+) -> int:
     from nanogpt.attempt import run_attempt
     from nanogpt.record import PUBLISHED, publish
     from nanogpt.reporting import Narrator
@@ -112,7 +118,7 @@ def _run(description: Any, folder: Path, attempt: int, arguments: argparse.Names
     try:
         with stop_signals(stop):
             narrator.begin()
-            record = run_attempt(description, folder, attempt, stop, arguments.fence, narrator.line)
+            record = run_attempt(description, materials, folder, attempt, stop, arguments.fence, narrator.line)
     except SupersededError as error:
         print(f"nanogpt: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -9,6 +9,7 @@ from typing import Any
 from nanogpt.config import UserError
 from nanogpt.describe import Description
 from nanogpt.hardware import enable_fast_float32_matmul, environment, peak_flops, peak_memory_bytes, torch_device
+from nanogpt.materials import Materials
 from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, write_record
 from nanogpt.stop import StopRequest, SupersededError
 from nanogpt.train import Result, Say, train
@@ -17,7 +18,13 @@ TRACEBACK_LINES = 30
 
 
 def run_attempt(
-    description: Description, folder: Path, attempt: int, stop: StopRequest, fence: Path | None, say: Say
+    description: Description,
+    materials: Materials,
+    folder: Path,
+    attempt: int,
+    stop: StopRequest,
+    fence: Path | None,
+    say: Say,
 ) -> Record:
     """Train one attempt and write its outcome.json; returns the record.
 
@@ -30,18 +37,7 @@ def run_attempt(
     error: dict[str, Any] | None = None
     result: Result | None = None
     try:
-        result = train(
-            config,
-            description.id,
-            description.steps,
-            device,
-            folder,
-            attempt,
-            stop,
-            fence,
-            say,
-            description.flops_per_token,
-        )
+        result = train(description, materials, device, folder, attempt, stop, fence, say)
     except (UserError, SupersededError, KeyboardInterrupt):
         raise
     except Exception as problem:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -25,13 +25,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class _Loader(yaml.CSafeLoader):
     """YAML 1.2's scalars: only true/false are booleans, `3e-4` is a float, `1:30` and dates are text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
 
 class _Dumper(yaml.CSafeDumper):
     """Writes what `_Loader` reads back: quotes exactly the strings that would be read as something else."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
 
 _SCALARS = {
@@ -44,6 +40,7 @@ _SCALARS = {
     ),
     "tag:yaml.org,2002:merge": (r"^(?:<<)$", ["<"]),
 }
+_Loader.yaml_implicit_resolvers, _Dumper.yaml_implicit_resolvers = {}, {}  # without YAML 1.1's
 for _tag, (_pattern, _first) in _SCALARS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
     _Dumper.add_implicit_resolver(_tag, re.compile(_pattern), _first)

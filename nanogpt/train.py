@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import torch
 
-from nanogpt import checkpoint
-from nanogpt.branch import load_trunk
-from nanogpt.config import Config, UserError
-from nanogpt.data.corpora import open_corpus
-from nanogpt.data.stream import Batch, TrainStream, make_eval_set
+from nanogpt.config import Config
+from nanogpt.data.stream import Batch
+from nanogpt.describe import Description
 from nanogpt.evaluate import Autocast, evaluate
 from nanogpt.history import HistoryWriter, history_until
+from nanogpt.materials import Materials
 from nanogpt.model import build_model
 from nanogpt.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rate
 from nanogpt.probes import Probes
@@ -49,27 +48,23 @@ def autocast_for(precision: str, device: torch.device) -> Autocast:
 
 
 def train(
-    config: Config,
-    run_id: str,
-    horizon: int,
+    description: Description,
+    materials: Materials,
     device: torch.device,
     folder: Path,
     attempt: int,
     stop: StopRequest,
     fence: Path | None = None,
     say: Say = lambda line: None,
-    flops_per_token: int = 0,
 ) -> Result:
-    """Train `config` to `horizon` optimizer steps, going on from the run's last good checkpoint.
+    """Train a resolved config to its horizon, going on from what `materials` hold.
 
-    Writes only into the attempt's own folder. Raises SupersededError when `fence` appears, UserError for a corpus or
-    a checkpoint that cannot be used.
+    Writes only into the attempt's own folder. `say` gets every line of the history. Raises SupersededError when
+    `fence` appears.
     """
-    home, settings = attempt_folder(folder, attempt), config.runtime
-    peak_lr = config.optimizer.learning_rate
-    corpus = open_corpus(config.data, settings)
-    stream = TrainStream(corpus, config.train.batch_size, config.model.block_size, config.seed)
-    eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
+    config, horizon = description.config, description.steps
+    settings, peak_lr = config.runtime, config.optimizer.learning_rate
+    stream, eval_set, loaded = materials.stream, materials.eval_set, materials.loaded
     autocast = autocast_for(config.train.precision, device)
 
     torch.manual_seed(config.seed)
@@ -80,9 +75,6 @@ def train(
     parameters = list(model.parameters())
 
     progress, resumed_from, earlier = Progress(), None, []
-    loaded = checkpoint.load_latest(folder) or load_trunk(config, horizon)
-    if loaded is None and settings.resume == "required":
-        raise UserError(f"{folder}: nothing to resume: no checkpoint there")
     if loaded is not None:
         _fix_threads(config, loaded.state["threads"])
         progress = unpack(loaded.state, model, optimizer, scaler)
@@ -95,16 +87,16 @@ def train(
         settings.checkpoint,
         fence,
         progress,
-        lambda: pack(run_id, clock, model, optimizer, scaler),
+        lambda: pack(description.id, clock, model, optimizer, scaler),
     )
     probes = Probes(model)
 
     def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
         clock.update()
         failed_at = progress.step if status == "diverged" else None
-        return Result(status, progress, eval_set.entropy, corpus.val_bytes_per_token, resumed_from, failed_at)
+        return Result(status, progress, eval_set.entropy, materials.corpus.val_bytes_per_token, resumed_from, failed_at)
 
-    with HistoryWriter(home / "history.jsonl", earlier) as history:
+    with HistoryWriter(attempt_folder(folder, attempt) / "history.jsonl", earlier) as history:
         line_tokens, line_seconds = progress.tokens, progress.step_seconds
         while progress.step < horizon:
             if stop:
@@ -114,7 +106,7 @@ def train(
             started = time.perf_counter()
             learning_rate = peak_lr * lr_factor(config.schedule, progress.step, horizon, peak_lr)
             set_learning_rate(optimizer, learning_rate)
-            probes.enabled = bool(settings.probe_interval) and (progress.step + 1) % settings.probe_interval == 0
+            probes.enabled = _falls_on(settings.probe_interval, progress.step + 1)
             batch = stream.batch(progress.step)
             loss = accumulate_gradients(forward, batch, config.micro_batch_size, scaler, autocast, device)
             scaler.unscale_(optimizer)
@@ -133,12 +125,12 @@ def train(
             progress.add_loss(loss_value)
 
             last, best = progress.step == horizon, False
-            evaluating = last or (config.train.eval_interval and progress.step % config.train.eval_interval == 0)
+            evaluating = last or _falls_on(config.train.eval_interval, progress.step)
             if evaluating or statistics or progress.step % settings.log_interval == 0:
                 line: dict[str, Any] = {
                     "step": progress.step,
                     "tokens": progress.tokens,
-                    "flops": float(flops_per_token * progress.tokens),
+                    "flops": float(description.flops_per_token * progress.tokens),
                     "train_loss": progress.take_mean_loss(),
                     "learning_rate": learning_rate,
                     "grad_norm": float(grad_norm),
@@ -180,6 +172,10 @@ def accumulate_gradients(
         scaler.scale(loss).backward()
         total += loss.detach()
     return total
+
+
+def _falls_on(interval: int | None, step: int) -> bool:
+    return interval is not None and step % interval == 0
 
 
 def _fix_threads(config: Config, threads: int) -> None:

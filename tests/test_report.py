@@ -21,7 +21,7 @@ META = StudyMeta(
     fit=FIT,
     commands=("python -m experiments run studies/quickstart.yaml",),
     notes=("Learning rates were not tuned.",),
-    environment={"torch": "2.13.0"},
+    environment={"packages": {"torch": "2.13.0", "numpy": "2.4"}, "gpu": None},
 )
 
 
@@ -89,9 +89,10 @@ def test_names_and_errors_are_escaped(written: tuple[Path, pd.DataFrame]) -> Non
 def test_content_stands_in_order(written: tuple[Path, pd.DataFrame]) -> None:
     words = Page((written[0] / "report.html").read_text()).words
     order = ["How does the loss fall", "A law fitted to the small", "33 completed, 1 diverged, 1 failed",
-             "What came out", "val_loss = E + A", "held-out runs", "The fitted floor E", "Figures", "Figure 1.",
+             "What came out", "val_loss = E + A", "held-out runs", "the floor E =", "Figures", "Figure 1.",
              "measured against predicted", "How the law was fitted", "condition number", "Every run",
-             "Cost and environment", "training FLOPs", "torch", "Learning rates were not tuned", "To reproduce",
+             "Cost and environment", "training FLOPs", "torch 2.13.0, numpy 2.4",
+             "Learning rates were not tuned", "To reproduce",
              "python -m experiments run"]  # fmt: skip
     place = 0
     for part in order:
@@ -125,6 +126,7 @@ def test_claims_that_hold_say_so() -> None:
     text = print_analysis(analysis)
     assert "holds: Fitted to the 30 runs" in text
     assert "covers it" in text
+    assert "The fit on the 30 smaller runs alone gives E = " in text
     for row in analysis.holdout.table.itertuples():
         assert row.label in text
         assert f"{row.measured:8.4f}  {row.predicted:9.4f}" in text
@@ -144,6 +146,15 @@ def test_claims_that_fail_are_said_plainly(tmp_path: Path) -> None:
     assert Page(paths.html.read_text()).words.count("Does not hold") == 2
     assert paths.markdown.read_text().count("**Does not hold.**") == 2
     assert print_analysis(analysis).count("FAILS: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("inside", "n", "narrow"), [(4, 4, False), (3, 4, False), (2, 4, True), (0, 1, False), (0, 2, True)]
+)
+def test_intervals_that_miss_too_often_are_called_narrow(inside: int, n: int, narrow: bool) -> None:
+    from experiments.analysis.findings import _improbable
+
+    assert _improbable(inside, n) is narrow
 
 
 def test_too_few_finished_runs_still_make_a_report(tmp_path: Path) -> None:

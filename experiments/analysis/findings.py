@@ -1,5 +1,6 @@
 """From a table of runs to what may be said about it: the fit, the held-out prediction, claims that hold or fail."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,7 @@ def _claims(
     if held is not None and spec is not None and spec.holdout is not None:
         claims.append(_held_out_claim(held, spec.holdout.max_error))
     if result is not None and floor is not None and result.law.floor is not None:
-        claims.append(_floor_claim(result, floor))
+        claims.append(_floor_claim(result, floor, held))
     if best is not None:
         name = best.get("label", best.get("id", "the best run"))
         claims.append(Claim(f"The lowest {y}, {float(best[y]):.4f}, was reached by {name}."))
@@ -124,25 +125,51 @@ def _held_out_claim(held: Holdout, limit: float) -> Claim:
         f"held-out run{'s' * (n != 1)}, up to {held.reach:.3g} times the {held.by},"
     )
     errors = f"with a largest error of {held.max_error:.2%} (mean {held.mean_error:.2%})"
-    inside_text = f"{inside} of {n} measured losses lie inside their 95 % interval." if len(held.fit.draws) else ""
+    inside_text = f"{inside} of {n} measured losses lie inside their 95 % interval" if len(held.fit.draws) else ""
+    if inside_text:
+        inside_text += ": these intervals are too narrow." if _improbable(inside, n) else "."
     holds = held.max_error <= limit
     verdict = f"within the limit of {limit:.2%}" if holds else f"ABOVE the limit of {limit:.2%}: the prediction fails"
     return Claim(f"{start} {errors}, {verdict}. {inside_text}".strip(), holds)
 
 
-def _floor_claim(result: Fit, floor: float) -> Claim:
+def _improbable(inside: int, n: int, level: float = 0.95) -> bool:
+    """Would honest intervals hold this few of `n` values less than one time in twenty? (binomial tail)"""
+    return sum(math.comb(n, k) * level**k * (1 - level) ** (n - k) for k in range(inside + 1)) < 0.05
+
+
+def _floor_claim(result: Fit, floor: float, held: Holdout | None) -> Claim:
+    """E beside the truth, judged by the fit on all runs; the fit below the cut is told beside it."""
     symbol = str(result.law.floor)
     value = result.params[symbol]
     low, high = result.conf_int().loc[symbol].to_numpy(dtype=float)
     off = f"{value / floor - 1:+.2%} off" if floor > 0 else f"{value:.4g} off"
-    beside = f"The fitted floor {symbol} = {value:.4f} stands beside the data's true floor {floor:.4f} ({off})"
+    beside = f"Fitted to all {len(result.points)} runs, the floor {symbol} = {value:.4f} "
+    beside += f"stands beside the data's true floor {floor:.4f} ({off})"
     if not np.isfinite(low):
         return Claim(f"{beside}; without a bootstrap it has no interval.")
-    reached = low <= floor if floor > 0 else low < FLOOR_IS_ZERO * float(result.points[result.y].min())
     interval = f"95 % interval [{low:.4f}, {high:.4f}]"
-    if reached and floor <= high:
-        return Claim(f"{beside}; its {interval} covers it.", True)
-    return Claim(f"{beside}; its {interval} does NOT cover it: this fit has not identified the floor.", False)
+    also = f" {_floor_below_the_cut(held.fit, floor)}" if held is not None else ""
+    if _covers(result, floor):
+        return Claim(f"{beside}; its {interval} covers it.{also}", True)
+    return Claim(f"{beside}; its {interval} does NOT cover it: this fit has not identified the floor.{also}", False)
+
+
+def _covers(result: Fit, floor: float) -> bool:
+    """Does the 95 % interval of the fitted floor hold the true one? A true floor of 0 is held by one that reaches 0."""
+    low, high = result.conf_int().loc[str(result.law.floor)].to_numpy(dtype=float)
+    reach = FLOOR_IS_ZERO * float(result.points[result.y].min()) if floor == 0 else 0.0
+    return bool(low <= floor + reach and floor <= high)
+
+
+def _floor_below_the_cut(small: Fit, floor: float) -> str:
+    symbol = str(small.law.floor)
+    low, high = small.conf_int().loc[symbol].to_numpy(dtype=float)
+    verdict = "covers it too" if _covers(small, floor) else "does not cover it"
+    return (
+        f"The fit on the {len(small.points)} smaller runs alone gives {symbol} = {small.params[symbol]:.4f} "
+        f"[{low:.4f}, {high:.4f}], which {verdict}."
+    )
 
 
 def held_out_rows(held: Holdout) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 from experiments.analysis.columns import column, finished, row_names
 from experiments.analysis.fitted import Fit
 from experiments.analysis.laws import Array, Law, make_law
-from experiments.analysis.solver import Problem, Solution, residuals, solve, starts
+from experiments.analysis.solver import Problem, huber, residuals, solve, starts
 from experiments.analysis.where import select
 from nanogpt.config import UserError, did_you_mean
 
@@ -58,7 +58,7 @@ def fit(
     point = solve(problem, first, np.ones((1, len(used))), loss, delta)
     theta = point.theta[point.best]
     weights = _resample(used, len(theta), bootstrap, cluster, seed)
-    draws, draws_converged = _bootstrap(problem, point, weights, loss, delta)
+    draws, draws_converged = _bootstrap(problem, theta, first, weights, loss, delta)
     params = _natural(law, theta[None], centres)
     used["predicted"] = np.exp(residuals(problem, theta[None])[0] + problem.ln_y)
     used["residual"] = problem.ln_y - np.log(used["predicted"])
@@ -80,13 +80,14 @@ def _choose_rows(
     """The rows to fit (id, inputs, y, further columns) and those left out (id, reason)."""
     names, done = row_names(df), finished(df)
     reason = pd.Series("", index=df.index, dtype=object)
-    if where is not None:
-        reason[~select(df, where)] = f"not where {where}"
-    if "excluded" in df.columns:
-        excluded = df["excluded"].notna() & df["excluded"].astype(str).ne("")
-        reason[excluded] = "excluded: " + df.loc[excluded, "excluded"].astype(str)
     if not done.all():
         reason[~done] = "status " + df.loc[~done, "status"].astype(str)
+    if "excluded" in df.columns:
+        excluded = done & df["excluded"].notna() & df["excluded"].astype(str).ne("")
+        reason[excluded] = "excluded: " + df.loc[excluded, "excluded"].astype(str)
+    if where is not None:  # asked about results only: a run without one has gaps that compare with nothing
+        outside = ~select(df[done], where)
+        reason[outside.index[outside & (reason[done] == "")]] = f"not where {where}"
     kept = reason == ""
     data = {"id": names[kept]}
     for name in (*law.columns, y, *further):
@@ -157,26 +158,27 @@ def _resample(used: pd.DataFrame, law_size: int, draws: int, cluster: str | None
     return weights
 
 
-def _bootstrap(problem: Problem, point: Solution, weights: Array, loss: str, delta: float) -> tuple[Array, float]:
+def _bootstrap(
+    problem: Problem, theta: Array, first: Array, weights: Array, loss: str, delta: float
+) -> tuple[Array, float]:
     """Parameters of each resample (draws, parameters) and the share of resamples that converged.
 
-    Each is started from the point fit and from the most different optimum's start: one start alone under-converges in
-    a sixth of the resamples of published tables.
+    Each is solved from the point fit `theta` and from that start of `first` which suits the resample best; the better
+    optimum counts. One start alone under-converges in a sixth of the resamples of published tables.
     """
-    draws, size = len(weights), len(problem.lower)
+    draws, size = len(weights), len(theta)
     if not draws:
         return np.zeros((0, size)), float("nan")
-    order = np.argsort(point.objective, kind="stable")
-    launch = point.theta[[order[0], order[-1]]]
+    misfit = np.stack([huber(residuals(problem, start[None]), weights, delta) for start in first])
+    launch = np.stack([np.broadcast_to(theta, (draws, size)), first[misfit.argmin(axis=0)]])
     chosen, converged = np.zeros((draws, size)), np.zeros(draws, dtype=bool)
     step = max(1, _CHUNK // (2 * problem.design.size))
     for begin in range(0, draws, step):
-        part = weights[begin : begin + step]
-        solution = solve(problem, np.repeat(launch, len(part), axis=0), np.tile(part, (2, 1)), loss, delta)
-        objective = solution.objective.reshape(2, -1)
-        pick = objective.argmin(axis=0) * len(part) + np.arange(len(part))
-        chosen[begin : begin + step] = solution.theta[pick]
-        converged[begin : begin + step] = solution.converged[pick]
+        part = slice(begin, begin + step)
+        count = len(weights[part])
+        solution = solve(problem, launch[:, part].reshape(-1, size), np.tile(weights[part], (2, 1)), loss, delta)
+        pick = solution.objective.reshape(2, count).argmin(axis=0) * count + np.arange(count)
+        chosen[part], converged[part] = solution.theta[pick], solution.converged[pick]
     return chosen, float(converged.mean())
 
 

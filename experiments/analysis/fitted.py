@@ -92,7 +92,7 @@ class Fit:
     def _parameter_lines(self) -> list[str]:
         rows = zip(self.params.items(), self.conf_int().to_numpy(), strict=True)
         return [
-            f"  {name:<6} {value:<11.5g} [{lower:.5g}, {upper:.5g}]  {self.law.unit(name, self.y)}"
+            f"  {name:<6} {value:<11.5g} [{lower:.5g}, {upper:.5g}]  {self.law.unit(name)}"
             for (name, value), (lower, upper) in rows
         ]
 
@@ -105,7 +105,7 @@ class Fit:
                 "stderr": _plain(self.stderr[name]),
                 "lower": _plain(intervals.at[name, "lower"]),
                 "upper": _plain(intervals.at[name, "upper"]),
-                "unit": self.law.unit(name, self.y),
+                "unit": self.law.unit(name),
             }
             for name, value in self.params.items()
         }
@@ -144,8 +144,9 @@ def _parameter_notes(result: Fit, name: str, value: float) -> list[str]:
     lowest = float(result.points[result.y].min())
     if name == result.law.floor and value < FLOOR_IS_ZERO * lowest:
         return [f"{name} sits at its bound 0: these runs show no floor, the loss falls as fast as a pure power law"]
-    if name == result.law.floor and lower < FLOOR_IS_ZERO * lowest:
-        return [f"{name} is not identified: its interval reaches down to 0"]
+    if name == result.law.floor and (lower < FLOOR_IS_ZERO * lowest or upper > 2 * lower):
+        reach = "reaches down to 0" if lower < 0.01 * lowest else f"runs from {lower:.3g} to {upper:.3g}"
+        return [f"{name} is not identified: its 95 % interval {reach}"]
     if name in result.law.exponents and (value < 1e-6 or value > 8.0 - 1e-6):
         return [f"{name} sits at its bound {value:.3g}: the loss does not follow this law along that input"]
     if name in result.law.exponents and (lower < 1e-3 or upper > 10 * lower):

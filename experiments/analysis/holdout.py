@@ -69,7 +69,9 @@ def holdout(
     Raises UserError when nothing is left on a side, and as `fit`.
     """
     by = column(df, by, "holdout")
-    keep = finished(df) if where is None else finished(df) & select(df, where)
+    keep = finished(df)
+    if where is not None:
+        keep = keep & select(df[keep], where).reindex(df.index, fill_value=False)
     if "excluded" in df.columns:
         keep &= df["excluded"].isna() | df["excluded"].astype(str).eq("")
     size = pd.to_numeric(df[by], errors="coerce")

@@ -71,12 +71,12 @@ class Law(ABC):
         """Symbol of the irreducible loss, the term without inputs; None where the law goes to zero."""
         return next((term.coefficient for term in self.terms if not term.exponents), None)
 
-    def unit(self, symbol: str, y: str = "nats/token") -> str:
-        """Unit of one parameter when the loss is in `y`; exponents have none."""
+    def unit(self, symbol: str) -> str:
+        """Unit of one parameter when the loss is in nats per token; exponents have none."""
         term = next((term for term in self.terms if term.coefficient == symbol), None)
         if term is None:
             return "1"
-        return " * ".join([y, *(f"{column}^{exponent}" for exponent, column in term.exponents)])
+        return " * ".join(["nats/token", *(f"{column}^{exponent}" for exponent, column in term.exponents)])
 
     def design(self, table: Columns, centres: Mapping[str, float]) -> Array:
         """The tensor Z (points, terms, parameters) with ln(term) = Z @ theta, theta = (ln coefficients, exponents).

@@ -57,7 +57,7 @@ class FitSpec(_Section):
     @classmethod
     def _where_parses(cls, text: str | None) -> str | None:
         if text is not None:
-            parse_where(text)
+            parse_where(text, "filter")
         return text
 
     @model_validator(mode="after")

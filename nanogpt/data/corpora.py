@@ -64,8 +64,8 @@ def facts(data: Data, runtime: Runtime) -> CorpusFacts:
     """What is known of a corpus. Raises UserError when it has to be prepared first."""
     corpus = data.corpus
     if isinstance(corpus, ZipfMixture):
-        sizes = (-(-n // zipf.DOCUMENT) * zipf.DOCUMENT for n in (corpus.train_tokens, corpus.val_tokens))
-        return CorpusFacts(corpus.alphabet_size, *sizes)
+        train, val = (-(-n // zipf.DOCUMENT) * zipf.DOCUMENT for n in (corpus.train_tokens, corpus.val_tokens))
+        return CorpusFacts(corpus.alphabet_size, train, val)
     return _folder_facts(_folder(corpus, runtime))
 
 
@@ -98,8 +98,8 @@ def _folder_facts(folder: Path) -> CorpusFacts:
     vocab_size = read_meta(folder)["vocab_size"]
     hashes = {str(path): file_sha256(path) for path in paths.values()}
     content = canonical_json({"files": list(hashes.values()), "vocab_size": vocab_size})
-    sizes = (len(read_tokens(path)) for path in paths.values())
-    return CorpusFacts(vocab_size, *sizes, hashlib.sha256(content.encode()).hexdigest(), hashes)
+    train, val = (len(read_tokens(path)) for path in paths.values())
+    return CorpusFacts(vocab_size, train, val, hashlib.sha256(content.encode()).hexdigest(), hashes)
 
 
 def zipf_folder(corpus: ZipfMixture, root: Path) -> Path:

@@ -20,6 +20,7 @@ from nanogpt.config import Config
 from nanogpt.configfile import dump_yaml
 from nanogpt.describe import describe
 from nanogpt.hardware import enable_fast_float32_matmul
+from nanogpt.materials import gather
 from nanogpt.record import attempt_folder, read_history, read_record
 from nanogpt.runfolder import next_attempt, write_folder
 from nanogpt.stop import StopRequest, SupersededError
@@ -31,7 +32,6 @@ Make = Callable[..., Config]
 def run(config: Config, folder: Path, stop_at: int | None = None, fence: Path | None = None) -> Any:
     """One attempt at a run, stopped after `stop_at` steps when that is given."""
     description = describe(config)
-    write_folder(folder, description.config)
     stop = StopRequest()
 
     def watch(line: dict[str, Any]) -> None:
@@ -40,18 +40,9 @@ def run(config: Config, folder: Path, stop_at: int | None = None, fence: Path | 
 
     torch.set_num_threads(1)
     enable_fast_float32_matmul()  # as the command line does: runs compared here may come from either
-    return train(
-        description.config,
-        description.id,
-        description.steps,
-        torch.device("cpu"),
-        folder,
-        next_attempt(folder),
-        stop,
-        fence,
-        watch,
-        description.flops_per_token,
-    )
+    materials = gather(description, folder)
+    write_folder(folder, description.config)
+    return train(description, materials, torch.device("cpu"), folder, next_attempt(folder), stop, fence, watch)
 
 
 def final_state(folder: Path) -> dict[str, Any]:

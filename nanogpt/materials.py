@@ -1,0 +1,39 @@
+"""What an attempt needs before it may touch its folder: the corpus, its batches, and the state to go on from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt import checkpoint
+from nanogpt.branch import load_trunk
+from nanogpt.config import UserError
+from nanogpt.data.corpora import OpenCorpus, open_corpus
+from nanogpt.data.stream import EvalSet, TrainStream, make_eval_set
+from nanogpt.describe import Description
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Everything that can be missing or damaged, found whole. `loaded` is None for a start from scratch."""
+
+    corpus: OpenCorpus
+    stream: TrainStream
+    eval_set: EvalSet
+    loaded: checkpoint.Loaded | None
+
+
+def gather(description: Description, folder: Path) -> Materials:
+    """Open the corpus and load the checkpoint that the run in `folder` goes on from. Writes nothing there.
+
+    Raises UserError for a corpus that does not fit, a resume without a checkpoint, checkpoints that are all damaged
+    or of another run, and a branch that cannot be taken.
+    """
+    config = description.config
+    corpus = open_corpus(config.data, config.runtime)
+    stream = TrainStream(corpus, config.train.batch_size, config.model.block_size, config.seed)
+    eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
+    loaded = checkpoint.load_latest(folder)
+    if loaded is not None and loaded.state["id"] != description.id:
+        raise UserError(f"{loaded.file.path}: belongs to run {loaded.state['id']}, not to {description.id}")
+    if loaded is None and config.runtime.resume == "required":
+        raise UserError(f"{folder}: nothing to resume: no checkpoint there")
+    return Materials(corpus, stream, eval_set, loaded or load_trunk(config, description.steps))
