@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 from nanogpt.config import UserError
 
+DEFAULT_OUT = Path("results")
 SUCCESS, FAILURE, MISTAKE, CTRL_C = 0, 1, 2, 130
 
 
@@ -81,7 +83,7 @@ def _command(commands: Any, name: str, function: Any, help: str) -> argparse.Arg
     parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(command=function)
     parser.add_argument("study", metavar="STUDY", help="a study's YAML file, or its results folder")
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="FOLDER", help="root of results folders")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help="root of results folders")
     return parser
 
 
@@ -148,18 +150,18 @@ def _finish(run: Any, arguments: argparse.Namespace, worked: bool) -> int:
 
     states = run.status()
     has_report = (run.folder.path / "report.html").exists()
-    if not arguments.no_report and (worked or not has_report) and any(states.get(s) for s in ("completed", "diverged")):
-        write_report(run.folder.path)
+    wanted = not arguments.no_report and (worked or not has_report)
+    broken = wanted and any(states.get(s) for s in ("completed", "diverged")) and write_report(run.folder.path) != 0
     total, finished = sum(states.values()), sum(states.get(s, 0) for s in ("completed", "diverged", "pruned"))
     print(f"{finished} of {total} runs are finished" + ("" if worked else "; nothing was left to do"))
-    if has_report or not arguments.no_report:
+    if (run.folder.path / "report.html").exists() and not broken:
         print(f"look at {run.folder.path / 'report.html'}")
     if states.get("failed"):
         print(_failures(run.folder), file=sys.stderr)
-        print(f"failed runs wait: python -m experiments run {arguments.study} --retry-failed", file=sys.stderr)
+        print(f"failed runs wait for: {_again(arguments)} --retry-failed", file=sys.stderr)
     elif not is_complete(states):
-        print(f"go on with: python -m experiments run {arguments.study}", file=sys.stderr)
-    return SUCCESS if is_complete(states) else FAILURE
+        print(f"go on with: {_again(arguments)}", file=sys.stderr)
+    return SUCCESS if is_complete(states) and not broken else FAILURE
 
 
 def _interrupted(run: Any, arguments: argparse.Namespace) -> int:
@@ -168,8 +170,15 @@ def _interrupted(run: Any, arguments: argparse.Namespace) -> int:
         run.stop()
     except KeyboardInterrupt:
         run.kill()
-    print(f"interrupted; go on with: python -m experiments run {arguments.study}", file=sys.stderr)
+    print(f"interrupted; go on with: {_again(arguments)}", file=sys.stderr)
     return CTRL_C
+
+
+def _again(arguments: argparse.Namespace) -> str:
+    """The command that goes on with this study: what defines the runs and where they lie must be the same."""
+    words = ["python", "-m", "experiments", "run", arguments.study]
+    words += ["--out", str(arguments.out)] if arguments.out != DEFAULT_OUT else []
+    return shlex.join([*words, *(word for pair in arguments.set for word in ("--set", pair))])
 
 
 @contextlib.contextmanager
@@ -216,7 +225,16 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"{folder.lock.name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     if counts.get("failed"):
         print(_failures(folder))
+    if _has_changed(arguments.study, folder.lock):
+        print("the study has changed since it was last run; `plan` shows what `run` would do")
     return SUCCESS
+
+
+def _has_changed(study: str, lock: Any) -> bool:
+    from experiments.lock import holds
+    from experiments.study import Study
+
+    return Path(study).is_file() and not holds(lock, Study.load(study, lock.overrides))
 
 
 def _results(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from nanogpt.record import Record, attempt_folder
 
 HEARTBEAT_SECONDS = 60.0
 TAIL_BYTES = 4096
+SHOWN_LOSSES = 3  # in a heartbeat line, which should stay one line
 SETTLED = (*FINISHED, "failed")
 
 
@@ -98,7 +99,8 @@ class Observer:
                 self.states[id] = now
                 record = read_record_if_there(folders[id] / "metrics.json")
                 changes.append(Change(self._runs[id], now, record))
-        return changes
+        # What ended made room for what started, so it is told first.
+        return sorted(changes, key=lambda change: change.state.status == "running")
 
     def _look_at_running(self) -> dict[str, Running]:
         running = {}
@@ -152,7 +154,8 @@ class Plain:
         for change in snapshot.changes:
             self._say(f"{_counter(snapshot)} {change_text(change)}")
         if time.monotonic() - self._last >= HEARTBEAT_SECONDS:
-            self._say(f"{_counter(snapshot)} {summary_text(snapshot)}")
+            losses = "; ".join(running_text(run) for run in snapshot.running[:SHOWN_LOSSES])
+            self._say(" | ".join(filter(None, [f"{_counter(snapshot)} {summary_text(snapshot)}", losses])))
 
     def close(self) -> None:
         self._out.flush()
@@ -208,10 +211,9 @@ def change_text(change: Change) -> str:
 
 
 def summary_text(snapshot: Snapshot) -> str:
+    """`3 completed, 2 running; about 12.0 s left`."""
     states = ", ".join(f"{count} {status}" for status, count in sorted(snapshot.states.items()))
-    left = f"; about {duration(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
-    losses = "; ".join(running_text(run) for run in snapshot.running[:3])
-    return f"{states}{left}" + (f" | {losses}" if losses else "")
+    return f"{states}; about {duration(snapshot.seconds_left)} left" if snapshot.seconds_left else states
 
 
 def running_text(run: Running) -> str:

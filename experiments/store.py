@@ -32,7 +32,7 @@ class RunState:
 
 
 class StudyFolder:
-    """`results/<study>`: the lock and the run folders. Nothing here is kept in memory that another process may change."""
+    """`results/<study>`: the lock and the run folders. What another process may change is not kept in memory."""
 
     def __init__(self, path: str | os.PathLike[str], lock: Lock | None = None) -> None:
         self.path = Path(path)
@@ -81,15 +81,26 @@ class StudyFolder:
 def state_of(folder: Path) -> RunState:
     """The state of a run folder. Raises UserError naming the file when its record is damaged."""
     top = lease.top_generation(folder)
+    published = _published(folder, top)
+    if published is not None:
+        return published
+    state = _unpublished(folder, top)
+    # A worker publishes before it gives its lease back: what looked given up may have been published meanwhile.
+    return state if state.status == "running" else _published(folder, top) or state
+
+
+def _published(folder: Path, top: int) -> RunState | None:
     record = read_record_if_there(folder / lease.RECORD_NAME)
-    if record is not None:
-        return RunState(record.status, top)
+    return None if record is None else RunState(record.status, top)
+
+
+def _unpublished(folder: Path, top: int) -> RunState:
     if not top:
         return _without_lease(folder)
     outcome = read_record_if_there(attempt_folder(folder, top) / "outcome.json")
     if outcome is not None and outcome.status == "failed":
         return RunState("failed", top, failure(outcome))
-    if lease.is_released(folder, top) or (outcome is not None and outcome.status not in PUBLISHED):
+    if lease.is_released(folder, top) or (outcome is not None and outcome.status == "interrupted"):
         return RunState("interrupted", top)
     # With a finished outcome that is not published yet, its worker is about to do so.
     return _held(folder, top)

@@ -1,4 +1,4 @@
-"""The house as drawn: which package may import which, no import circles, and every file's first line says what it is for."""
+"""The house as drawn: which package may import which, no import circles, first lines that say what a file is for."""
 
 import ast
 import re

@@ -114,6 +114,9 @@ def values_axis(axes: Axes, values: Iterable[float], which: str = "x") -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
 
 
+NAMED_VALUES = 10  # a legend names up to so many values; more get a colour bar
+
+
 @dataclass(frozen=True)
 class Palette:
     """Colours for the values of one column: viridis up to 0.9, in order; grey where there is no such column."""
@@ -132,7 +135,7 @@ class Palette:
 
     def handles(self, marker: str = "o") -> list[Line2D]:
         """Legend entries, one per value; none when there are too many to name."""
-        if self.name is None or len(self.values) > 10:
+        if self.name is None or len(self.values) > NAMED_VALUES:
             return []
         return [
             Line2D([], [], color=self.colour(v), marker=marker, ms=5, lw=1.6, label=f"{self.short} = {_say(v)}")
@@ -146,7 +149,7 @@ class Palette:
 
     def bar(self, figure: Figure, axes: Axes) -> None:
         """A colour bar where the legend cannot name every value."""
-        if self.name is None or self.norm is None or len(self.values) <= 10:
+        if self.name is None or self.norm is None or len(self.values) <= NAMED_VALUES:
             return
         trimmed = colormaps["viridis"].resampled(256)(np.linspace(0, 0.9, 256))
         mappable = ScalarMappable(norm=self.norm, cmap=LinearSegmentedColormap.from_list("runs", list(trimmed)))
@@ -165,7 +168,9 @@ def palette(table: pd.DataFrame, hue: str | None) -> Palette:
     values = tuple(sorted(table[name].dropna().unique().tolist()))
     if len(values) < 2:
         return Palette(None, (), None)
-    if not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_bool_dtype(table[name]):
+    numeric = pd.api.types.is_numeric_dtype(table[name]) and not pd.api.types.is_bool_dtype(table[name])
+    if not numeric or len(values) <= NAMED_VALUES:
+        # The legend names every value: steps of equal size keep 0, 0.01 and 0.1 apart, which a scale would not.
         return Palette(name, values, None)
     log = values[0] > 0 and values[-1] / values[0] > 4
     return Palette(name, values, (LogNorm if log else Normalize)(values[0], values[-1]))
@@ -181,11 +186,18 @@ def mark_diverged(axes: Axes, runs: pd.DataFrame, x: str) -> list[Line2D]:
     return [Line2D([], [], color=ALARM, marker="X", ls="", ms=7, label=f"diverged ({len(lost)}), at the top edge")]
 
 
-def entropy_line(axes: Axes, runs: pd.DataFrame, y: str) -> list[Line2D]:
-    """The source's true entropy as a line, where the table knows it: no model can go below."""
+def true_entropy(runs: pd.DataFrame, y: str) -> float | None:
+    """The entropy of the source on the scored targets, where the table knows it: no model can go below."""
     if y not in ("val_loss", "best_val_loss") or "val_entropy" not in runs.columns or runs["val_entropy"].isna().all():
+        return None
+    return float(runs["val_entropy"].median())
+
+
+def entropy_line(axes: Axes, runs: pd.DataFrame, y: str) -> list[Line2D]:
+    """The true entropy as a dotted line, with its legend entry; nothing where it is not known."""
+    floor = true_entropy(runs, y)
+    if floor is None:
         return []
-    floor = float(runs["val_entropy"].median())
     return [axes.axhline(floor, color=INK, lw=1.1, ls=(0, (1, 1.5)), label=f"true entropy of the data, {floor:.3f}")]
 
 

@@ -12,7 +12,7 @@ from experiments.analysis.columns import finished
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import FLOOR_IS_ZERO, Fit
 from experiments.analysis.holdout import Holdout, holdout
-from experiments.analysis.laws import make_law
+from experiments.analysis.laws import Law, make_law
 from experiments.analysis.spec import FitSpec
 from nanogpt.config import UserError
 
@@ -101,12 +101,21 @@ def _claims(
         claims.append(Claim(law_sentence(result)))
     if held is not None and spec is not None and spec.holdout is not None:
         claims.append(_held_out_claim(held, spec.holdout.max_error))
-    if result is not None and floor is not None and result.law.floor is not None:
+    if result is not None and floor is not None and _reaches_the_floor(result.law):
         claims.append(_floor_claim(result, floor, held))
     if best is not None:
         name = best.get("label", best.get("id", "the best run"))
         claims.append(Claim(f"The lowest {y}, {float(best[y]):.4f}, was reached by {name}."))
     return tuple(claims)
+
+
+def _reaches_the_floor(law: Law) -> bool:
+    """Whether the law's E is the loss of unlimited model *and* data, which alone can equal the source's entropy.
+
+    A law in the model's size at a fixed number of tokens levels off above it, as it should.
+    """
+    columns = set(law.columns)
+    return law.floor is not None and ("flops" in columns or ("tokens" in columns and len(columns) > 1))
 
 
 def law_sentence(result: Fit) -> str:

@@ -17,6 +17,7 @@ from experiments.analysis.axes import (
     new_figure,
     palette,
     results_of,
+    true_entropy,
     values_axis,
 )
 from experiments.analysis.columns import column, diverged
@@ -41,7 +42,11 @@ def _factor_figure(runs: pd.DataFrame, x: str, hue: str | None, y: str, name: st
     groups = good.groupby(colours.name, sort=True) if colours.name is not None else [(None, good)]
     for value, part in groups:
         _mean_line(axes, part, x, y, colours.colour(value), mark_best)
-    handles = [*colours.handles(), *entropy_line(axes, runs, y), *mark_diverged(axes, runs, x)]
+    handles = [*colours.handles(), *mark_diverged(axes, runs, x)]
+    floor, low, high = true_entropy(runs, y), good[y].min(), good[y].max()
+    near = floor is not None and low - floor <= high - low
+    if near:
+        handles += entropy_line(axes, runs, y)
     if pd.api.types.is_numeric_dtype(runs[x]):
         values_axis(axes, runs[x].dropna())
     axes.set(xlabel=label(x), ylabel=label(y))
@@ -50,7 +55,11 @@ def _factor_figure(runs: pd.DataFrame, x: str, hue: str | None, y: str, name: st
     note = counts(runs) + (
         "; line: mean, bar: sd over the runs of a point" if repeats.max() > 1 else "; one run per point"
     )
-    return finish(figure, axes, note + ("; star: best" if mark_best else ""), handles)
+    note += "; star: best" if mark_best else ""
+    if floor is not None and not near:
+        # Drawn in, it would squeeze the differences that the figure is about into its upper edge.
+        note += f"; true entropy of the data {floor:.3f}, below the axis"
+    return finish(figure, axes, note, handles)
 
 
 def _mean_line(axes: Axes, part: pd.DataFrame, x: str, y: str, colour: object, mark_best: bool) -> None:

@@ -69,7 +69,14 @@ def train(folder: Path, attempt: int, fence: Path, parent_fd: int) -> int:
         with (folder / "steps.log").open("a") as log:
             log.write(f"{attempt} {step}\n")
         with (home / "history.jsonl").open("a") as history:
-            history.write(json.dumps({"step": step, "train_loss": 5 - step / 100}) + "\n")
+            tokens = facts["tokens"] * step // facts["steps"]
+            line = {
+                "step": step,
+                "tokens": tokens,
+                "flops": facts["flops_per_token"] * tokens,
+                "train_loss": 5 - step / 100,
+            }
+            history.write(json.dumps(line) + "\n")
         time.sleep(float(os.environ.get(STEP_SECONDS, "0.001")))
         if fence.exists():
             return 1

@@ -126,6 +126,6 @@ def test_filters(text, kept):
     ],
 )
 def test_filters_refuse_what_they_cannot_judge(text, message):
-    with pytest.raises(UserError, match="^s.yaml:9: ") as error:
+    with pytest.raises(UserError, match=r"^s.yaml:9: ") as error:
         Filter(text, "s.yaml:9").keeps(FACTORS)
     assert message in str(error.value)

@@ -137,7 +137,7 @@ def test_a_polite_stop_checkpoints_and_says_how_to_go_on(command, write_study, r
     process.send_signal(number)
     output = finish(process)
     assert process.returncode == 130
-    assert f"go on with: python -m experiments run {study}" in output
+    assert f"go on with: python -m experiments run {study} --out {results}\n" in output
     wait_until(lambda: not processes_of(results))
     assert set(states(command, results).values()) <= {"interrupted", "completed", "missing"}
     assert "interrupted" in states(command, results).values()
@@ -172,6 +172,24 @@ def test_a_results_folder_can_be_given_instead_of_its_study(command, write_study
     assert command("run", results / "tiny", "--no-report").returncode == 0
     listing = command("results", results / "tiny").stdout
     assert "best: n_layer=2" in listing
+
+
+def test_drifted_runs_stop_the_study_until_someone_decides(command, write_study, results):
+    study = write_study("{grid: {n_layer: [1, 2]}}")
+    assert command("run", study, "--out", results, "--no-report").returncode == 0
+    write_study("{grid: {n_layer: [1, 2]}}", "config: {n_embd: 16}")
+    assert "the study has changed since it was last run" in command("status", study, "--out", results).stdout
+    stopped = command("run", study, "--out", results, "--no-report")
+    assert stopped.returncode == 2
+    assert "2 runs drifted" in stopped.stderr
+    assert "model.n_embd: 8 -> 16" in stopped.stderr
+    kept = command("run", study, "--out", results, "--no-report", "--keep-drifted")
+    assert "nothing was left to do" in kept.stdout or "2 of 2 runs are finished" in kept.stdout
+    assert len(list(results.glob("tiny/*/metrics.json"))) == 2
+    write_study("{grid: {n_layer: [1, 2]}}", "config: {n_embd: 32}")
+    assert command("run", study, "--out", results, "--no-report", "--rerun-drifted").returncode == 0
+    assert len(list(results.glob("tiny/*/metrics.json"))) == 4
+    assert len(states(command, results)) == 2
 
 
 def test_runs_in_this_process_for_a_debugger(write_study, results, capfd):

@@ -61,7 +61,7 @@ def test_metrics_are_loaded_by_exact_name(runner):
     runner.run_grid(grid_name="depth_2", grid_params={"n_layer": [1, 2]})
     assert len(runner.load_metrics("depth")) == 1
     assert list(runner.load_metrics()["study"]) == ["depth", "depth_2", "depth_2"]
-    with pytest.raises(UserError, match="no study.lock.json here"):
+    with pytest.raises(UserError, match=r"no study\.lock\.json here"):
         runner.load_metrics("dept")
 
 

@@ -90,7 +90,8 @@ def test_an_override_of_a_varied_key_is_refused(write_study):
 
 
 def test_ten_thousand_runs_are_validated(write_study):
-    sweep = "{grid: {learning_rate: {logspace: {start: 1e-4, stop: 1e-1, num: 100}}, n_layer: {range: {start: 1, stop: 101}}}}"
+    rates = "{logspace: {start: 1e-4, stop: 1e-1, num: 100}}"
+    sweep = f"{{grid: {{learning_rate: {rates}, n_layer: {{range: {{start: 1, stop: 101}}}}}}}}"
     assert len(Study.load(write_study(sweep)).runs()) == 10_000
 
 
