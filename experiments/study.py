@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import nanogpt.config
 from experiments import grid
+from experiments.analysis.filters import Filter
 from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
-from experiments.filters import Filter
 from experiments.grid import Point, Sweep
 from nanogpt.config import Config, UserError, canonical_json, did_you_mean
 from nanogpt.config.aliases import ALIASES

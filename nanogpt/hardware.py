@@ -182,7 +182,7 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     # From mallopt(3). The trim threshold alone would switch off the growing of the other and make things worse.
     settings = {_M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 2**31 - 1}
-    return all([libc.mallopt(option, value) for option, value in settings.items()])
+    return all(libc.mallopt(option, value) for option, value in settings.items())
 
 
 def peak_memory_bytes(device: "str | torch.device") -> int:

@@ -1,5 +1,7 @@
 """What a single run tells a person while it trains and when it ends."""
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,24 @@ class Narrator:
         self._steps, self._folder, self._description = description.steps, folder, description
         self._last = self._started = time.monotonic()
         self._first_step: int | None = None
+        self._has_reader = True
+
+    def _print(self, text: str) -> None:
+        """A reader that goes away (`... | head`) ends the talking, not the training."""
+        if not self._has_reader:
+            return
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            self._has_reader = False
+            # The interpreter flushes stdout once more when it ends; that must not fail either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def begin(self) -> None:
         d = self._description
-        print(
+        self._print(
             f"{self._folder}: {d.n_params:,} parameters, {d.steps:,} steps, {d.tokens:,} tokens, "
-            f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {d.config.runtime.device}",
-            flush=True,
+            f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {d.config.runtime.device}"
         )
 
     def line(self, line: dict[str, Any]) -> None:
@@ -35,10 +48,9 @@ class Narrator:
             return
         self._last = now
         validation = f"  val {line['val_loss']:.4f}" if "val_loss" in line else ""
-        print(
+        self._print(
             f"step {line['step']:>6,}/{self._steps:,}  loss {line['train_loss']:.4f}{validation}  "
-            f"lr {line['learning_rate']:.2e}  {line['tokens_per_second']:,.0f} tok/s{self._left(line['step'], now)}",
-            flush=True,
+            f"lr {line['learning_rate']:.2e}  {line['tokens_per_second']:,.0f} tok/s{self._left(line['step'], now)}"
         )
 
     def _left(self, step: int, now: float) -> str:
@@ -49,10 +61,7 @@ class Narrator:
         return f"  {(self._steps - step) * (now - self._started) / done:,.0f} s left"
 
     def interrupted(self, record: Record, reason: str | None) -> None:
-        print(
-            f"stopped at step {record.steps:,} ({reason}); go on with: python -m nanogpt train {self._folder}",
-            flush=True,
-        )
+        self._print(f"stopped at step {record.steps:,} ({reason}); go on with: python -m nanogpt train {self._folder}")
 
 
 def summary(record: Record, folder: Path) -> str:

@@ -13,7 +13,7 @@ from experiments.analysis.fit import fit
 from experiments.analysis.fitted import FLOOR_IS_ZERO, Fit
 from experiments.analysis.holdout import Holdout, holdout
 from experiments.analysis.laws import Law, make_law
-from experiments.analysis.spec import FitSpec
+from experiments.analysis.spec import LAW_INPUTS, FitSpec
 from nanogpt.config import UserError
 
 
@@ -60,7 +60,7 @@ def analyse_table(spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss")
 
 
 def _inputs(spec: FitSpec) -> dict[str, str | None]:
-    return {"n": spec.n, "d": spec.d} if spec.law == "chinchilla" else {"x": spec.x}
+    return {name: getattr(spec, name) for name in LAW_INPUTS[spec.law]}
 
 
 def _options(spec: FitSpec) -> dict[str, Any]:
@@ -159,6 +159,10 @@ def _floor_claim(result: Fit, floor: float, held: Holdout | None) -> Claim:
         return Claim(f"{beside}; without a bootstrap it has no interval.")
     interval = f"95 % interval [{low:.4f}, {high:.4f}]"
     also = f" {_floor_below_the_cut(held.fit, floor)}" if held is not None else ""
+    if _reaches_zero(result) and floor > 0:
+        return Claim(
+            f"{beside}; its {interval} reaches down to zero: this fit has not identified the floor.{also}", False
+        )
     if _covers(result, floor):
         return Claim(f"{beside}; its {interval} covers it.{also}", True)
     return Claim(f"{beside}; its {interval} does NOT cover it: this fit has not identified the floor.{also}", False)
@@ -171,10 +175,18 @@ def _covers(result: Fit, floor: float) -> bool:
     return bool(low <= floor + reach and floor <= high)
 
 
+def _reaches_zero(result: Fit) -> bool:
+    """An interval from (nearly) no floor upwards covers any truth and identifies none."""
+    low, _ = result.conf_int().loc[str(result.law.floor)].to_numpy(dtype=float)
+    return bool(low <= FLOOR_IS_ZERO * float(result.points[result.y].min()))
+
+
 def _floor_below_the_cut(small: Fit, floor: float) -> str:
     symbol = str(small.law.floor)
     low, high = small.conf_int().loc[symbol].to_numpy(dtype=float)
     verdict = "covers it too" if _covers(small, floor) else "does not cover it"
+    if _reaches_zero(small) and floor > 0:
+        verdict = "reaches down to zero and so says nothing about it"
     return (
         f"The fit on the {len(small.points)} smaller runs alone gives {symbol} = {small.params[symbol]:.4f} "
         f"[{low:.4f}, {high:.4f}], which {verdict}."

@@ -5,10 +5,16 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from experiments.analysis.where import parse_where
+from experiments.analysis.filters import Filter
 from nanogpt.config import UserError, did_you_mean
 
 LawName = Literal["power_law", "saturating_power_law", "chinchilla"]
+# The inputs whose columns a study may choose, by law. The laws themselves would bring numpy into the driver.
+LAW_INPUTS: dict[str, tuple[str, ...]] = {
+    "power_law": ("x",),
+    "saturating_power_law": ("x",),
+    "chinchilla": ("n", "d"),
+}
 LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
     "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap", "lr_basin"
@@ -57,14 +63,13 @@ class FitSpec(_Section):
     @classmethod
     def _where_parses(cls, text: str | None) -> str | None:
         if text is not None:
-            parse_where(text, "filter")
+            Filter(text, "filter")
         return text
 
     @model_validator(mode="after")
     def _columns_fit_the_law(self) -> Self:
-        wrong = ["x"] if self.law == "chinchilla" else ["n", "d"]
-        for key in wrong:
-            if getattr(self, key) is not None:
+        for key in ("x", "n", "d"):
+            if key not in LAW_INPUTS[self.law] and getattr(self, key) is not None:
                 raise ValueError(f"law {self.law} has no input {key!r}")
         return self
 

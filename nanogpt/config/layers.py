@@ -42,7 +42,8 @@ class Layers:
         settled = {key: _resolve(key, value, named[key]) for key, value in tree.items()}
         if any(_train_path(dotted) or dotted == "train" for dotted in settled.values()):
             self._drop_horizons(tree, settled)
-        for key, value in tree.items():
+        # A kind goes first: it clears another kind's settings, but not those said beside it.
+        for key, value in sorted(tree.items(), key=lambda item: not settled[item[0]].endswith(".kind")):
             self._assign(settled[key], value, (key,), where, named[key])
 
     def _drop_horizons(self, tree: Mapping[str, Any], settled: Mapping[str, str]) -> None:
@@ -76,6 +77,8 @@ class Layers:
         self.places.pop(path, None)  # laid again: moves to the end, so that the order says what came last
         self.places[path] = place
         old = node.get(key)
+        if key == "kind" and old not in (None, value):
+            node.clear()
         if not isinstance(value, Mapping):
             node[key] = value
             return

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -9,12 +10,13 @@ import pytest
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.fit import LOSSES
 from experiments.analysis.laws import LAWS
-from experiments.analysis.spec import FigureName, LawName, LossName, check_fit_spec, check_report_spec
+from experiments.analysis.spec import LAW_INPUTS, FigureName, LawName, LossName, check_fit_spec, check_report_spec
 from nanogpt.config import UserError
 
 
 def test_names_equal_the_registries() -> None:
-    assert set(get_args(LawName)) == set(LAWS)
+    assert set(get_args(LawName)) == set(LAWS) == set(LAW_INPUTS)
+    assert {name: tuple(field.name for field in fields(law)) for name, law in LAWS.items()} == LAW_INPUTS
     assert set(get_args(LossName)) == set(LOSSES)
     assert set(get_args(FigureName)) == set(FIGURES)
 

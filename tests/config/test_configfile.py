@@ -93,6 +93,8 @@ def test_another_kind_drops_the_old_kinds_settings(tmp_path: Path, base: Path) -
         "kind": "gelu",
         "hidden": None,
     }
+    for order in (["ffn.kind=relu2", "ffn.hidden=8"], ["ffn.hidden=8", "ffn.kind=relu2"]):
+        assert load_config(swiglu, order).model.ffn.model_dump() == {"kind": "relu2", "hidden": 8}
     assert load_config(swiglu, ["ffn=relu2"]).model.ffn.kind == "relu2"
 
 
@@ -165,7 +167,8 @@ MISTAKES = [
         "norm=rms",
         "command line: model.norm: no such value 'rms'; did you mean 'rmsnorm'? (allowed: layernorm, rmsnorm)",
     ),
-    ("ffn=foo", "command line: model.ffn: no such kind 'foo'; allowed: gelu, gelu_exact, relu2, swiglu"),
+    ("ffn=foo", "command line: model.ffn: no such kind 'foo'; allowed: gelu, "),
+    ("ffn=swigluu", "command line: model.ffn: no such kind 'swigluu'; did you mean 'swiglu'? (allowed: gelu, "),
     ("max_iters=0", "command line: train.max_iters: must be greater than 0, got 0"),
     ("max_iters=", "train: needs exactly one of max_iters, epochs, tokens, tokens_per_param, flops; none is given"),
     ("device=gpu", "command line: runtime.device: no such device 'gpu'; allowed: auto, cpu, mps, cuda, cuda:N"),

@@ -172,6 +172,20 @@ def test_the_parents_pipe_stops_an_orphan(tiny: Make, tmp_path: Path) -> None:
     assert checkpoint.load_latest(folder) is not None
 
 
+def test_a_reader_that_goes_away_does_not_end_the_training(tiny: Make, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(tiny(train={"max_iters": 200}, runtime={"log_interval": 1}).model_dump(mode="json")))
+    command = [sys.executable, "-m", "nanogpt", "train", str(path), f"--out_dir={tmp_path / 'run'}"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.close()
+    assert child.stderr is not None
+    with child.stderr:
+        assert child.stderr.read() == b""
+    assert child.wait(timeout=120) in (0, 1)
+    assert read_record(tmp_path / "run" / "metrics.json").status == "completed"
+
+
 def test_a_superseded_attempt_leaves_nothing(tiny: Make, tmp_path: Path) -> None:
     fence = tmp_path / "lease.2"
     fence.touch()

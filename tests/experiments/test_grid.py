@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.filters import Filter
+from experiments.analysis.filters import Filter
 from experiments.grid import Sweep, expand
 from nanogpt.config import UserError
 
