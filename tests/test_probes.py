@@ -75,6 +75,7 @@ def test_probing_does_not_change_the_gradients() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_model_follows_the_switch() -> None:
+    torch.compiler.reset()  # what another test compiled in this process is none of this one's business
     model = build_model(CONFIG)
     probes = Probes(model)
     compiled = torch.compile(model.loss, backend="eager")

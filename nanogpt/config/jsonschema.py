@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.run import Config
 
 
@@ -12,10 +13,14 @@ def config_schema() -> dict[str, Any]:
         part.pop("required", None)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "nanoGPT Scaling training config"
+    # Dotted names, unique endings of them and nanoGPT's flags may stand at the top level too; their values are checked
+    # when the file is read.
+    short = {name: {"description": f"Short for {meaning}."} for name, meaning in short_names().items()}
+    dotted = {name: {} for name in known_paths() if "." in name}
     schema["properties"] = {
         "base": {"type": "string", "description": "A config file that this one is laid over."},
         **schema["properties"],
+        **dotted,
+        **short,
     }
-    # Unique leaf names, dotted names and nanoGPT's flags may stand at the top level; the program checks those.
-    schema["additionalProperties"] = True
     return schema

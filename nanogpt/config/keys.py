@@ -77,6 +77,12 @@ def _nearest(key: str, section: bool) -> str:
     return hint if "did you mean" in hint else "; `python -m nanogpt schema config` lists them all"
 
 
+def short_names() -> dict[str, str]:
+    """Every name but a full dotted path that a key goes by: unique endings with their key, and nanoGPT's flags."""
+    endings = {name: paths[0] for name, paths in _by_ending().items() if len(paths) == 1 and name != paths[0]}
+    return {**endings, **{flag: alias.meaning for flag, alias in ALIASES.items() if flag not in known_paths()}}
+
+
 def siblings_at(path: tuple[str, ...]) -> list[str]:
     """The keys that may stand at the level of `path`, whatever the kind chosen there."""
     return list(dict.fromkeys(p[-1] for p in known_paths().values() if p[:-1] == path[:-1]))

@@ -194,6 +194,16 @@ def test_a_superseded_attempt_leaves_nothing(tiny: Make, tmp_path: Path) -> None
     assert not checkpoint.listed(tmp_path / "run")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_a_compiled_run_has_the_eager_runs_losses(tiny: Make, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    run(tiny(), tmp_path / "eager")
+    run(tiny(runtime={"compile": True}), tmp_path / "compiled")
+    for one, other in zip(losses(tmp_path / "eager"), losses(tmp_path / "compiled"), strict=True):
+        assert [x for x in one if x is not None] == pytest.approx([x for x in other if x is not None], abs=1e-4)
+
+
 def test_divergence_is_a_result(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(optimizer={"learning_rate": 1e4, "grad_clip": 0.0, "weight_decay": 0.0}, train={"max_iters": 2000})
     path = tmp_path / "config.yaml"
