@@ -130,13 +130,3 @@ def _leave_parent(log: Path, close: Sequence[int]) -> None:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
-
-
-def launch_script(label: str) -> str:
-    """The text of a run's launch.sh: trains the run again with nothing but its config.yaml."""
-    return f"""#!/bin/sh
-# Trains the run {label} (again), without the orchestrator: sh launch.sh [--key=value ...]
-PYTHONPATH="{ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"
-export PYTHONPATH
-exec "${{PYTHON:-{sys.executable}}}" -m nanogpt train "$(dirname "$0")" "$@"
-"""

@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from experiments import lease
-from experiments.engine import launch_script
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
 from nanogpt.config import UserError
 from nanogpt.configfile import dump_yaml, load_yaml
-from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, read_record, write_atomic
+from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, launch_script, read_record, write_atomic
 
 RUN_FOLDER = re.compile(r".*\.([0-9a-f]{12})")
 CONFIG_NAME = "config.yaml"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,6 +127,17 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise UserError(f"{path}:{number}: damaged history line: {error.msg}") from None
     return history
+
+
+def launch_script(name: str) -> str:
+    """The text of a run's launch.sh: trains the run it lies beside with nothing but its config.yaml."""
+    root = Path(__file__).resolve().parent.parent
+    return f"""#!/bin/sh
+# Trains the run {name}, or goes on from its last checkpoint, without the orchestrator: sh launch.sh [--key=value ...]
+PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}"
+export PYTHONPATH
+exec "${{PYTHON:-{sys.executable}}}" -m nanogpt train "$(dirname "$0")" "$@"
+"""
 
 
 def attempt_folder(folder: Path, attempt: int) -> Path:

@@ -1,13 +1,12 @@
 """A run's folder as a person starts it: where it lies, its config.yaml and launch.sh, and starting it clean."""
 
-import shlex
 import shutil
 import sys
 from pathlib import Path
 
 from nanogpt.config import Config, UserError, run_id
 from nanogpt.configfile import build_config, dump_yaml, load_layers
-from nanogpt.record import attempt_folder, attempt_numbers, write_atomic
+from nanogpt.record import attempt_folder, attempt_numbers, launch_script, write_atomic
 
 # What a run of ours puts into its folder; --reset removes these and nothing else.
 OURS = ("config.yaml", "launch.sh", "metrics.json", "history.jsonl", "loss.png", "attempts", "lease.*", "released.*")
@@ -37,21 +36,11 @@ def write_folder(folder: Path, config: Config) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "launch.sh", launch_script(folder))
+        write_atomic(folder / "launch.sh", launch_script(folder.name))
         (folder / "launch.sh").chmod(0o755)
         write_atomic(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
-
-
-def launch_script(folder: Path) -> str:
-    """A shell script that trains the run in its own folder."""
-    root = Path(__file__).resolve().parent.parent
-    return (
-        "#!/bin/sh\n# Trains this run by itself; goes on from its last checkpoint.\n"
-        f"cd {shlex.quote(str(root))} && exec {shlex.quote(sys.executable)} -m nanogpt train "
-        f"{shlex.quote(str(folder.resolve()))}\n"
-    )
 
 
 def next_attempt(folder: Path) -> int:

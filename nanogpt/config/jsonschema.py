@@ -16,7 +16,7 @@ def config_schema() -> dict[str, Any]:
     # Dotted names, unique endings of them and nanoGPT's flags may stand at the top level too; their values are checked
     # when the file is read.
     short = {name: {"description": f"Short for {meaning}."} for name, meaning in short_names().items()}
-    dotted = {name: {} for name in known_paths() if "." in name}
+    dotted: dict[str, Any] = {name: {} for name in known_paths() if "." in name}
     schema["properties"] = {
         "base": {"type": "string", "description": "A config file that this one is laid over."},
         **schema["properties"],
