@@ -1,4 +1,7 @@
-"""The GPT as a whole: GPT-2's sizes, exact FLOPs, tied heads, dropout, accumulation, compilation, multipliers."""
+"""The GPT as a whole: GPT-2's sizes, exact FLOPs, tied heads, dropout, accumulation, compilation, multipliers.
+
+Slow part: about 60 s.
+"""
 
 import itertools
 import math
