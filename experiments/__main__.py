@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config import UserError
+from nanogpt.config import OneLineParser, UserError
 
 DEFAULT_OUT = Path("results")
 SUCCESS, FAILURE, MISTAKE, CTRL_C = 0, 1, 2, 130
@@ -38,9 +38,7 @@ def console() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments", description="Scaling studies: plan, run, fit, report."
-    )
+    parser = OneLineParser(prog="python -m experiments", description="Scaling studies: plan, run, fit, report.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     plan = _command(commands, "plan", _plan, "show what would be run and what it costs; changes nothing")

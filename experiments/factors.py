@@ -82,7 +82,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return section_text(value)
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        return f"{value:g}"  # six digits: a point of a logspace reads lr=0.00948683
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return str(value)

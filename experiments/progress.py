@@ -230,4 +230,6 @@ def duration(seconds: float) -> str:
 
 
 def for_stream(out: TextIO) -> Progress:
-    return Live() if out.isatty() else Plain(out)
+    """Live where the cursor can be moved, plain lines everywhere else."""
+    moves = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return Live() if moves else Plain(out)

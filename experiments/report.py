@@ -236,14 +236,22 @@ def _dropped(result: "Fit") -> str:
 
 def _runs_grid(runs: "pd.DataFrame", analysis: "Analysis") -> Grid:
     """Every run, in the order given, with its state, varied factors, size and loss."""
-    factors = [name for name in runs.columns if "." in str(name) and runs[name].map(repr).nunique() > 1][:MAX_FACTORS]
+    varied = [str(name) for name in runs.columns if "." in str(name) and runs[name].map(repr).nunique() > 1]
+    factors = [name for name in varied if not _is_measured(runs, name)][:MAX_FACTORS]
     loss = analysis.spec.y if analysis.spec is not None else "val_loss"
-    numbers = ("val_loss", "n_params_non_embedding", "tokens", "flops", "wall_seconds")
+    numbers = ("val_loss", "n_params", "n_params_non_embedding", "tokens", "flops", "wall_seconds")
     errors = ["error"] if "error" in runs.columns and runs["error"].notna().any() else []
     wanted = dict.fromkeys(("label", "status", "seed", loss, *factors, *numbers, "id", *errors))
     names = [name for name in wanted if name in runs.columns]
     rows = tuple(tuple(_cell(name, row[name]) for name in names) for row in runs.to_dict(orient="records"))
-    return Grid(tuple(str(name) for name in names), rows)
+    heads = tuple(str(name).rpartition(".")[2] for name in names)
+    return Grid(heads, rows)
+
+
+def _is_measured(runs: "pd.DataFrame", factor: str) -> bool:
+    """Whether a measured column says the same as a factor, as `tokens` does of `train.tokens`."""
+    leaf = factor.rpartition(".")[2]
+    return leaf in runs.columns and bool((runs[leaf].isna() | (runs[leaf] == runs[factor])).all())
 
 
 def _cell(name: Any, value: Any) -> str:

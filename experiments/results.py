@@ -1,11 +1,13 @@
 """The table of a study: one tidy row per run, made from its lock and its records, never from a log or a name."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.analysis.spec import check_fit_spec, check_report_spec, column_among, columns_named
 from experiments.lock import LockedRun
-from experiments.store import RunState, StudyFolder, read_record_if_there
+from experiments.store import RunState, StudyFolder, published_record
 from experiments.study import Study
 from nanogpt.config import UserError
 from nanogpt.record import read_history
@@ -22,6 +24,21 @@ COLUMNS = (
     "cpu_seconds", "peak_memory_bytes", "attempts",
 )  # fmt: skip
 _FROM_LOCK = ("flops_per_token", "n_params", "n_params_non_embedding", "n_params_active")
+
+
+# What a line of a history adds, for figures of the training itself.
+CURVE_COLUMNS = ("step", "learning_rate", "grad_norm", "label", "folder")
+
+
+def check_columns(study: Study, factors: Iterable[str]) -> None:
+    """Raises UserError when the study's `fit:` or `report:` names a column that its table will not have.
+
+    Called before anything is trained: a slip of the pen should not be found at the end of a long study.
+    """
+    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *factors])
+    fit = check_fit_spec(study.fit) if study.fit is not None else None
+    for key, name in columns_named(fit, check_report_spec(study.report)):
+        column_among(columns, name, f"{study.source or study.name}: {key}")
 
 
 def study_folder(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> StudyFolder:
@@ -56,7 +73,7 @@ def load(
 
 def _row(study: StudyFolder, run: LockedRun, state: RunState) -> dict[str, Any]:
     folder = study.folder(run)
-    record = read_record_if_there(folder / "metrics.json")
+    record = published_record(folder) if (folder / "metrics.json").exists() else None
     measured = record.model_dump() if record is not None else {key: getattr(run, key) for key in _FROM_LOCK}
     plain = {key: value for key, value in measured.items() if key in COLUMNS}
     known = {"id": run.id, "label": run.label, "status": state.status, "seed": run.config["seed"]}

@@ -12,7 +12,16 @@ from experiments import lease
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
 from nanogpt.config import UserError
 from nanogpt.configfile import dump_yaml, load_yaml
-from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, launch_script, read_record, write_atomic
+from nanogpt.record import (
+    PUBLISHED,
+    Record,
+    attempt_folder,
+    attempt_numbers,
+    launch_script,
+    read_published,
+    read_record,
+    write_atomic,
+)
 
 RUN_FOLDER = re.compile(r".*\.([0-9a-f]{12})")
 CONFIG_NAME = "config.yaml"
@@ -121,6 +130,14 @@ def _held(folder: Path, top: int) -> RunState:
         return RunState("running" if lease.is_alive(holder) else "lost", top, holder.host)
     fresh = time.time() - path.stat().st_mtime < lease.STALE_SECONDS
     return RunState("running" if fresh else "lost", top, holder.host)
+
+
+def published_record(folder: Path) -> Record:
+    """The run's result. Raises UserError when it is damaged, no result, or another run's."""
+    record = read_published(folder)
+    if not folder.name.endswith(f".{record.id}"):
+        raise UserError(f"{folder / lease.RECORD_NAME}: is the record of run {record.id}, not of this folder's run")
+    return record
 
 
 def read_record_if_there(path: Path) -> Record | None:

@@ -89,8 +89,10 @@ class Study:
             asked = StudyFile.model_validate(file.data)
         except ValidationError as error:
             raise UserError(_explain(error, lambda *path: file.line(path))) from None
-        chain = _base_chain(find_base(asked.base, file.path.parent, file.line(("base",)))) if asked.base else []
-        layers = load_layers(chain[0]) if chain else Layers()
+        base = find_base(asked.base, file.path.parent, file.line(("base",))) if asked.base else None
+        layers = load_layers(base) if base else Layers()  # this finds a chain that leads back to itself
+        chain = _base_chain(base) if base else []
+        _refuse_empty(asked.sweep, lambda *path: file.line(("sweep", *path)))
         places = {path[1:]: place for path, place in file.places.items() if path[0] == "config"}
         layers.lay(asked.config, places, str(file.path))
         name = asked.name or file.path.stem
@@ -187,6 +189,7 @@ class Study:
         layers.lay(point.settings, {(key,): place for key, place in point.places.items()}, self.place())
         place = next(iter(point.places.values()), self.place())
         config = build_config(layers, place)
+        _refuse_folders(config, layers, place)
         factors = factor_values(config, point, names)
         return RunSpec(config, factors, label_of(factors), place)
 
@@ -215,6 +218,28 @@ class Study:
                 if dotted in seen:
                     raise UserError(f"{place}: {key}: varied twice (first at {seen[dotted]})")
                 seen[dotted] = place
+
+
+def _refuse_folders(config: Config, layers: Layers, place: str) -> None:
+    """Settings that only mean something for a single run a person starts by hand."""
+    settings = config.runtime
+    for key, is_set in (("out_dir", settings.out_dir is not None), ("resume", settings.resume != "auto")):
+        if is_set:
+            where = layers.place(("runtime", key)) or place
+            raise UserError(f"{where}: runtime.{key}: a study decides itself where its runs lie and when they resume")
+    if settings.branch_from is not None and not (Path(settings.branch_from) / "config.yaml").is_file():
+        where = layers.place(("runtime", "branch_from")) or place
+        raise UserError(f"{where}: runtime.branch_from: no run's folder: {settings.branch_from}")
+
+
+def _refuse_empty(sweep: Sweep, place: Callable[..., str]) -> None:
+    """An axis that was begun and left empty is a slip; a study of one run names none."""
+    for key, value in (("grid", sweep.grid), ("zip", sweep.zips), ("points", sweep.points), ("seeds", sweep.seeds)):
+        field = {"zip": "zips"}.get(key, key)
+        if field in sweep.model_fields_set and not value:
+            raise UserError(f"{place(key)}: sweep.{key}: is empty; give it values, or leave it out")
+    if any(not point for point in sweep.points):
+        raise UserError(f"{place('points')}: sweep.points: holds an empty point")
 
 
 def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:

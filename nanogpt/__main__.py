@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config import Config, UserError
+from nanogpt.config import Config, OneLineParser, UserError
 from nanogpt.configfile import build_config, lay_overrides, load_layers
 
 EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 75
@@ -28,10 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"nanogpt: {error}", file=sys.stderr)
         return EXIT_USER
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder deleted while training: no bug of ours to trace
+        print(f"nanogpt: {error.filename or 'files'}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nanogpt", description="Train one GPT from one config.", allow_abbrev=False)
+    parser = OneLineParser(prog="nanogpt", description="Train one GPT from one config.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
@@ -67,7 +72,10 @@ def _load(target: Path, overrides: Sequence[str]) -> Config:
 
 
 def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.hardware import calm_threads
+
     config = _load(arguments.target, overrides)
+    calm_threads()
     if arguments.attempt is not None:
         return _train_for_worker(arguments, config)
     from nanogpt.describe import describe
@@ -118,6 +126,7 @@ def _run(
     try:
         with stop_signals(stop):
             narrator.begin()
+            narrator.resumed(materials.loaded, attempt)
             record = run_attempt(description, materials, folder, attempt, stop, arguments.fence, narrator.line)
     except SupersededError as error:
         print(f"nanogpt: {error}", file=sys.stderr)
@@ -139,12 +148,13 @@ def _run(
 
 def _show(folder: Path) -> int:
     from nanogpt.lossplot import draw_loss
-    from nanogpt.record import read_record
+    from nanogpt.record import read_published
     from nanogpt.reporting import summary
 
+    record = read_published(folder)
     if not (folder / "loss.png").exists():
         draw_loss(folder)
-    print(summary(read_record(folder / "metrics.json"), folder))
+    print(summary(record, folder))
     return 0
 
 

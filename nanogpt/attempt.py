@@ -46,7 +46,7 @@ def run_attempt(
     result: Result | None = None
     try:
         result = train(description, materials, device, folder, attempt, stop, fence, say)
-    except (UserError, SupersededError, KeyboardInterrupt):
+    except (UserError, SupersededError, KeyboardInterrupt, OSError):  # a full disk cannot take an outcome either
         raise
     except Exception as problem:
         error = _explain(problem)

@@ -1,9 +1,10 @@
 """Checkpoints: written whole or not at all, verified by sha256 before they are loaded, two kept while a run lives."""
 
+import errno
 import hashlib
 import os
 import re
-import warnings
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,11 @@ def save(folder: Path, attempt: int, step: int, state: dict[str, Any]) -> Checkp
             os.fsync(file.fileno())
         digest = _sha256(temporary)
         temporary.replace(path)
+    except RuntimeError as error:
+        # torch's writer meets a full disk with an internal assertion; say what it is.
+        if shutil.disk_usage(path.parent).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     saved = CheckpointFile(attempt, step, path)
@@ -68,29 +74,30 @@ def _of_attempt(folder: Path, attempt: int) -> Iterator[CheckpointFile]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A verified checkpoint and its content."""
+    """A verified checkpoint and its content. `damaged` names those further ahead that could not be used, and why."""
 
     file: CheckpointFile
     state: dict[str, Any]
+    damaged: tuple[str, ...] = ()
 
 
 def load_latest(folder: Path, before_step: int | None = None) -> Loaded | None:
     """The furthest checkpoint that is whole, or None when the run has none.
 
-    A damaged one is named in a warning and the one before it is used. Raises UserError when there are checkpoints and
-    every one of them is damaged: a run never goes on from random weights.
+    A damaged one is passed over, and named in the answer. Raises UserError when there are checkpoints and every one of
+    them is damaged: a run never goes on from random weights.
     """
     candidates = [c for c in listed(folder) if before_step is None or c.step <= before_step]
-    damaged = []
+    damaged: list[str] = []
     for candidate in candidates:
         problem = _damage(candidate)
         if problem is None:
-            return Loaded(candidate, _read(candidate.path))
-        damaged.append(candidate.path)
-        warnings.warn(f"{candidate.path}: damaged checkpoint ({problem}); trying the one before it", stacklevel=2)
+            return Loaded(candidate, _read(candidate.path), tuple(damaged))
+        damaged.append(f"{candidate.path}: damaged checkpoint ({problem})")
     if damaged:
-        names = ", ".join(str(path) for path in damaged)
-        raise UserError(f"{folder}: no good checkpoint to resume from (damaged: {names}); start it clean with --reset")
+        raise UserError(
+            f"{folder}: no good checkpoint to resume from ({'; '.join(damaged)}); start it clean with --reset"
+        )
     return None
 
 

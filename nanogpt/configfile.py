@@ -85,6 +85,10 @@ def load_yaml(path: str | os.PathLike[str]) -> YamlFile:
         if node is not None:
             _note_places(node, (), file, places)
         data = {} if node is None else loader.construct_document(node)
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"{file}: not YAML: an alias refers to itself, or it is nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None

@@ -171,6 +171,16 @@ def enable_fast_float32_matmul(device: "str | torch.device" = "cpu") -> MatmulRe
     return MatmulReport(error, enabled)
 
 
+def calm_threads() -> None:
+    """Make waiting OpenMP threads spin a thousand times, not for milliseconds; call it before torch is imported.
+
+    With another busy process on a core, the default spinning slows a small model down tenfold and more (docs/LOG.md).
+    What a person has set in the environment stays.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
 def keep_freed_memory() -> bool:
     """Let the C library keep freed blocks of up to 32 MiB for the next step; returns whether it could be told.
 

@@ -27,8 +27,11 @@ class HistoryWriter:
 
 
 def history_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The lines of an earlier attempt up to the step that its checkpoint stands at."""
-    return [line for line in read_history(path) if line["step"] <= step]
+    """The lines of an earlier attempt up to the step that its checkpoint stands at.
+
+    Damaged lines are left out: they are for people to look at, and no reason to lose a good checkpoint.
+    """
+    return [line for line in read_history(path, forgiving=True) if line["step"] <= step]
 
 
 def _finite(value: Any) -> Any:

@@ -7,9 +7,9 @@ import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nanogpt.config.errors import UserError
 
@@ -28,7 +28,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Annotated[int, Field(strict=True, ge=1)] = SCHEMA_VERSION
     id: str
     status: Status
     val_loss: float | None = None
@@ -59,6 +59,12 @@ class Record(BaseModel):
     parameters: dict[str, int]
     environment: dict[str, Any]
     error: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _completed_has_a_loss(self) -> Self:
+        if self.status == "completed" and self.val_loss is None:
+            raise ValueError("a completed run has a val_loss")
+        return self
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -94,7 +100,7 @@ def read_record(path: Path) -> Record:
         return Record.model_validate(data)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"]))
+        key = ".".join(map(str, problem["loc"])) or "status"
         raise UserError(f"{path}: not a record of a run: {key}: {problem['msg']}") from None
 
 
@@ -113,20 +119,43 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a history.jsonl. A last line torn by a kill is left out; a missing file is an empty history."""
+def read_published(folder: Path) -> Record:
+    """A run's published record. Raises UserError when it is damaged, or is not a result."""
+    record = read_record(folder / "metrics.json")
+    if record.status not in PUBLISHED:
+        raise UserError(
+            f"{folder / 'metrics.json'}: status {record.status}: only a result is published as metrics.json"
+        )
+    return record
+
+
+def read_history(path: Path, forgiving: bool = False) -> list[dict[str, Any]]:
+    """The lines of a history.jsonl. A last line torn by a kill is left out; a missing file is an empty history.
+
+    Raises UserError for any other damage, or leaves damaged lines out too when `forgiving`.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace" if forgiving else "strict").splitlines()
     except FileNotFoundError:
         return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
     history = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            history.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise UserError(f"{path}:{number}: damaged history line: {error.msg}") from None
+    for number, text in enumerate(lines, start=1):
+        line = _history_line(text)
+        if line is not None:
+            history.append(line)
+        elif number < len(lines) and not forgiving:
+            raise UserError(f"{path}:{number}: damaged history line")
     return history
+
+
+def _history_line(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def launch_script(name: str) -> str:

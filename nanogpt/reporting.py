@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nanogpt.checkpoint import Loaded
 from nanogpt.describe import Description
 from nanogpt.record import Record
 
@@ -38,6 +39,15 @@ class Narrator:
             f"{self._folder}: {d.n_params:,} parameters, {d.steps:,} steps, {d.tokens:,} tokens, "
             f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {d.config.runtime.device}"
         )
+
+    def resumed(self, loaded: Loaded | None, attempt: int) -> None:
+        """Say where a later attempt goes on from, and what had to be passed over."""
+        for damage in loaded.damaged if loaded is not None else ():
+            self._print(f"{damage}; using the one before it")
+        if loaded is not None:
+            self._print(f"going on from step {loaded.file.step:,} of {loaded.file.path}")
+        elif attempt > 1:
+            self._print("starting from step 0: no earlier attempt left a checkpoint")
 
     def line(self, line: dict[str, Any]) -> None:
         now = time.monotonic()

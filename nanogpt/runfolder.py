@@ -47,10 +47,13 @@ def next_attempt(folder: Path) -> int:
     """Claim the next attempt number by making its folder; two starts at once get two numbers."""
     number = max(attempt_numbers(folder), default=0) + 1
     while True:
+        path = attempt_folder(folder, number)
         try:
-            attempt_folder(folder, number).mkdir(parents=True)
+            path.mkdir(parents=True)
         except FileExistsError:
             number += 1
+        except OSError as error:
+            raise UserError(f"{path}: cannot be made: {error.strerror}") from None
         else:
             return number
 

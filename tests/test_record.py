@@ -14,6 +14,7 @@ from nanogpt.record import (
     attempt_folder,
     publish,
     read_history,
+    read_published,
     read_record,
     to_json,
     write_atomic,
@@ -64,6 +65,9 @@ def test_round_trip(tmp_path: Path) -> None:
         ('{"schema_version": 1}', "not a record of a run: id: Field required"),
         (json.dumps({**FIELDS, "colour": 1}), "not a record of a run: colour: Extra inputs"),
         (json.dumps({**FIELDS, "status": "running"}), "not a record of a run: status"),
+        (json.dumps({**FIELDS, "val_loss": None}), "not a record of a run: status: .* a completed run has a val_loss"),
+        (json.dumps({**FIELDS, "schema_version": "9"}), "not a record of a run: schema_version"),
+        (json.dumps({**FIELDS, "schema_version": 0}), "not a record of a run: schema_version"),
         (json.dumps({**FIELDS, "val_loss": float("nan")}), "not a record of a run: val_loss"),
     ],
 )
@@ -81,6 +85,12 @@ def test_nan_is_never_written() -> None:
         Record(**{**FIELDS, "val_loss": float("nan")})
     with pytest.raises(ValueError, match="JSON compliant"):
         to_json({"x": float("inf")})
+
+
+def test_only_a_result_is_published(tmp_path: Path) -> None:
+    write_record(tmp_path / "metrics.json", Record(**{**FIELDS, "status": "failed"}))
+    with pytest.raises(UserError, match="status failed: only a result is published"):
+        read_published(tmp_path)
 
 
 def test_publishing_happens_once(tmp_path: Path) -> None:
@@ -110,9 +120,15 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_history(path) == [{"step": 1}, {"step": 2}]
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"history\.jsonl:2: damaged"):
+    for damage in (b'{"st', b"[1]", b'{"tokens": 1}'):
+        path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n')
+        with pytest.raises(UserError, match=r"history\.jsonl:2: damaged"):
+            read_history(path)
+        assert read_history(path, forgiving=True) == [{"step": 1}, {"step": 3}]
+    path.write_bytes(b'\xff\xfe\n{"step": 3}\n')
+    with pytest.raises(UserError, match="cannot be read"):
         read_history(path)
+    assert read_history(path, forgiving=True) == [{"step": 3}]
     assert read_history(tmp_path / "none.jsonl") == []
 
 

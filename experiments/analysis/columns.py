@@ -2,22 +2,14 @@
 
 import pandas as pd
 
-from nanogpt.config import UserError, did_you_mean
+from experiments.analysis.spec import column_among
 
 SERIES = frozenset({"completed"})  # the states whose loss belongs in a fit or a mean
 
 
 def column(table: pd.DataFrame, name: str, place: str = "table") -> str:
     """The name of the column `name` means; UserError naming the candidates or the nearest column."""
-    if name in table.columns:
-        return name
-    leaves = [str(c) for c in table.columns if str(c).rpartition(".")[2] == name]
-    if len(leaves) == 1:
-        return leaves[0]
-    if leaves:
-        raise UserError(f"{place}: column {name!r} is ambiguous: {', '.join(leaves)}")
-    known = dict.fromkeys([*map(str, table.columns), *(str(c).rpartition(".")[2] for c in table.columns)])
-    raise UserError(f"{place}: no column {name!r}{did_you_mean(name, known)}")
+    return column_among(map(str, table.columns), name, place)
 
 
 def finished(table: pd.DataFrame) -> "pd.Series[bool]":

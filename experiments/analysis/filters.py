@@ -56,6 +56,14 @@ class Filter:
         except (SyntaxError, ValueError, RecursionError):
             raise UserError(f"{place}: {text!r} is not an expression such as 'n_embd >= 16 or tokens < 1e6'") from None
 
+    def names(self) -> list[str]:
+        """Every factor or column that the expression speaks of, as it is written there."""
+        inner = {id(node.value) for node in ast.walk(self._tree) if isinstance(node, ast.Attribute)}
+        called = {id(node.func) for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
+        named = [node for node in ast.walk(self._tree) if isinstance(node, ast.Name | ast.Attribute)]
+        words = [ast.unparse(node) for node in named if id(node) not in inner | called]
+        return [word for word in words if word not in _WORDS]
+
     def keeps(self, values: Mapping[str, Any]) -> bool:
         """Whether a run with these factors stays. A factor is named by its dotted name or by an ending of it.
 
@@ -63,6 +71,8 @@ class Filter:
         """
         try:
             return bool(self._value(self._tree, values))
+        except UserError:
+            raise
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise UserError(f"{self.place}: {self.text!r} cannot be worked out: {error}") from None
 

@@ -124,7 +124,9 @@ def law_sentence(result: Fit) -> str:
     parts = [f"{name} = {value:.4g}" for name, value in result.params.items()]
     if len(result.draws):
         parts = [f"{text} [{low:.4g}, {high:.4g}]" for text, (low, high) in zip(parts, intervals, strict=True)]
-    return f"{result.y} = {result.law.formula} with {', '.join(parts)}, fitted to {len(result.points)} runs."
+    brackets = " (95 % intervals in brackets)" if len(result.draws) else ""
+    fitted = f"fitted to {len(result.points)} runs{brackets}"
+    return f"{result.y} = {result.law.formula} with {', '.join(parts)}, {fitted}."
 
 
 def _held_out_claim(held: Holdout, limit: float) -> Claim:

@@ -75,7 +75,7 @@ class Law(ABC):
         """Unit of one parameter when the loss is in nats per token; exponents have none."""
         term = next((term for term in self.terms if term.coefficient == symbol), None)
         if term is None:
-            return "1"
+            return "no unit"
         return " * ".join(["nats/token", *(f"{column}^{exponent}" for exponent, column in term.exponents)])
 
     def design(self, table: Columns, centres: Mapping[str, float]) -> Array:

@@ -1,6 +1,6 @@
 """What a study may write under `fit:` and `report:`, checked before anything launches; imports nothing heavy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -99,6 +99,33 @@ class ReportSpec(_Section):
         if not isinstance(figures, list | tuple):
             return figures
         return tuple({"figure": item} if isinstance(item, str) else item for item in figures)
+
+
+def columns_named(fit: FitSpec | None, report: ReportSpec) -> list[tuple[str, str]]:
+    """Every column that a study's analysis reads, with the key that names it."""
+    found = []
+    if fit is not None:
+        found += [(f"fit.{key}", getattr(fit, key)) for key in ("x", "n", "d", "y", "cluster")]
+        found += [("fit.where", name) for name in (Filter(fit.where, "fit.where").names() if fit.where else ())]
+        found += [("fit.holdout.by", fit.holdout.by)] if fit.holdout is not None else []
+    found += [(f"report.{key}", getattr(report, key)) for key in ("x", "y", "hue", "rows")]
+    for index, figure in enumerate(report.figures or ()):
+        found += [(f"report.figures.{index}.{key}", getattr(figure, key)) for key in ("x", "y", "hue", "rows")]
+    return [(key, name) for key, name in found if name is not None]
+
+
+def column_among(columns: Iterable[str], name: str, place: str) -> str:
+    """The column that `name` means: itself, or the one whose ending it is. UserError with the candidates or nearest."""
+    known = list(columns)
+    if name in known:
+        return name
+    ending = [column for column in known if column.endswith(f".{name}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise UserError(f"{place}: column {name!r} is ambiguous: {', '.join(ending)}")
+    names = dict.fromkeys([*known, *(column.rpartition(".")[2] for column in known)])
+    raise UserError(f"{place}: no column {name!r}{did_you_mean(name, names)}")
 
 
 _Model = TypeVar("_Model", bound=_Section)

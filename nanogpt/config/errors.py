@@ -1,7 +1,9 @@
-"""The one exception class for a user's mistake, and the nearest-name hint that goes with it."""
+"""The exception class for a user's mistake, its nearest-name hint, and a parser that complains in one line."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -15,3 +17,10 @@ def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; allowed: {', '.join(names)}" if names else ""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line like every other; `--help` shows the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help shows what is allowed)\n")

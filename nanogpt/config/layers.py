@@ -1,7 +1,7 @@
 """Layers of settings: base files, the file itself, the command line. Each value knows where it was said."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -40,6 +40,7 @@ class Layers:
         """Lay one more layer on top. Keys may be nested, dotted, unique leaf names, or nanoGPT's flags."""
         named = {key: where.get((key,), default_place) for key in tree}
         settled = {key: _resolve(key, value, named[key]) for key, value in tree.items()}
+        _refuse_repeats(tree, settled, named)
         if any(_train_path(dotted) or dotted == "train" for dotted in settled.values()):
             self._drop_horizons(tree, settled)
         # A kind goes first: it clears another kind's settings, but not those said beside it.
@@ -128,6 +129,25 @@ class Layers:
         for key in dotted.split("."):
             node = node.get(key) if isinstance(node, dict) else None
         return node
+
+
+def _refuse_repeats(tree: Mapping[str, Any], settled: Mapping[str, str], named: Mapping[str, str]) -> None:
+    """One setting said twice in one layer under two spellings would silently take the last value."""
+    said: dict[str, str] = {}
+    for key, value in tree.items():
+        for dotted in _leaves(settled[key], value):
+            if dotted in said:
+                place = f"{named[key]}: " if named[key] else ""
+                raise UserError(f"{place}{dotted}: given twice (as {said[dotted]} and as {key})")
+            said[dotted] = str(key)
+
+
+def _leaves(dotted: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield dotted
+        return
+    for key, child in value.items():
+        yield from _leaves(f"{dotted}.{key}", child)
 
 
 def _train_path(dotted: str) -> bool:

@@ -106,10 +106,42 @@ def test_no_good_checkpoint(config_file: Path, capsys: pytest.CaptureFixture[str
     damage_run(folder)
     before = tree(folder)
     capsys.readouterr()
-    with pytest.warns(UserWarning, match="damaged checkpoint"):
-        assert main(["train", str(folder)]) == 2
-    assert "no good checkpoint to resume from" in capsys.readouterr().err
+    assert main(["train", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "no good checkpoint to resume from" in error
+    assert error.count("\n") == 1
     assert tree(folder) == before
+
+
+def test_a_resumed_run_says_where_it_goes_on_and_what_it_passed_over(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = config_file.parent / "run"
+    assert main(["train", str(config_file), f"--out_dir={folder}", "--checkpoint.interval_seconds=0"]) == 0
+    expected = read_record(folder / "metrics.json").val_loss
+    for name in ("metrics.json", "history.jsonl"):
+        (folder / name).unlink()
+    newest = max((folder / "attempts" / "1").glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:50])
+    history = folder / "attempts" / "1" / "history.jsonl"
+    history.write_bytes(b"\xff\xfe\n[1]\n" + history.read_bytes())
+    capsys.readouterr()
+    assert main(["train", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{newest}: damaged checkpoint" in printed
+    assert "going on from step " in printed
+    assert read_record(folder / "metrics.json").val_loss == expected
+
+
+def test_attempts_that_are_no_folder(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = config_file.parent / "run"
+    assert main(["train", str(config_file), f"--out_dir={folder}"]) == 0
+    (folder / "metrics.json").unlink()
+    (folder / "attempts").rename(folder / "moved")
+    (folder / "attempts").write_text("")
+    capsys.readouterr()
+    assert main(["train", str(folder)]) == 2
+    assert "cannot be made" in capsys.readouterr().err
 
 
 def test_a_record_from_a_newer_version(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 """Studies: every run's config is validated before anything launches, and mistakes carry file and line."""
 
 import json
+import re
 
 import pytest
 
+from experiments.results import check_columns
 from experiments.study import Study, study_schema
 from nanogpt.config import UserError
 
@@ -110,3 +112,50 @@ def test_the_schema_lists_the_keys(write_study):
     assert {"n_layer", "model.n_layer", "use_rope"} <= set(names)
     assert "kind" not in names
     json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("{grid: {}}", "sweep.grid: is empty"),
+        ("{grid: {n_layer: [1]}, seeds: 0}", "sweep.seeds: is empty"),
+        ("{points: [{}]}", "sweep.points: holds an empty point"),
+        ("{grid: {out_dir: [a]}}", "runtime.out_dir: a study decides itself"),
+        ("{grid: {branch_from: [nowhere]}}", "runtime.branch_from: no run's folder: nowhere"),
+    ],
+)
+def test_what_a_study_cannot_mean_is_refused(write_study, sweep, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        Study.load(write_study(sweep)).runs()
+    assert "tiny.yaml:4: " in str(error.value)
+
+
+def test_a_base_that_leads_back_to_itself_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    study = tmp_path / "s.yaml"
+    study.write_text("question: q\nhypothesis: h\nbase: a.yaml\nsweep: {seeds: 2}\n")
+    with pytest.raises(UserError, match="leads back to"):
+        Study.load(study)
+
+
+@pytest.mark.parametrize(
+    ("analysis", "message"),
+    [
+        ("fit: {law: power_law, y: val_los}", "fit.y: no column 'val_los'; did you mean 'val_loss'?"),
+        ("fit: {law: power_law, x: flop}", "fit.x: no column 'flop'; did you mean 'flops'?"),
+        ("fit: {law: power_law, where: n_embed > 3}", "fit.where: no column 'n_embed'"),
+        ("fit: {law: power_law, holdout: {by: flop, largest: 2}}", "fit.holdout.by: no column 'flop'"),
+        ("report: {hue: n_emb}", "report.hue: no column 'n_emb'"),
+        ("report: {figures: [{figure: loss_vs, x: n_head}]}", "report.figures.0.x: no column 'n_head'"),
+    ],
+)
+def test_columns_are_checked_before_anything_is_trained(write_study, analysis, message):
+    study = Study.load(write_study("{grid: {n_layer: [1, 2]}}", analysis))
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_columns(study, ["model.n_layer"])
+
+
+def test_columns_go_by_their_ending_too(write_study):
+    study = Study.load(write_study("{grid: {n_layer: [1, 2]}}", "report: {hue: n_layer, x: model.n_layer}"))
+    check_columns(study, ["model.n_layer"])
