@@ -3,11 +3,11 @@
 Muon's update is an orthogonal matrix, every singular value about 1, times a factor of the matrix's own shape
 (fan_out x fan_in), times the learning rate. With m the ratio of the fan-in to the base model's:
 
-| scale           | factor on the update           | lr at width ratio m | source                                       |
-|-----------------|--------------------------------|---------------------|----------------------------------------------|
-| original        | sqrt(max(1, fan_out / fan_in)) | 1                   | K. Jordan, kellerjordan.github.io/posts/muon |
-| match_rms_adamw | 0.2 sqrt(max(fan_out, fan_in)) | m^-1/2              | Moonlight, arXiv 2502.16982                  |
-| spectral        | sqrt(fan_out / fan_in)         | 1                   | arXiv 2310.17813, condition 1                |
+| scale           | factor on the update           | lr at ratio m | source                                       |
+|-----------------|--------------------------------|---------------|----------------------------------------------|
+| original        | sqrt(max(1, fan_out / fan_in)) | 1             | K. Jordan, kellerjordan.github.io/posts/muon |
+| match_rms_adamw | 0.2 sqrt(max(fan_out, fan_in)) | m^-1/2        | Moonlight, arXiv 2502.16982                  |
+| spectral        | sqrt(fan_out / fan_in)         | 1             | arXiv 2310.17813, condition 1                |
 
 A hidden matrix should change by a spectral norm of about sqrt(fan_out / fan_in) at every width (arXiv 2310.17813).
 `spectral` is just that, `original` grows alike when all widths grow together, and `match_rms_adamw` grows by sqrt(m)

@@ -53,15 +53,15 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Te
     coefficients, margin = FAMILIES[family]
     norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True, dtype=_at_least_float32(update))
     x = (update / (norm * margin).clamp_(min=SMALLEST_NORM)).to(_working_type(update))
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT
     add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
+    tall = x.shape[-2] > x.shape[-1]
     for step in range(steps):
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
-        gram = x @ x.mT
-        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        # The smaller of the two Gram matrices; x p(x^T x) = p(x x^T) x, and so nothing has to be transposed in memory.
+        gram = x.mT @ x if tall else x @ x.mT
+        polynomial = add_product(gram, gram, gram, beta=b, alpha=c)
+        x = add_product(x, x, polynomial, beta=a) if tall else add_product(x, polynomial, x, beta=a)
+    return x
 
 
 def _working_type(x: Tensor) -> torch.dtype:
