@@ -36,9 +36,10 @@ class Family(NamedTuple):
 
 FAMILIES = {"quintic": Family(QUINTIC, 1.0), "polar_express": Family(POLAR_EXPRESS, 1.02)}
 
-# Up to this shorter side one batched product of many matrices beats one product each on a CPU; above it loses.
-STACK_UP_TO = 128
-# Numbers in one stack: bounds the work space of large models, far above where stacking stops paying.
+# On a CPU one batched product beats one product per matrix up to this shorter side (benchmarks/muon.py: 1.8 times at
+# 128, 1.1 times at 256, nothing at 384), as long as a stack stays in the cache and its memory is not given back to the
+# system after every step. Elsewhere launching kernels is what costs: everything is stacked, within a bounded space.
+CPU_STACK_UP_TO, CPU_STACK_NUMBERS = 256, 2**19
 STACK_NUMBERS = 2**26
 SMALLEST_NORM = 1e-30  # a zero gradient stays zero; any other is orthogonalised, however small
 SMALLEST_ROW = 1e-12
@@ -185,10 +186,12 @@ class Muon(torch.optim.Optimizer):
     def _parts(self, matrices: list[Matrix]) -> Iterator[list[Matrix]]:
         """Cut a list of like matrices into those that are orthogonalised in one go."""
         weight = matrices[0].weight
+        on_cpu = weight.device.type == "cpu"
         stacked = self.stacked
         if stacked is None:
-            stacked = weight.device.type != "cpu" or min(weight.shape) <= STACK_UP_TO
-        size = max(1, STACK_NUMBERS // weight.numel()) if stacked else 1
+            stacked = not on_cpu or min(weight.shape) <= CPU_STACK_UP_TO
+        numbers = CPU_STACK_NUMBERS if on_cpu else STACK_NUMBERS
+        size = max(1, numbers // weight.numel()) if stacked else 1
         for start in range(0, len(matrices), size):
             yield matrices[start : start + size]
 
