@@ -39,7 +39,7 @@ FAMILIES = {"quintic": Family(QUINTIC, 1.0), "polar_express": Family(POLAR_EXPRE
 # On a CPU one batched product beats one product per matrix up to this shorter side (benchmarks/muon.py: 1.8 times at
 # 128, 1.1 times at 256, nothing at 384), as long as a stack stays in the cache and its memory is not given back to the
 # system after every step. Elsewhere launching kernels is what costs: everything is stacked, within a bounded space.
-CPU_STACK_UP_TO, CPU_STACK_NUMBERS = 256, 2**19
+CPU_STACK_UP_TO, CPU_STACK_NUMBERS = 256, 2**18
 STACK_NUMBERS = 2**26
 SMALLEST_NORM = 1e-30  # a zero gradient stays zero; any other is orthogonalised, however small
 SMALLEST_ROW = 1e-12
