@@ -400,3 +400,35 @@ def test_split_rows_are_the_models_own() -> None:
     assert len(groups) == 1
     assert groups[0]["rows"] == attentions[0].qkv_rows
     assert [id(p) for p in groups[0]["params"]] == [id(module.qkv.weight) for module in attentions]
+
+
+def change(config: Config, boost: float = 1.0) -> float:
+    """How much the last feed-forward layer's output moved in eight steps on one batch, mean absolute value."""
+    model = build_model(config)
+    optimizer = build_optimizer(model, config, "cpu")
+    for group in optimizer.param_groups:
+        group["lr"] *= boost if group["half"] == "muon" else 1.0
+    outputs: list[Tensor] = []
+    model.trunk.blocks[-1].ffn.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
+    idx = torch.randint(64, (8, 32), generator=torch.Generator().manual_seed(1))
+    for _ in range(9):
+        optimizer.zero_grad()
+        model.loss(idx, idx.roll(-1, dims=1)).backward()
+        optimizer.step()
+    return (outputs[-1] - outputs[0]).abs().mean().item()
+
+
+@any_scale
+def test_the_width_rule_keeps_activations_in_place(scale: str) -> None:
+    """The slope of log change over log width, from 32 to 128; without its factor match_rms_adamw must show one."""
+    rate = 0.02 if scale != "match_rms_adamw" else 0.02 / (0.2 * math.sqrt(4 * 32)) * 2  # the first matrix moves alike at the base
+    changes, uncorrected = {}, {}
+    for width in (32, 128):
+        tree = make("mup", {"scale": scale, "learning_rate": rate, "adamw_learning_rate": 1e-3}, base_n_embd=32)
+        shape = {"n_layer": 2, "n_head": width // 16, "n_embd": width, "block_size": 32, "vocab_size": 64}
+        config = Config.model_validate(tree.model_dump() | {"model": shape})
+        changes[width] = change(config)
+        uncorrected[width] = change(config, boost=math.sqrt(width / 32))
+    slopes = [math.log(found[128] / found[32]) / math.log(4) for found in (changes, uncorrected)]
+    assert abs(slopes[0]) <= 0.15
+    assert slopes[1] >= 0.25
