@@ -420,7 +420,7 @@ def change(config: Config, boost: float = 1.0) -> float:
 
 @any_scale
 def test_the_width_rule_keeps_activations_in_place(scale: str) -> None:
-    """The slope of log change over log width, from 32 to 128; without its factor match_rms_adamw must show one."""
+    """The slope of log change over log width, from 32 to 128; a rate with sqrt(m) too much must show one."""
     # The feed-forward's first matrix moves by the same amount at the base, whatever the scale.
     rate = 0.02 if scale != "match_rms_adamw" else 0.02 / (0.2 * math.sqrt(4 * 32)) * 2
     changes, uncorrected = {}, {}
