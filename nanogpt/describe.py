@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from nanogpt.model import GPT
 
 FLOAT_BYTES = 4
-# Weights, their gradients and Adam's two moments, all float32; a checkpoint leaves out the gradients.
-STATE_BYTES, CHECKPOINT_BYTES = 4 * FLOAT_BYTES, 3 * FLOAT_BYTES
+# Float32 numbers kept per parameter by an optimizer, in the backbone's matrices and elsewhere: Adam's two moments,
+# Muon's momentum (NorMuon's one number per row is left out).
+MOMENTS = {"adamw": (2, 2), "muon": (1, 2)}
 CHECKPOINT_OVERHEAD = 2**15  # random-number states, names, the archive's directory
 # Share of the float32 activations that stays under autocast, where the residual stream and the norms are float32.
 # Saved tensors measured on a CPU: 0.65 (GELU, LayerNorm) to 0.77 (SwiGLU, RMSNorm, RoPE).
@@ -26,7 +27,7 @@ HALF_PRECISION_SHARE = 0.75
 class Memory:
     """Bytes while training on one device, estimated: what is certain to be there, without allocator or kernels."""
 
-    state: int  # weights, gradients, Adam's moments
+    state: int  # weights, gradients, the optimizer's moments
     activations: int  # kept for the backward pass of one micro-batch
     work: int  # half-precision copies of the weights, the gradient of the logits
 
@@ -103,7 +104,7 @@ def describe(config: Config) -> Description:
         n_params_active=facts.n_params_active,
         parameters=dict(facts.parameters),
         flops_by_module=dict(facts.flops_by_module),
-        checkpoint_bytes=CHECKPOINT_BYTES * facts.n_params + CHECKPOINT_OVERHEAD,
+        checkpoint_bytes=FLOAT_BYTES * (facts.n_params + moments(config, facts)) + CHECKPOINT_OVERHEAD,
         train_tokens=corpus.train_tokens,
         files=dict(corpus.files),
     )
@@ -189,6 +190,13 @@ def horizon_steps(config: Config, facts: ModelFacts, train_tokens: int) -> int:
     return max(1, math.floor(tokens / tokens_per_step(config) + 0.5))
 
 
+def moments(config: Config, facts: ModelFacts) -> int:
+    """Numbers that the optimizer keeps from step to step."""
+    inside, outside = MOMENTS[config.optimizer.kind]
+    hidden = facts.parameters["hidden"]
+    return inside * hidden + outside * (facts.n_params - hidden)
+
+
 @cache
 def model_facts(model: Model) -> ModelFacts:
     """Counts and FLOPs of a model with a resolved vocabulary, from its shapes on the meta device."""
@@ -217,13 +225,14 @@ def _shapes(model: Model) -> "GPT":
 def estimate_memory(config: Config) -> Memory:
     """Memory of a run with a resolved config, from the tensors that autograd keeps on the meta device."""
     assert isinstance(config.model.vocab_size, int)
-    n_params, half = model_facts(config.model).n_params, config.train.precision != "fp32"
+    facts, half = model_facts(config.model), config.train.precision != "fp32"
     tokens = config.micro_batch_size * config.model.block_size
     activations = _saved_bytes(config.model, config.micro_batch_size, _is_fused(config))
     if half:
         activations = round(activations * HALF_PRECISION_SHARE)
-    work = tokens * config.model.vocab_size * FLOAT_BYTES + (2 * n_params if half else 0)
-    return Memory(STATE_BYTES * n_params, activations, work)
+    work = tokens * config.model.vocab_size * FLOAT_BYTES + (2 * facts.n_params if half else 0)
+    # Weights and their gradients, all float32, beside the moments; a checkpoint leaves out the gradients.
+    return Memory(FLOAT_BYTES * (2 * facts.n_params + moments(config, facts)), activations, work)
 
 
 def _is_fused(config: Config) -> bool:

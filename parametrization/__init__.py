@@ -1,6 +1,21 @@
 """The scaling rules of SP, muP, depth-muP and CompleteP, as plain numbers: no torch, no model, no files."""
 
+from parametrization.muon import MUON_ROLES, MuonRule, MuonScale, muon_rule, update_scale
 from parametrization.roles import Role
 from parametrization.rules import MODES, WEIGHT_DECAY_RULES, Mode, RoleRule, Rules, Shape, scaling_rules
 
-__all__ = ["MODES", "WEIGHT_DECAY_RULES", "Mode", "Role", "RoleRule", "Rules", "Shape", "scaling_rules"]
+__all__ = [
+    "MODES",
+    "MUON_ROLES",
+    "WEIGHT_DECAY_RULES",
+    "Mode",
+    "MuonRule",
+    "MuonScale",
+    "Role",
+    "RoleRule",
+    "Rules",
+    "Shape",
+    "muon_rule",
+    "scaling_rules",
+    "update_scale",
+]

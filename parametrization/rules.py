@@ -73,12 +73,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class RoleRule:
-    """One row of the table: the init std itself, and factors on learning rate, weight decay and eps."""
+    """One row of the table: the init std itself, and factors on learning rate, weight decay and eps.
+
+    The ratios they were made of stand beside them, for optimizers whose rules are other powers of the same.
+    """
 
     init_std: float
     lr_multiplier: float = 1.0
     weight_decay_multiplier: float = 1.0
     eps_multiplier: float = 1.0
+    fan_in_ratio: float = 1.0  # m_N or m_ff
+    depth_lr: float = 1.0  # m_L^(a-1)
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,9 @@ def scaling_rules(
 
     def matrix(std: float, width: float) -> RoleRule:
         lr = ratios.depth_lr / width
-        decay = _decay_multiplier(weight_decay_rule, width, lr)
-        return RoleRule(std / math.sqrt(width), lr, decay, ratios.depth_residual / width)
+        decay = decay_multiplier(weight_decay_rule, width, lr)
+        eps = ratios.depth_residual / width
+        return RoleRule(std / math.sqrt(width), lr, decay, eps, fan_in_ratio=width, depth_lr=ratios.depth_lr)
 
     outside = RoleRule(init_std)
     vector = RoleRule(0.0, ratios.depth_lr, 0.0, ratios.depth_residual / ratios.width)
@@ -157,5 +163,6 @@ def _ratios(mode: Mode, shape: Shape, base: Shape) -> _Ratios:
     return _Ratios(width, ffn, depth_lr=depth ** (mode.depth_alpha - 1), depth_residual=depth**-mode.depth_alpha)
 
 
-def _decay_multiplier(rule: WeightDecayRule, width: float, lr_multiplier: float) -> float:
+def decay_multiplier(rule: WeightDecayRule, width: float, lr_multiplier: float) -> float:
+    """The factor on weight decay where the learning rate carries 1 / `width`, and `lr_multiplier` with depth in it."""
     return {"width": width, "coupled": 1.0, "sqrt": math.sqrt(width), "independent": 1 / lr_multiplier}[rule]

@@ -23,6 +23,7 @@ from nanogpt.describe import (
 )
 from nanogpt.model import build_model
 from nanogpt.optim import build_optimizer
+from nanogpt.optim.build import OPTIMIZERS
 
 SHAPE = {"n_layer": 2, "n_head": 4, "n_embd": 64, "block_size": 32}
 CONTENT = "c" * 64
@@ -141,8 +142,9 @@ def test_half_precision_activations_are_estimated_on_the_safe_side(model: dict[s
     assert 0.9 * found < memory.activations + memory.work < 1.5 * found
 
 
-def test_the_estimated_checkpoint_is_what_torch_writes(tmp_path: Any) -> None:
-    config = resolve(make(model={"n_embd": 128}))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_estimated_checkpoint_is_what_torch_writes(tmp_path: Any, optimizer: str) -> None:
+    config = resolve(make(model={"n_embd": 128}, optimizer=optimizer))
     model = build_model(config)
     optimizer = build_optimizer(model, config, "cpu")
     idx = torch.zeros(1, 4, dtype=torch.long)

@@ -29,7 +29,39 @@ class AdamW(Section):
     grad_clip: NonNegativeFloat = Field(1.0, description="Largest global gradient norm; 0 turns clipping off.")
 
 
-Optimizer = Annotated[AdamW, Shorthand("kind", "adamw")]
+class Muon(Section):
+    """Muon (K. Jordan, 2024) on the backbone's matrices, and AdamW with its own learning rate on everything else."""
+
+    kind: Literal["muon"] = "muon"
+    learning_rate: PositiveFloat = Field(0.02, description="Muon's peak.")
+    weight_decay: NonNegativeFloat = Field(0.1, description="Of Muon's matrices: p *= 1 - learning_rate * weight_decay")
+    momentum: float = Field(0.95, ge=0, lt=1)
+    nesterov: bool = True
+    ns_steps: PositiveInt = Field(5, le=20, description="Newton-Schulz iterations.")
+    coefficients: Literal["quintic", "polar_express"] = "quintic"
+    scale: Literal["original", "match_rms_adamw", "spectral"] = Field("original", description="Length of the update.")
+    normuon: float | None = Field(None, ge=0, lt=1, description="beta2 of NorMuon's row norms (about 0.95); null: off.")
+    adamw_learning_rate: PositiveFloat = Field(6e-4, description="Peak of the other half.")
+    adamw_weight_decay: NonNegativeFloat = Field(0.1, description="Of the embeddings and an untied head.")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: PositiveFloat = 1e-8
+    grad_clip: NonNegativeFloat = Field(1.0, description="Largest global gradient norm; 0 turns clipping off.")
+
+    @property
+    def other_half(self) -> AdamW:
+        """The settings of what Muon does not train. Clipping is global and stays with the whole."""
+        return AdamW(
+            learning_rate=self.adamw_learning_rate,
+            weight_decay=self.adamw_weight_decay,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+            grad_clip=self.grad_clip,
+        )
+
+
+Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind"), Shorthand("kind", "adamw")]
 
 
 class Constant(Section):

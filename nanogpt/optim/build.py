@@ -1,45 +1,73 @@
-"""From roles and multipliers to optimizer groups: every parameter in exactly one, asserted."""
+"""From roles and multipliers to optimizer groups: every parameter in exactly one, asserted.
 
-from collections.abc import Iterable
+A new kind of optimizer is a function here and a line in OPTIMIZERS. Every group carries its `lr_multiplier`: its
+learning rate is optimizer.learning_rate * lr_multiplier at the peak, and keeps that proportion under any schedule.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nanogpt.config import Config
+from nanogpt.config.training import AdamW
+from nanogpt.config.training import Muon as MuonSettings
+from nanogpt.model.attention import Attention
 from nanogpt.model.gpt import GPT
-from parametrization import Role, Rules
+from nanogpt.optim.muon import Muon, MuonAdamW
+from parametrization import MUON_ROLES, Role, Rules, muon_rule
 
 FUSED_DEVICES = ("cpu", "cuda")
+Groups = dict[tuple[Any, ...], dict[str, Any]]
 
 
-def build_optimizer(model: GPT, config: Config, device: str | torch.device) -> torch.optim.AdamW:
-    """AdamW with one group per distinct (learning rate, weight decay, eps).
+def build_optimizer(model: GPT, config: Config, device: str | torch.device) -> torch.optim.Optimizer:
+    """The optimizer of a config, with one group per distinct setting of the rules.
 
-    Each group keeps its `lr_multiplier`: peak learning rate = optimizer.learning_rate * lr_multiplier. Only matrices
-    are decayed, embeddings among them. `roles` lists what a group holds, for people who read a checkpoint.
+    Only matrices are decayed, embeddings among them. `roles` lists what a group holds, for people who read a
+    checkpoint.
     """
+    optimizer = OPTIMIZERS[config.optimizer.kind](model, config, device)
+    _assert_partition(model, optimizer.param_groups)
+    return optimizer
+
+
+def build_adamw(model: GPT, config: Config, device: str | torch.device) -> torch.optim.AdamW:
+    """AdamW for everything."""
     settings = config.optimizer
-    groups: dict[tuple[float, float, float], dict] = {}
-    roles = model.roles()
-    for name, parameter in model.named_parameters():
-        role = roles[name]
-        multiplier, decay, eps = _role_settings(role, model.rules, config)
-        group = groups.setdefault(
-            (multiplier, decay, eps),
-            {
-                "params": [],
-                "roles": [],
-                "lr_multiplier": multiplier,
-                "lr": settings.learning_rate * multiplier,
-                "weight_decay": decay,
-                "eps": eps,
-            },
-        )
-        group["params"].append(parameter)
-        if role.value not in group["roles"]:
-            group["roles"].append(role.value)
-    _assert_partition(model, groups.values())
+    assert isinstance(settings, AdamW)
+    return _adamw(_adamw_groups(model, config, settings, list(Role)), settings, device)
+
+
+def build_muon(model: GPT, config: Config, device: str | torch.device) -> MuonAdamW:
+    """Muon for the backbone's matrices, Q, K and V apart; AdamW, with its own learning rate, for all other roles."""
+    settings = config.optimizer
+    assert isinstance(settings, MuonSettings)
+    muon = Muon(
+        list(_muon_groups(model, config, settings).values()),
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        ns_steps=settings.ns_steps,
+        coefficients=settings.coefficients,
+        scale=settings.scale,
+        normuon=settings.normuon,
+    )
+    others = _adamw_groups(model, config, settings.other_half, [role for role in Role if role not in MUON_ROLES])
+    for group in others.values():
+        # The multiplier is against the one learning rate that the schedule speaks of, which is Muon's.
+        group["lr_multiplier"] *= settings.adamw_learning_rate / settings.learning_rate
+    return MuonAdamW(muon, _adamw(others, settings.other_half, device))
+
+
+OPTIMIZERS: dict[str, Callable[[GPT, Config, str | torch.device], torch.optim.Optimizer]] = {
+    "adamw": build_adamw,
+    "muon": build_muon,
+}
+
+
+def _adamw(groups: Groups, settings: AdamW, device: str | torch.device) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         list(groups.values()),
         lr=settings.learning_rate,
@@ -49,14 +77,52 @@ def build_optimizer(model: GPT, config: Config, device: str | torch.device) -> t
     )
 
 
-def _role_settings(role: Role, rules: Rules, config: Config) -> tuple[float, float, float]:
-    """(lr multiplier, weight decay, eps) of one role."""
-    rule, settings = rules.roles[role], config.optimizer
+def _adamw_groups(model: GPT, config: Config, settings: AdamW, wanted: Iterable[Role]) -> Groups:
+    """AdamW's groups for the parameters of some roles, by (lr multiplier, weight decay, eps)."""
+    groups: Groups = {}
+    roles, wanted = model.roles(), frozenset(wanted)
+    for name, parameter in model.named_parameters():
+        if (role := roles[name]) in wanted:
+            multiplier, decay, eps = _role_settings(role, model.rules, settings, config)
+            peak = settings.learning_rate * multiplier
+            options = {"lr": peak, "lr_multiplier": multiplier, "weight_decay": decay, "eps": eps}
+            _add(groups, (multiplier, decay, eps), parameter, role, options)
+    return groups
+
+
+def _role_settings(role: Role, rules: Rules, settings: AdamW, config: Config) -> tuple[float, float, float]:
+    """(lr multiplier, weight decay, eps) of one role under AdamW."""
+    rule = rules.roles[role]
     decay = settings.weight_decay * rule.weight_decay_multiplier if role.is_matrix else 0.0
     if config.parametrization.weight_decay_rule == "independent":
         # torch decays by lr * wd; independent decay is wd itself, so the peak rate is divided out.
         decay /= settings.learning_rate
     return rule.lr_multiplier, decay, settings.eps * rule.eps_multiplier
+
+
+def _muon_groups(model: GPT, config: Config, settings: MuonSettings) -> Groups:
+    """Muon's groups, by (lr multiplier, weight decay, blocks of rows)."""
+    groups: Groups = {}
+    roles, decay_rule = model.roles(), config.parametrization.weight_decay_rule
+    blocks = {id(part.qkv.weight): part.qkv_rows for part in model.modules() if isinstance(part, Attention)}
+    for name, parameter in model.named_parameters():
+        if (role := roles[name]) in MUON_ROLES:
+            rule, rows = muon_rule(model.rules.roles[role], settings.scale, decay_rule), blocks.get(id(parameter))
+            decay = settings.weight_decay * rule.weight_decay_multiplier
+            if decay_rule == "independent":
+                decay /= settings.learning_rate
+            peak = settings.learning_rate * rule.lr_multiplier
+            options = {"lr": peak, "lr_multiplier": rule.lr_multiplier, "weight_decay": decay, "rows": rows}
+            _add(groups, (rule.lr_multiplier, decay, rows and tuple(rows)), parameter, role, options)
+    return groups
+
+
+def _add(groups: Groups, key: tuple[Any, ...], parameter: nn.Parameter, role: Role, options: dict[str, Any]) -> None:
+    """Put a parameter into the group of its settings, made when it is the first."""
+    group = groups.setdefault(key, {"params": [], "roles": [], **options})
+    group["params"].append(parameter)
+    if role.value not in group["roles"]:
+        group["roles"].append(role.value)
 
 
 def _assert_partition(model: GPT, groups: Iterable[dict]) -> None:

@@ -93,8 +93,9 @@ def test_loss_falls_and_everything_is_recorded(tiny: Make, tmp_path: Path) -> No
         {"train": {"precision": "bf16"}},
         {"runtime": {"micro_batch_size": 2}},
         {"optimizer": {"grad_clip": 0.0}, "schedule": "constant"},
+        {"optimizer": {"kind": "muon", "learning_rate": 0.05, "normuon": 0.9}},
     ],
-    ids=["plain", "dropout", "bf16", "micro", "constant"],
+    ids=["plain", "dropout", "bf16", "micro", "constant", "muon"],
 )
 def test_a_stopped_run_goes_on_bit_exactly(tiny: Make, tmp_path: Path, sections: Any, stop_at: int) -> None:
     config = tiny(**sections)
@@ -238,6 +239,18 @@ def test_best_is_a_true_minimum(tiny: Make, tmp_path: Path) -> None:
     assert state["progress"]["best_step"] == best_step < 400
     assert state["progress"]["best_val_loss"] == evaluations[best_step]
     assert best_step in {c.step for c in checkpoint.listed(tmp_path / "run")}
+
+
+def test_muon_trains_and_the_history_shows_its_rate(tiny: Make, tmp_path: Path) -> None:
+    muon = {"kind": "muon", "learning_rate": 0.05, "adamw_learning_rate": 1e-2}
+    result = run(tiny(optimizer=muon, train={"max_iters": 60, "eval_interval": 20}), tmp_path / "run")
+    history = read_history(tmp_path / "run" / "attempts" / "1" / "history.jsonl")
+    assert result.progress.val_loss < np.log(32) - 0.3
+    assert max(line["learning_rate"] for line in history) == pytest.approx(0.05, rel=0.01)
+    groups = final_state(tmp_path / "run")["optimizer"]["param_groups"]
+    assert {group["half"] for group in groups} == {"muon", "adamw"}
+    shares = [group["lr"] / group["lr_multiplier"] for group in groups]
+    assert shares == pytest.approx([shares[0]] * len(groups), rel=1e-12), "the schedule scales both halves alike"
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
