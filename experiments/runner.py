@@ -203,6 +203,8 @@ class ExperimentRunner:
         finished already are not trained again. Returns the table of the grid's runs, or with `wait=False` a handle
         with `status()`, `wait()`, `stop()` and `result()`. Raises UserError before anything starts if a run is invalid.
         """
+        if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+            raise UserError(f"run_grid: jobs: expected a whole number of at least 1, got {jobs!r}")
         study = Study.from_grid(grid_name, self.base_config_path, base_params, grid_params, seeds)
         prepared = prepare(study, self.output_root / grid_name, drifted)
         run = StudyRun(prepared, launcher, Job(jobs, retry_failed)).start()

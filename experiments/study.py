@@ -110,12 +110,15 @@ class Study:
         seeds: Sequence[int] | int | None = None,
     ) -> Self:
         """The study of a grid given in Python. Keys as in a study file: dotted, unique leaf names, nanoGPT's flags."""
-        sweep = {"grid": dict(grid_params or {}), **({} if seeds is None else {"seeds": seeds})}
+        if not isinstance(name, str):
+            raise UserError(f"run_grid: grid_name: expected text, got {name!r}")
+        base_params, grid_params, seeds = plain(base_params or {}), plain(grid_params or {}), plain(seeds)
+        sweep = {"grid": grid_params, **({} if seeds is None else {"seeds": seeds})}
         data = {
             "question": f"How does the loss depend on {', '.join(grid_params or ['the seed'])}?",
             "hypothesis": "None was stated.",
             "base": str(Path(base_config_path).resolve()),
-            "config": dict(base_params or {}),
+            "config": base_params,
             "sweep": sweep,
         }
         try:
@@ -285,6 +288,17 @@ def _explain(error: ValidationError, place: Callable[..., str]) -> str:
     }
     fallback = f"{problem['msg'].replace('Input should be', 'expected')}, got {problem['input']!r}"
     return f"{place(*path)}: {'.'.join(path)}: {messages.get(problem['type'], fallback)}"
+
+
+def plain(value: Any) -> Any:
+    """Python's and numpy's ways to write lists and numbers (ranges, tuples, arrays, numpy scalars) as plain ones."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(child) for key, child in value.items()}
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars, without importing numpy
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | range | set):
+        return [plain(child) for child in value]
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
 def _grid_text(name: str, data: Mapping[str, Any]) -> str:

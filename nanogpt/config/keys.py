@@ -98,6 +98,21 @@ def siblings_at(path: tuple[str, ...], tree: Mapping[str, Any]) -> list[str]:
     return list(section.model_fields)
 
 
+@functools.cache
+def default_kinds() -> dict[tuple[str, ...], str]:
+    """The kind that each tagged section has when none is written, by the section's path."""
+    return dict(_kinds(Config, ()))
+
+
+def _kinds(section: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name, field in section.model_fields.items():
+        kind = getattr(field.default, "kind", None)
+        if isinstance(kind, str):
+            yield (*prefix, name), kind
+        for arm in arms(field.annotation):
+            yield from _kinds(arm, (*prefix, name))
+
+
 def _kind_of(arm: type[BaseModel]) -> Any:
     field = arm.model_fields.get("kind")
     return field.default if field is not None else None

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from nanogpt.config.aliases import ALIASES
 from nanogpt.config.errors import UserError
-from nanogpt.config.keys import known_paths, resolve_key
+from nanogpt.config.keys import default_kinds, known_paths, resolve_key
 from nanogpt.config.training import HORIZONS
 
 Path = tuple[str, ...]
@@ -46,6 +46,16 @@ class Layers:
         # A kind goes first: it clears another kind's settings, but not those said beside it.
         for key, value in sorted(tree.items(), key=lambda item: not settled[item[0]].endswith(".kind")):
             self._assign(settled[key], value, (key,), where, named[key])
+        self._write_kinds()
+
+    def _write_kinds(self) -> None:
+        """Write out the kinds left to their default, so that a later layer's other kind is seen as another."""
+        for path, kind in default_kinds().items():
+            node: Any = self.tree
+            for key in path:
+                node = node.get(key) if isinstance(node, dict) else None
+            if isinstance(node, dict):
+                node.setdefault("kind", kind)
 
     def _drop_horizons(self, tree: Mapping[str, Any], settled: Mapping[str, str]) -> None:
         """A later layer's horizon replaces an earlier one; two in one layer stay, and are an error later."""

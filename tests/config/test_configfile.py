@@ -100,6 +100,12 @@ def test_another_kind_drops_the_old_kinds_settings(tmp_path: Path, base: Path) -
     assert load_config(swiglu, ["ffn=relu2"]).model.ffn.kind == "relu2"
 
 
+def test_a_kind_left_to_its_default_is_dropped_like_any_other(tmp_path: Path, base: Path) -> None:
+    for override in ("optimizer.kind=muon", "optimizer=muon"):
+        optimizer = load_config(base, [override]).optimizer
+        assert optimizer == type(optimizer)(), "nothing of AdamW's is left"
+
+
 def test_a_shipped_base_is_found_by_name(tmp_path: Path) -> None:
     path = write(tmp_path, "base: tiny_cpu.yaml\n")
     assert load_config(path).model.n_embd == 64

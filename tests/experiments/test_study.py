@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from experiments.results import check_columns
@@ -128,6 +129,17 @@ def test_what_a_study_cannot_mean_is_refused(write_study, sweep, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         Study.load(write_study(sweep)).runs()
     assert "tiny.yaml:4: " in str(error.value)
+
+
+def test_numpy_values_are_as_good_as_plain_ones(write_study, tmp_path):
+    write_study()
+    base = tmp_path / "base.yaml"
+    one = Study.from_grid("g", base, {"seed": np.int64(3)}, {"n_layer": range(1, 3), "learning_rate": np.array([1e-3])})
+    other = Study.from_grid("g", base, {"seed": 3}, {"n_layer": [1, 2], "learning_rate": [1e-3]}, None)
+    assert [run.config for run in one.runs()] == [run.config for run in other.runs()]
+    assert one.text == other.text
+    with pytest.raises(UserError, match="grid_name: expected text, got 3"):
+        Study.from_grid(3, base)
 
 
 def test_a_base_that_leads_back_to_itself_is_refused(tmp_path):
