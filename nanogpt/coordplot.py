@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from nanogpt.coordreport import Slope
 
 ALARM, INK = "#D55E00", "#222222"  # vermillion of Okabe and Ito: told from viridis by readers of every colour vision
-NAMES = {"sp": "SP", "mup": "muP", "depth_mup": "depth-muP (alpha = 1/2)", "completep": "CompleteP"}
+LEAST_RANGE = 10.0
+NAMES = {"sp": "SP", "mup": "muP", "depth_mup": "depth-muP (alpha 1/2)", "completep": "CompleteP"}
 WORDS = {
     "embedding": "embedding",
     "attention branch": "attention output",
@@ -42,9 +43,10 @@ def draw_check(readings: Sequence[Reading], slopes: Sequence["Slope"], flat: flo
             _panel(grid[row, column], mine, last, colours)
             found = {s.step: s.slope for s in slopes if (s.mode, s.kind, s.quantity) == (mode, kind, "rms")}
             _write_slope(grid[row, column], found[last], flat)
-        grid[row, 0].set_ylabel(f"{NAMES[mode]}\nrms", fontsize=9)
+        grid[row, 0].set_ylabel(f"{NAMES[mode]}\nroot mean square", fontsize=9)
     for axes, kind in zip(grid[0], KINDS, strict=True):
-        axes.set_title(WORDS[kind], fontsize=10)
+        axes.annotate(WORDS[kind], (0.5, 1.0), (0, 18), "axes fraction", "offset points", ha="center", fontsize=10.5)
+        _widen(axes)
     for axes in grid[-1]:
         axes.set_xlabel(f"{axis} ({KEYS[axis]})", fontsize=9)
     shades = ScalarMappable(Normalize(0, last), colours)
@@ -52,8 +54,8 @@ def draw_check(readings: Sequence[Reading], slopes: Sequence["Slope"], flat: flo
     bar.set_label("optimizer steps done", fontsize=9)
     figure.suptitle(
         f"Coordinate check: how large activations are at different {axis}s, from initialization to step {last}.\n"
-        f"Flat lines mean that {axis} does not matter. Number: slope at step {last} on log axes; "
-        f"orange: above {flat} in size",
+        f"Flat lines mean that {axis} does not matter. Slope: of the line of step {last}, on log axes; "
+        f"orange: steeper than {flat}",
         fontsize=11,
     )
     figure.supxlabel(note, fontsize=8, color="0.35")
@@ -95,16 +97,14 @@ def _geometric_mean(values: Sequence[float]) -> float:
 
 def _write_slope(axes: "Axes", slope: float, flat: float) -> None:
     wrong = not abs(slope) <= flat
-    text = "not finite" if math.isnan(slope) else f"{slope:+.2f}"
-    axes.text(
-        0.96,
-        0.04,
-        text,
-        transform=axes.transAxes,
-        ha="right",
-        va="bottom",
-        fontsize=9,
-        fontweight="bold" if wrong else "normal",
-        color=ALARM if wrong else INK,
-        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
+    text = "not finite" if math.isnan(slope) else f"slope {round(slope, 2) + 0.0:+.2f}"
+    axes.set_title(
+        text, loc="right", fontsize=8.5, color=ALARM if wrong else INK, fontweight="bold" if wrong else "normal", pad=3
     )
+
+
+def _widen(axes: "Axes") -> None:
+    """Show at least a factor of LEAST_RANGE, so that a difference of a percent does not look like a slope."""
+    low, high = axes.get_ylim()
+    grow = math.sqrt(max(1.0, LEAST_RANGE / (high / low)))
+    axes.set_ylim(low / grow, high * grow)

@@ -101,7 +101,7 @@ def format_table(found: Sequence[Slope]) -> str:
     table = {(s.axis, s.mode, s.kind, s.quantity, s.step): s for s in found}
     columns = [("rms", 0), ("rms", min(1, last)), ("rms", last), ("change", min(1, last)), ("change", last)]
     head = ["", *(f"{'size' if quantity == 'rms' else 'change'} at {step}" for quantity, step in columns)]
-    lines = []
+    lines: list[str] = []
     for verdict in verdicts(found):
         axis, mode = verdict.axis, verdict.mode
         rows = [[f"{axis}: {mode}", *head[1:]]] if not lines else [[f"{axis}: {mode}", *[""] * len(columns)]]
@@ -113,7 +113,7 @@ def format_table(found: Sequence[Slope]) -> str:
 
 
 def _cell(slope: Slope) -> str:
-    return "not finite" if math.isnan(slope.slope) else f"{slope.slope:+.2f} +- {slope.spread:.2f}"
+    return "not finite" if math.isnan(slope.slope) else f"{round(slope.slope, 2) + 0.0:+.2f} +- {slope.spread:.2f}"
 
 
 def _sentence(verdict: Verdict) -> str:
@@ -121,8 +121,8 @@ def _sentence(verdict: Verdict) -> str:
     what = f"{worst.kind}, {'size' if worst.quantity == 'rms' else 'change'} at step {worst.step}"
     if math.isnan(worst.slope):
         return f"FAILS: not finite: {what}"
-    compared = "at most" if verdict.passed else "more than"
-    return f"{'passes' if verdict.passed else 'FAILS'}: |slope| {compared} {FLAT}; the steepest is {worst.slope:+.2f} ({what})"
+    outcome = f"passes: no |slope| above {FLAT}" if verdict.passed else f"FAILS: |slope| above {FLAT}"
+    return f"{outcome}; the steepest is {worst.slope:+.2f} ({what})"
 
 
 def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:

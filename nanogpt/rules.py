@@ -15,7 +15,8 @@ def role_settings(config: Config) -> dict[Role, RoleSettings]:
     model = build_model(config, "meta")
     optimizer = build_optimizer(model, config, "meta")
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    roles, found = model.roles(), {}
+    roles = model.roles()
+    found: dict[Role, RoleSettings] = {}
     for name, parameter in model.named_parameters():
         group = groups[id(parameter)]
         settings = RoleSettings(group["lr"], group["weight_decay"], group["eps"])
