@@ -186,6 +186,8 @@ def _rules(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _coord_check(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from nanogpt.coordreport import check, sweeps_from
 
+    if any("learning_rate=" in text for text in overrides):
+        raise UserError("coord-check: takes --learning_rate, its own, which replaces that of the config")
     config = _load(arguments.target, overrides)
     name = arguments.target.resolve().name if arguments.target.is_dir() else arguments.target.stem
     print(check(config, sweeps_from(arguments), arguments.out or Path("results") / "coord_check" / name))

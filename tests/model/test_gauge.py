@@ -1,4 +1,4 @@
-"""Gauge symmetry: (multiplier x c, std / c, lr / c, eps x c, weight decay x c) is the same training, to the last digits.
+"""Gauge symmetry: multiplier x c, std / c, lr / c, eps x c, weight decay x c is the same training to the last digits.
 
 y = A W x does not change under it, and AdamW divides its gradients' scale out (Tensor Programs V, arXiv 2203.03466,
 lemma J.1). It ties every factor of a parametrization to the others: one that is not applied, or applied twice, shows.
@@ -82,7 +82,9 @@ def difference(monkeypatch: pytest.MonkeyPatch, multiplier: str, leave_out: str 
     other = build(monkeypatch, rules, config)
     roles, start = plain.roles(), dict(plain.named_parameters())
     for name, parameter in other.named_parameters():
-        ratio = rules.roles[roles[name]].init_std / plain.rules.roles[roles[name]].init_std if parameter.dim() > 1 else 1
+        ratio = (
+            rules.roles[roles[name]].init_std / plain.rules.roles[roles[name]].init_std if parameter.dim() > 1 else 1
+        )
         torch.testing.assert_close(parameter, start[name] * ratio, rtol=1e-5, atol=1e-7)
         parameter.data = start[name].detach() * ratio  # the draw is float32; take away its rounding
     pairs = zip(train(plain, config), train(other, config), strict=True)
