@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,8 +18,7 @@ from experiments.analysis.filters import Filter
 from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
 from experiments.grid import Point, Sweep
 from nanogpt.config import Config, UserError, canonical_json, did_you_mean
-from nanogpt.config.aliases import ALIASES
-from nanogpt.config.keys import known_paths
+from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.layers import Layers
 from nanogpt.configfile import (
     YamlFile,
@@ -297,6 +295,5 @@ def study_schema() -> dict[str, Any]:
 
 
 def all_keys() -> list[str]:
-    """Every way to name a key of the config: dotted, by a unique leaf, or as a flag of nanoGPT."""
-    leaves = Counter(path[-1] for path in known_paths().values())
-    return [*known_paths(), *(leaf for leaf, count in leaves.items() if count == 1), *ALIASES]
+    """Every way to name a key of the config: dotted, by a unique ending of that, or as a flag of nanoGPT."""
+    return [*known_paths(), *short_names()]

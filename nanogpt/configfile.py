@@ -201,7 +201,7 @@ def explain(error: ValidationError, tree: Mapping[str, Any], layers: Layers, whe
     problems = error.errors(include_url=False)
     problem = problems[0]
     path = _plain_path(problem["loc"], tree)
-    message = _message(problem, path)
+    message = _message(problem, path, tree)
     place = (
         (layers.latest_named(path, message) if problem["type"] == "value_error" else "") or layers.place(path) or where
     )
@@ -239,10 +239,12 @@ _EXPECTED = {
 }
 
 
-def _message(problem: ErrorDetails, path: tuple[str, ...]) -> str:
+def _message(problem: ErrorDetails, path: tuple[str, ...], tree: Mapping[str, Any]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"no such key{did_you_mean(path[-1], siblings_at(path))}"
+        return f"no such key{did_you_mean(path[-1], siblings_at(path, tree))}"
+    if kind == "missing":
+        return "is missing"
     if kind == "value_error":
         return str(context.get("error", problem["msg"]))
     found = f", got {problem['input']!r}"

@@ -32,7 +32,7 @@ def _switch(key: str, on: Any, off: Any) -> Callable[[Any], Assignments]:
 
 def _choice(key: str, table: dict[str, Any]) -> Callable[[Any], Assignments]:
     def assign(value: Any) -> Assignments:
-        if value not in table:
+        if not isinstance(value, str) or value not in table:
             raise UserError(f"no such value {value!r}{did_you_mean(value, table)}")
         return {key: table[value]}
 
@@ -41,13 +41,16 @@ def _choice(key: str, table: dict[str, Any]) -> Callable[[Any], Assignments]:
 
 def _dataset(value: Any) -> Assignments:
     """A corpus of ours by name; any other name is the folder data/NAME with nanoGPT's files."""
+    if not isinstance(value, str) or not value:
+        raise UserError(f"expected the name of a corpus or of a folder under data/, got {value!r}")
     if value in ("zipf_mixture", "shakespeare_char"):
         return {"data.corpus": {"kind": value}}
-    return {"data.corpus": {"kind": "bin", "path": str(value)}}
+    return {"data.corpus": {"kind": "bin", "path": value}}
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if not whole or isinstance(value, bool) or value < 1:
         raise UserError(f"expected a whole number of at least 1, got {value!r}")
     return int(value)
 
@@ -62,13 +65,8 @@ def _eval_iters(value: Any, micro_batch_size: int, block_size: int) -> Assignmen
     return {"train.eval_tokens": _count(value) * micro_batch_size * block_size}
 
 
-_INIT = {"scratch": {"init_from": "scratch"}, "resume": {"runtime.resume": "required"}}
-
-
 def _init_from(value: Any) -> Assignments:
-    if value not in _INIT:
-        raise UserError(f"no such value {value!r}{did_you_mean(value, _INIT)}")
-    return _INIT[value]
+    return {"runtime.resume": "required"} if value == "resume" else {"init_from": value}
 
 
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

@@ -19,9 +19,10 @@ class ZipfMixture(Section):
     lags: PositiveInt = 4
     zipf_exponent: PositiveFloat = 1.3
     unconditional: float = Field(0.15, gt=0, le=1, description="w0, the weight of the unigram law u(x).")
-    source_seed: NonNegativeInt = Field(0, description="Draws the permutations and the text.")
-    train_tokens: PositiveInt = 2**24
-    val_tokens: PositiveInt = 2**19
+    source_seed: NonNegativeInt = Field(0, lt=2**63, description="Draws the permutations and the text.")
+    version: Literal[1] = Field(1, description="Of the generator: another one draws another text.")
+    train_tokens: PositiveInt = Field(2**24, le=2**32)
+    val_tokens: PositiveInt = Field(2**19, le=2**32)
 
 
 class ShakespeareChar(Section):

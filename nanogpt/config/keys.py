@@ -4,7 +4,7 @@ import functools
 import types
 import typing
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -83,6 +83,21 @@ def short_names() -> dict[str, str]:
     return {**endings, **{flag: alias.meaning for flag, alias in ALIASES.items() if flag not in known_paths()}}
 
 
-def siblings_at(path: tuple[str, ...]) -> list[str]:
-    """The keys that may stand at the level of `path`, whatever the kind chosen there."""
-    return list(dict.fromkeys(p[-1] for p in known_paths().values() if p[:-1] == path[:-1]))
+def siblings_at(path: tuple[str, ...], tree: Mapping[str, Any]) -> list[str]:
+    """The keys that may stand beside the last one of `path`, given the kinds chosen in `tree`."""
+    section: type[BaseModel] = Config
+    node: Any = tree
+    for key in path[:-1]:
+        node = node.get(key) if isinstance(node, Mapping) else None
+        field = section.model_fields.get(key)
+        candidates = arms(field.annotation) if field is not None else []
+        if not candidates:
+            return []
+        kind = node.get("kind") if isinstance(node, Mapping) else node
+        section = next((arm for arm in candidates if _kind_of(arm) == kind), candidates[0])
+    return list(section.model_fields)
+
+
+def _kind_of(arm: type[BaseModel]) -> Any:
+    field = arm.model_fields.get("kind")
+    return field.default if field is not None else None

@@ -79,7 +79,10 @@ class Layers:
         old = node.get(key)
         if key == "kind" and old not in (None, value):
             node.clear()
+            self._forget_below(path[:-1])
+            self.places[path[:-1]] = self.places[path] = place
         if not isinstance(value, Mapping):
+            self._forget_below(path)
             node[key] = value
             return
         if not isinstance(old, dict) or ("kind" in value and "kind" in old and old["kind"] != value["kind"]):
@@ -87,6 +90,11 @@ class Layers:
             node[key] = keep
         for name, child in value.items():
             self._merge(node[key], (*path, str(name)), child, (*source, str(name)), where, place)
+
+    def _forget_below(self, path: Path) -> None:
+        """Drop the places of what a new value at `path` has replaced."""
+        for below in [known for known in self.places if len(known) > len(path) and known[: len(path)] == path]:
+            del self.places[below]
 
     def _assign_alias(self, flag: str, value: Any, place: str) -> None:
         alias = ALIASES[flag]

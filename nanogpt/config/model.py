@@ -11,28 +11,30 @@ class Gelu(Section):
     """GPT-2's feed-forward layer: the tanh approximation of GELU."""
 
     kind: Literal["gelu"] = "gelu"
-    hidden: PositiveInt | None = Field(None, description="Width of the layer; default 4 * n_embd.")
+    hidden: PositiveInt | None = Field(None, le=2**24, description="Width of the layer; default 4 * n_embd.")
 
 
 class GeluExact(Section):
     """nanoGPT's feed-forward layer: GELU by the error function."""
 
     kind: Literal["gelu_exact"] = "gelu_exact"
-    hidden: PositiveInt | None = Field(None, description="Width of the layer; default 4 * n_embd.")
+    hidden: PositiveInt | None = Field(None, le=2**24, description="Width of the layer; default 4 * n_embd.")
 
 
 class Relu2(Section):
     """Squared ReLU (Primer, arXiv 2109.08668)."""
 
     kind: Literal["relu2"] = "relu2"
-    hidden: PositiveInt | None = Field(None, description="Width of the layer; default 4 * n_embd.")
+    hidden: PositiveInt | None = Field(None, le=2**24, description="Width of the layer; default 4 * n_embd.")
 
 
 class SwiGLU(Section):
     """SwiGLU (arXiv 2002.05202): silu(x W_gate) * (x W_up), three matrices."""
 
     kind: Literal["swiglu"] = "swiglu"
-    hidden: PositiveInt | None = Field(None, description="Width; default 8/3 * n_embd rounded up to `multiple_of`.")
+    hidden: PositiveInt | None = Field(
+        None, le=2**24, description="Width; default 8/3 * n_embd rounded up to `multiple_of`."
+    )
     multiple_of: PositiveInt = 32
 
 
@@ -48,12 +50,15 @@ class Stack(Section):
 class Model(Section):
     """Shape of the GPT. Defaults are GPT-2 124M's."""
 
-    n_layer: PositiveInt = 12
+    # The upper bounds are far beyond any use; they answer a slip of the keyboard before it asks for all memory.
+    n_layer: PositiveInt = Field(12, le=10_000)
     n_head: PositiveInt = 12
     n_kv_head: PositiveInt | None = Field(None, description="Key/value heads (GQA, arXiv 2305.13245); default n_head.")
-    n_embd: PositiveInt = 768
-    block_size: PositiveInt = Field(1024, description="Context length in tokens.")
-    vocab_size: PositiveInt | Literal["auto"] = Field("auto", description="`auto` takes the corpus's vocabulary.")
+    n_embd: PositiveInt = Field(768, le=2**20)
+    block_size: PositiveInt = Field(1024, le=2**24, description="Context length in tokens.")
+    vocab_size: Annotated[PositiveInt, Field(le=2**24)] | Literal["auto"] = Field(
+        "auto", description="`auto` takes the corpus's vocabulary."
+    )
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     position: Literal["learned", "rope", "none"] = "learned"
     rope_theta: PositiveFloat = 10000.0

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from nanogpt.config.data import Data
 from nanogpt.config.model import Model
@@ -22,7 +22,7 @@ class Config(Section):
     train: Train
     parametrization: Parametrization = Parametrization()
     init_from: Literal["scratch"] = "scratch"
-    seed: NonNegativeInt = 1337
+    seed: NonNegativeInt = Field(1337, lt=2**63)
     runtime: Runtime = Runtime()
 
     @property

@@ -34,7 +34,7 @@ class Runtime(Section):
     device: Annotated[str, AfterValidator(_device)] = "auto"
     compile: bool = False
     micro_batch_size: PositiveInt | None = Field(None, description="Sequences per forward pass; default: the batch.")
-    threads: PositiveInt | None = Field(None, description="CPU threads; default: what the launcher gives.")
+    threads: PositiveInt | None = Field(None, le=1024, description="CPU threads; default: what the launcher gives.")
     attention: Literal["auto", "sdpa", "explicit"] = Field(
         "auto", description="auto: explicit matmuls on a CPU up to 1024 tokens, else torch's fused kernel."
     )

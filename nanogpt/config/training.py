@@ -73,7 +73,7 @@ Schedule = Annotated[Constant | Cosine | Linear | WSD, Field(discriminator="kind
 class Train(Section):
     """Batch, horizon, precision and evaluation. Exactly one of the five horizons is given."""
 
-    batch_size: PositiveInt = Field(12, description="Sequences per optimizer step, over all micro-batches.")
+    batch_size: PositiveInt = Field(12, le=2**24, description="Sequences per optimizer step, over all micro-batches.")
     max_iters: PositiveInt | None = Field(None, description="Horizon in optimizer steps.")
     epochs: PositiveFloat | None = Field(None, description="Horizon in passes over the training split.")
     tokens: PositiveInt | None = Field(None, description="Horizon in training tokens.")

@@ -17,9 +17,6 @@ from nanogpt.config.runtime import Runtime
 from nanogpt.data import zipf
 from nanogpt.data.binfiles import SPLITS, file_sha256, read_meta, read_tokens, write_meta, write_tokens
 
-# Raise when the text that a ZipfMixture config stands for changes; it names the cached files, not the identity.
-ZIPF_VERSION = 1
-
 
 @dataclass(frozen=True)
 class CorpusFacts:
@@ -104,7 +101,7 @@ def _folder_facts(folder: Path) -> CorpusFacts:
 
 def zipf_folder(corpus: ZipfMixture, root: Path) -> Path:
     """Where the generated text lies; the name changes with everything that changes the text."""
-    key = canonical_json({"version": ZIPF_VERSION, **corpus.model_dump(mode="json")})
+    key = canonical_json(corpus.model_dump(mode="json"))
     return root / f"zipf_mixture-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 

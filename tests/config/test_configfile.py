@@ -14,6 +14,8 @@ model:
   n_head: 2
   n_embd: 32
   ffn: swiglu
+data: {corpus: zipf_mixture}
+runtime: {checkpoint: {policy: last, interval_seconds: 5}}
 optimizer:
   learning_rate: 3e-4
 train:
@@ -174,6 +176,20 @@ MISTAKES = [
     ("device=gpu", "command line: runtime.device: no such device 'gpu'; allowed: auto, cpu, mps, cuda, cuda:N"),
     ("mode=mup", "command line: parametrization: mode=mup needs base_n_embd"),
     ("init_from=gpt9", "command line: init_from: no such value 'gpt9'; allowed: scratch"),
+    ("init_from=[1]", "command line: init_from: no such value [1]; allowed: scratch"),
+    ("eval_iters=.nan", "command line: eval_iters: expected a whole number of at least 1, got nan"),
+    ("grad_accum_steps=.inf", "command line: grad_accum_steps: expected a whole number of at least 1, got inf"),
+    ("dtype=[1]", "command line: dtype: no such value [1]; allowed: float32, bfloat16, float16"),
+    ("dataset=3", "command line: dataset: expected the name of a corpus or of a folder under data/, got 3"),
+    ("seed=18446744073709551616", "command line: seed: must be less than 9223372036854775808"),
+    ("threads=100000", "command line: runtime.threads: must be less than or equal to 1024, got 100000"),
+    ("n_embd=1e18", "command line: model.n_embd: must be less than or equal to 1048576"),
+    ("n_layer=1e11", "command line: model.n_layer: must be less than or equal to 10000"),
+    ("batch_size=1e18", "command line: train.batch_size: must be less than or equal to 16777216"),
+    ("ffn={kind: gelu, multiple_of: 3}", "command line: model.ffn.multiple_of: no such key; allowed: kind, hidden"),
+    ("schedule={kind: constant, min_lr: 1}", "schedule.min_lr: no such key; allowed: kind, warmup_iters"),
+    ("checkpoint=always", "command line: runtime.checkpoint.policy: no such value 'always'"),
+    ("data.corpus.kind=bin", "command line: data.corpus.path: is missing"),
     ("use_rope=3", "command line: use_rope: expected True or False, got 3"),
     ("micro_batch_size=3", "command line: train.batch_size=10 is not divisible by runtime.micro_batch_size=3"),
     ("min_lr=1.0", "command line: schedule.min_lr=1.0 is above optimizer.learning_rate=0.0003"),

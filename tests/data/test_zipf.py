@@ -70,7 +70,7 @@ def test_a_mixture_without_memory_has_its_unigram_entropy() -> None:
 
 
 def test_text_is_a_pure_function_of_the_config() -> None:
-    """Golden: the same text on every machine and version. A change here needs a new ZIPF_VERSION."""
+    """Golden: the same text on every machine and version. A change here needs a new `version` in the config."""
     text = zipf.generate(SMALL, "train", SMALL.train_tokens)
     assert text.shape == (8, zipf.DOCUMENT)
     digest = hashlib.sha256(text.astype("<u2").tobytes()).hexdigest()
