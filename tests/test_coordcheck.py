@@ -1,6 +1,6 @@
 """The coordinate check: what it measures, its slopes and verdicts, its files; that it passes and fails where it must.
 
-Slow part: about 60 s for the two sweeps together.
+Slow part: about 40 s for the two sweeps together.
 """
 
 import csv
@@ -185,7 +185,7 @@ def depth() -> Table:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mup", "completep"])
 def test_nothing_moves_with_the_width_under_mup_and_completep(width: Table, mode: str) -> None:
-    """Budget: 15 s for the sweep that the width tests share."""
+    """Budget: 12 s for the sweep that the width tests share."""
     assert {key: s.slope for key, s in width.items() if key[0] == mode and not abs(s.slope) <= FLAT} == {}
 
 
@@ -199,7 +199,7 @@ def test_under_sp_everything_grows_with_the_width(width: Table, kind: str, quant
 
 @pytest.mark.slow
 def test_nothing_moves_with_the_depth_under_completep(depth: Table) -> None:
-    """Budget: 45 s for the sweep that the depth tests share."""
+    """Budget: 28 s for the sweep that the depth tests share."""
     assert {key: s.slope for key, s in depth.items() if key[0] == "completep" and not abs(s.slope) <= FLAT} == {}
 
 
