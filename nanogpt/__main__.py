@@ -70,7 +70,7 @@ def _add_coord_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps per model; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="models per size and mode; default %(default)s")
     parser.add_argument("--sequences", type=int, default=8, help="sequences per step; default %(default)s")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="constant; default %(default)s")
+    parser.add_argument("--learning_rate", type=float, help="constant; default: a twentieth of init_std")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/coord_check/CONFIG")
 
 
@@ -190,7 +190,7 @@ def _coord_check(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
         raise UserError("coord-check: takes --learning_rate, its own, which replaces that of the config")
     config = _load(arguments.target, overrides)
     name = arguments.target.resolve().name if arguments.target.is_dir() else arguments.target.stem
-    print(check(config, sweeps_from(arguments), arguments.out or Path("results") / "coord_check" / name))
+    print(check(config, sweeps_from(arguments, config), arguments.out or Path("results") / "coord_check" / name))
     return 0
 
 

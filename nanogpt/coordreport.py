@@ -16,6 +16,9 @@ from nanogpt.record import write_atomic
 from parametrization import MODES
 
 FLAT = 0.15  # the largest |slope| that passes: a factor of 1.5 over 16 times the size
+# Adam moves each weight of the base model by about the learning rate per step: in ten steps by half its own scale, so
+# that what is learned shows beside what was drawn, and the smallest models do not saturate.
+RATE = 1 / 20
 QUANTITIES = ("rms", "change")
 
 
@@ -168,8 +171,9 @@ def _write_csv(path: Path, names: Sequence[str], rows: Iterable[dict[str, object
     temporary.replace(path)
 
 
-def sweeps_from(arguments: argparse.Namespace) -> list[Sweep]:
+def sweeps_from(arguments: argparse.Namespace, config: Config) -> list[Sweep]:
     """The sweeps that a command line asks for. Raises UserError for one that is not understood."""
+    rate = config.parametrization.init_std * RATE if arguments.learning_rate is None else arguments.learning_rate
     modes = tuple(arguments.modes.split(",")) if arguments.modes else tuple(MODES)
     given = {"width": arguments.widths, "depth": arguments.depths}
     sweeps = [
@@ -180,7 +184,7 @@ def sweeps_from(arguments: argparse.Namespace) -> list[Sweep]:
             arguments.steps,
             arguments.seeds,
             arguments.sequences,
-            arguments.learning_rate,
+            rate,
         )
         for axis in ("width", "depth")
         if given[axis] is not None

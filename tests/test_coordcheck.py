@@ -45,6 +45,7 @@ def test_the_command_leaves_a_table_readings_and_figures(
         "slopes.csv",
     ]
     assert printed.out.startswith((out / "coord_check.txt").read_text().rstrip())
+    assert "2 steps of 8 x 16 tokens, constant learning rate 0.001, 2 seeds" in printed.out
     for heading in ("width: sp", "width: mup", "depth: sp", "depth: mup"):
         assert heading in printed.out
     assert printed.out.count("the steepest is") == 4
