@@ -53,9 +53,10 @@ class Probes:
     def collect_updates(self) -> dict[str, float]:
         """`update_rms.<block>`: how far the step since `collect` moved the matrices, decay included; {} when off."""
         before, self._before = self._before, []
-        blocks = self._model.trunk.blocks if before else []
-        moves = (_matrices(block).sub_(old) for block, old in zip(blocks, before, strict=True))
-        return _read({f"update_rms.{index}": _rms(move) for index, move in enumerate(moves)}) if before else {}
+        if not before:
+            return {}
+        moves = [_matrices(block).sub_(old) for block, old in zip(self._model.trunk.blocks, before, strict=True)]
+        return _read({f"update_rms.{index}": _rms(move) for index, move in enumerate(moves)})
 
 
 def _matrices(block: torch.nn.Module) -> Tensor:
