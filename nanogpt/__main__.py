@@ -1,4 +1,4 @@
-"""The engine's command line: `python -m nanogpt train | prepare | describe | schema`."""
+"""The engine's command line: `python -m nanogpt train | describe | rules | coord-check | prepare | schema`."""
 
 import argparse
 import json
@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     describe = command("describe", _describe, "parameters, FLOPs and memory of a config, without training it")
     describe.add_argument("target", type=Path, nargs="?", metavar="CONFIG", help="then any settings as --key=value")
     describe.add_argument("--many", action="store_true", help="read a JSON list of configs on stdin, answer as JSON")
+    rules = command("rules", _rules, "the parametrization's rules with the numbers of a config")
+    rules.add_argument("target", type=Path, metavar="CONFIG", help="then any settings as --key=value")
+    _add_coord_check(command("coord-check", _coord_check, "do activations stay put while a model grows?"))
     prepare = command("prepare", _prepare, "make a corpus's files")
     prepare.add_argument("name", help="zipf_mixture or shakespeare_char")
     prepare.add_argument("--from", dest="source", type=Path, metavar="FILE", help="a local text instead of a download")
@@ -62,6 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     schema = command("schema", _schema, "the JSON schema of config files")
     schema.add_argument("what", choices=["config"])
     return parser
+
+
+def _add_coord_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, metavar="CONFIG", help="then any settings as --key=value")
+    parser.add_argument("--widths", metavar="N,N,...", help="values of n_embd, such as 32,64,128,256")
+    parser.add_argument("--depths", metavar="N,N,...", help="values of n_layer, such as 2,4,8,16,32")
+    parser.add_argument("--modes", metavar="MODE,...", help="default: all")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps per model; default %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="models per size and mode; default %(default)s")
+    parser.add_argument("--sequences", type=int, default=8, help="sequences per step; default %(default)s")
+    parser.add_argument("--learning_rate", type=float, help="constant; default: a twentieth of init_std")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/coord_check/CONFIG")
 
 
 def _load(target: Path, overrides: Sequence[str]) -> Config:
@@ -167,6 +182,25 @@ def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.target is None:
         raise UserError("describe: needs a config file, or --many")
     print(format_description(describe(_load(arguments.target, overrides))))
+    return 0
+
+
+def _rules(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.describe import resolve
+    from nanogpt.rules import format_config_rules
+
+    print(format_config_rules(resolve(_load(arguments.target, overrides))))
+    return 0
+
+
+def _coord_check(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.coordreport import check, sweeps_from
+
+    if any("learning_rate=" in text for text in overrides):
+        raise UserError("coord-check: takes --learning_rate, its own, which replaces that of the config")
+    config = _load(arguments.target, overrides)
+    name = arguments.target.resolve().name if arguments.target.is_dir() else arguments.target.stem
+    print(check(config, sweeps_from(arguments, config), arguments.out or Path("results") / "coord_check" / name))
     return 0
 
 

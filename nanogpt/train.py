@@ -113,6 +113,7 @@ def train(
             grad_norm = clip_gradients(parameters, config.optimizer.grad_clip)
             statistics = probes.collect()
             scaler.step(optimizer)
+            statistics |= probes.collect_updates()
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             loss_value = loss.item()

@@ -53,6 +53,27 @@ def test_statistics_equal_their_definitions() -> None:
     assert statistics["weight_rms.1"] == pytest.approx(weights.square().mean().sqrt().item(), rel=1e-5)
 
 
+def test_updates_are_the_moves_of_the_matrices() -> None:
+    model = build_model(CONFIG)
+    probes = Probes(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    step(model)
+    optimizer.step()
+    assert probes.collect_updates() == {}, "off"
+    probes.enabled = True
+    step(model)
+    probes.collect()
+    moves = [
+        torch.cat([0.5 * parameter.grad.flatten() for parameter in block.parameters() if parameter.dim() == 2])
+        for block in model.trunk.blocks
+    ]
+    optimizer.step()
+    expected = {f"update_rms.{index}": move.square().mean().sqrt().item() for index, move in enumerate(moves)}
+    # The weights are float32: a move is known to a few parts in 1e-8 of the weight, far larger than itself.
+    assert probes.collect_updates() == pytest.approx(expected, rel=1e-2)
+    assert probes.collect_updates() == {}, "a step is read once"
+
+
 def test_nothing_is_kept_when_off_or_at_evaluation() -> None:
     model = build_model(CONFIG)
     probes = Probes(model)

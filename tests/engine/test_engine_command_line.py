@@ -184,7 +184,7 @@ def test_probes_are_in_the_history_and_off_at_evaluation(config_file: Path) -> N
     probed = [line for line in read_history(folder / "history.jsonl") if "probes" in line]
     assert [line["step"] for line in probed] == [4, 8, 12]
     for line in probed:
-        for name in ("activation_rms", "gradient_norm", "weight_rms"):
+        for name in ("activation_rms", "gradient_norm", "weight_rms", "update_rms"):
             assert all(line["probes"][f"{name}.{block}"] > 0 for block in (0, 1))
     plain = config_file.parent / "plain"
     assert main(["train", str(config_file), f"--out_dir={plain}"]) == 0

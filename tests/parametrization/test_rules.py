@@ -96,7 +96,7 @@ def test_the_table_prints_every_mode_and_role(capsys: pytest.CaptureFixture[str]
     assert all(text.count(f"{role.value} ") >= len(MODES) for role in Role)
     completep = text.partition("completep")[2]
     hidden = next(line.split() for line in completep.splitlines() if line.startswith("hidden "))
-    assert hidden == ["hidden", "0.01", "0.25", "4", "0.0625"]
+    assert hidden == ["hidden", "0.01", "0.25", "4", "1", "0.0625"]
     assert "residual branch x 0.25, head input x 0.25" in completep
 
 

@@ -1,0 +1,37 @@
+"""What the parametrization makes of one config: the rule table with the numbers that training will use."""
+
+from nanogpt.config import Config
+from nanogpt.model import build_model
+from nanogpt.optim import build_optimizer
+from parametrization import Role
+from parametrization.table import RoleSettings, format_rules
+
+
+def role_settings(config: Config) -> dict[Role, RoleSettings]:
+    """The settings of every role that the model of a resolved config has, read from the optimizer that is built for it.
+
+    Nothing is computed a second time, so what is printed is what trains.
+    """
+    model = build_model(config, "meta")
+    optimizer = build_optimizer(model, config, "meta")
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    roles = model.roles()
+    found: dict[Role, RoleSettings] = {}
+    for name, parameter in model.named_parameters():
+        group = groups[id(parameter)]
+        settings = RoleSettings(group["lr"], group["weight_decay"], group["eps"])
+        known = found.setdefault(roles[name], settings)
+        assert known == settings, f"tensors of the role {roles[name]} differ in their settings"
+    return {role: found[role] for role in Role if role in found}
+
+
+def format_config_rules(config: Config) -> str:
+    """The table for people: the mode and its shapes, then the numbers of each role, then the forward multipliers."""
+    rules, parametrization, model = build_model(config, "meta").rules, config.parametrization, config.model
+    base = {"base_n_embd": parametrization.base_n_embd, "base_n_layer": parametrization.base_n_layer}
+    given = ", ".join(f"{name}={value}" for name, value in base.items() if value is not None) or "no base shape"
+    heading = (
+        f"{parametrization.mode}: n_embd={model.n_embd}, n_layer={model.n_layer}, head size {model.head_size}, "
+        f"ffn width {model.ffn_hidden}; {given}; weight_decay_rule={parametrization.weight_decay_rule}"
+    )
+    return f"{heading}\n{format_rules(rules, role_settings(config))}"

@@ -1,0 +1,54 @@
+"""`python -m nanogpt rules`: the numbers it prints are those of the optimizer and of the published table."""
+
+from pathlib import Path
+
+import pytest
+
+from nanogpt.__main__ import main
+from nanogpt.configfile import load_config
+from nanogpt.describe import resolve
+from nanogpt.rules import role_settings
+from parametrization import MODES, Role
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "zipf_small.yaml"
+DEEP = ["--n_embd=128", "--n_head=8", "--n_layer=8", "--base_n_layer=2", "--mode=completep", "--weight_decay=0.1"]
+
+
+def cells(text: str, role: str) -> list[str]:
+    return next(line.split() for line in text.splitlines() if line.startswith(f"{role} "))[1:]
+
+
+def test_the_table_holds_the_configs_own_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", str(CONFIG), *DEEP]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("completep: n_embd=128, n_layer=8, head size 16")
+    # m_N = 4, m_L = 4: std / 2, rate / 4, decay x 4, eps / 16, by hand from CompleteP's table 1.
+    assert cells(text, "hidden") == ["0.05", "0.0025", "0.4", "0.001", "6.25e-10"]
+    assert cells(text, "embedding") == ["0.1", "0.01", "0.1", "0.001", "1e-08"]
+    assert cells(text, "norm_gain")[2:] == ["0.01", "none", "none", "6.25e-10"]
+    assert "residual branch x 0.25, head input x 0.25, attention scale 0.25" in text
+
+
+def test_only_roles_that_the_model_has_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", str(CONFIG), "--tie_embeddings=true"]) == 0
+    text = capsys.readouterr().out
+    assert not any(f"{role} " in text for role in ("readout", "position", "hidden_bias", "norm_bias"))
+
+
+@pytest.mark.parametrize("rule", ["width", "independent"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_role_gets_its_rule(mode: str, rule: str) -> None:
+    config = resolve(load_config(CONFIG, [*DEEP, f"--mode={mode}", f"--weight_decay_rule={rule}", "--bias=true"]))
+    found = role_settings(config)
+    assert Role.HIDDEN_BIAS in found
+    hidden = found[Role.HIDDEN]
+    if rule == "independent":
+        assert hidden.learning_rate * hidden.weight_decay == pytest.approx(0.1, rel=1e-12)
+    else:
+        depth = 0.5 if mode == "depth_mup" else 1.0
+        assert hidden.learning_rate * hidden.weight_decay == pytest.approx(1e-3 * depth, rel=1e-12)
+
+
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", str(CONFIG), "--n_head=3"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
