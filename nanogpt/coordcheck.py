@@ -79,6 +79,9 @@ def sized(config: Config, sweep: Sweep, mode: str, size: int) -> Config:
     The base shape is the config's where it names one, else the smallest size of the sweep. The learning rate is
     constant, the precision float32 and dropout off, so that nothing but the size differs.
     """
+    if config.optimizer.kind != "adamw":
+        # Its rate means another size of step, and the check's default and thresholds were set for AdamW.
+        raise UserError(f"coord-check: optimizer.kind={config.optimizer.kind}: only adamw is checked")
     model, parametrization = config.model, config.parametrization
     base = {
         "base_n_embd": parametrization.base_n_embd or (min(sweep.sizes) if sweep.axis == "width" else model.n_embd),

@@ -19,7 +19,7 @@ def role_settings(config: Config) -> dict[Role, RoleSettings]:
     found: dict[Role, RoleSettings] = {}
     for name, parameter in model.named_parameters():
         group = groups[id(parameter)]
-        settings = RoleSettings(group["lr"], group["weight_decay"], group["eps"])
+        settings = RoleSettings(group["lr"], group["weight_decay"], group.get("eps"))
         known = found.setdefault(roles[name], settings)
         assert known == settings, f"tensors of the role {roles[name]} differ in their settings"
     return {role: found[role] for role in Role if role in found}

@@ -11,11 +11,14 @@ HEADINGS = ("role", "init std", "lr", "weight decay", "lr x wd", "eps")
 
 @dataclass(frozen=True)
 class RoleSettings:
-    """What an optimizer is given for the tensors of one role. AdamW decays by lr x weight decay at each step."""
+    """What an optimizer is given for the tensors of one role. Both decay by lr x weight decay at each step.
+
+    `eps` is AdamW's; None says that Muon trains these tensors.
+    """
 
     learning_rate: float
     weight_decay: float
-    eps: float
+    eps: float | None
 
 
 def multipliers(rule: RoleRule) -> RoleSettings:
@@ -49,4 +52,5 @@ def _row(role: Role, rule: RoleRule, settings: RoleSettings) -> tuple[str, ...]:
     if role.is_matrix:
         decay = f"{settings.weight_decay:.6g}"
         product = f"{settings.learning_rate * settings.weight_decay:.6g}"
-    return role.value, std, f"{settings.learning_rate:.6g}", decay, product, f"{settings.eps:.6g}"
+    eps = "(Muon)" if settings.eps is None else f"{settings.eps:.6g}"
+    return role.value, std, f"{settings.learning_rate:.6g}", decay, product, eps

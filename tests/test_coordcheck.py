@@ -65,6 +65,7 @@ MISTAKES = {
     "unknown mode": (["--depths=1,2", "--modes=sp,mop"], "no such mode 'mop'; did you mean 'mup'?"),
     "heads do not fit": (["--widths=8,12"], "coord-check: widths: 12 is not a multiple of the head size, 8"),
     "no steps": (["--depths=1,2", "--steps=0"], "coord-check: steps: expected at least 1, got 0"),
+    "another optimizer": (["--depths=1,2", "--optimizer=muon"], "optimizer.kind=muon: only adamw is checked"),
     "rate": (["--depths=1,2", "--learning_rate=0"], "coord-check: learning_rate: expected a positive number, got 0"),
     "the config's rate": (["--depths=1,2", "--optimizer.learning_rate=1"], "takes --learning_rate, its own"),
 }

@@ -35,6 +35,13 @@ def test_only_roles_that_the_model_has_are_printed(capsys: pytest.CaptureFixture
     assert not any(f"{role} " in text for role in ("readout", "position", "hidden_bias", "norm_bias"))
 
 
+def test_muons_half_has_its_own_rate_and_no_eps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", str(CONFIG), "--optimizer=muon", "--learning_rate=0.02", "--adamw_learning_rate=3e-3"]) == 0
+    text = capsys.readouterr().out
+    assert cells(text, "hidden")[1:2] + cells(text, "hidden")[-1:] == ["0.02", "(Muon)"]
+    assert cells(text, "embedding")[1] == "0.003"
+
+
 @pytest.mark.parametrize("rule", ["width", "independent"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_role_gets_its_rule(mode: str, rule: str) -> None:
