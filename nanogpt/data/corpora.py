@@ -93,6 +93,10 @@ def _folder_facts(folder: Path) -> CorpusFacts:
         prepare = "; run `python -m nanogpt prepare shakespeare_char`" if folder.name == "shakespeare_char" else ""
         raise UserError(f"{folder}: no corpus there ({' and '.join(missing)} missing){prepare}")
     vocab_size = read_meta(folder)["vocab_size"]
+    for path in paths.values():
+        largest = int(read_tokens(path).max())
+        if largest >= vocab_size:
+            raise UserError(f"{path}: holds the token {largest}, outside its vocabulary of {vocab_size} tokens")
     hashes = {str(path): file_sha256(path) for path in paths.values()}
     content = canonical_json({"files": list(hashes.values()), "vocab_size": vocab_size})
     train, val = (len(read_tokens(path)) for path in paths.values())

@@ -118,6 +118,12 @@ def test_an_old_meta_pickle_is_read(tmp_path: Path) -> None:
     assert (facts.vocab_size, facts.train_tokens, facts.val_tokens) == (7, 100, 50)
 
 
+def test_a_token_outside_the_vocabulary_is_found_before_training(tmp_path: Path) -> None:
+    folder = bin_folder(tmp_path, meta_json=b'{"vocab_size": 5}')
+    with pytest.raises(UserError, match=r"train\.bin: holds the token 6, outside its vocabulary of 5 tokens"):
+        corpora.facts(Data(corpus=BinFolder(path=str(folder))), Runtime())
+
+
 class _Bomb:
     def __reduce__(self) -> Any:
         return os.mkdir, ("executed-by-a-pickle",)
