@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # `... results STUDY | head` closes our output: no mistake, and nothing more to say.
         sys.stdout = None
-        return SUCCESS
+        if arguments.command is not _run:
+            return SUCCESS
+        print("run: stopped, because whoever read its output went away; `run` again goes on", file=sys.stderr)
+        return FAILURE
 
 
 def console() -> None:

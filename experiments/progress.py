@@ -1,5 +1,6 @@
 """The progress of a study while it runs: seen in its files, shown live on a terminal and as plain lines elsewhere."""
 
+import io
 import os
 import time
 from collections import Counter
@@ -229,7 +230,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def for_stream(out: TextIO) -> Progress:
-    """Live where the cursor can be moved, plain lines everywhere else."""
+def for_stream(out: TextIO | None) -> Progress:
+    """Live where the cursor can be moved, plain lines everywhere else; None is a closed output."""
+    if out is None:
+        return Plain(io.StringIO())
     moves = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return Live() if moves else Plain(out)

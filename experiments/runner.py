@@ -47,7 +47,8 @@ def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
     """
     StudyFolder(folder).check_writable()
     old = read_lock(folder)
-    if old is not None and holds(old, study):
+    # A lock may hold runs that were kept as they had been; to rerun those, everything is resolved again.
+    if old is not None and holds(old, study) and drifted != "rerun":
         return Prepared(StudyFolder(folder, old), study.text, [], False)
     new = resolve(study, old)
     check_columns(study, {name: None for run in new.runs for name in run.factors})

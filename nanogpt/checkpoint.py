@@ -92,7 +92,12 @@ def load_latest(folder: Path, before_step: int | None = None) -> Loaded | None:
     for candidate in candidates:
         problem = _damage(candidate)
         if problem is None:
-            return Loaded(candidate, _read(candidate.path), tuple(damaged))
+            try:
+                return Loaded(candidate, _read(candidate.path), tuple(damaged))
+            except UserError:
+                raise
+            except Exception as error:  # a file of other content may raise nearly anything in the unpickler
+                problem = f"its digest is right, but it is no checkpoint: {type(error).__name__}"
         damaged.append(f"{candidate.path}: damaged checkpoint ({problem})")
     if damaged:
         raise UserError(

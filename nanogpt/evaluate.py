@@ -17,10 +17,10 @@ Autocast = Callable[[], contextlib.AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nats per scored token; `stderr` takes each window as one independent draw."""
+    """Mean cross-entropy in nats per scored token; `stderr` takes each window as one draw, None where there is one."""
 
     loss: float
-    stderr: float
+    stderr: float | None
 
 
 @torch.no_grad()
@@ -40,5 +40,5 @@ def evaluate(model: GPT, eval_set: EvalSet, device: torch.device, autocast: Auto
     model.train(was_training)
     sum_W, count_W = torch.cat(sums), (y_WT != UNSCORED).sum(dim=1).double()
     mean_W = sum_W / count_W
-    stderr = mean_W.std(correction=1) / len(mean_W) ** 0.5 if len(mean_W) > 1 else torch.zeros(())
-    return Evaluation(float(sum_W.sum() / count_W.sum()), float(stderr))
+    stderr = float(mean_W.std(correction=1)) / len(mean_W) ** 0.5 if len(mean_W) > 1 else None
+    return Evaluation(float(sum_W.sum() / count_W.sum()), stderr)

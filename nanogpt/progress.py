@@ -36,7 +36,7 @@ class Progress:
         self.loss_sum, self.loss_count = 0.0, 0
         return self.train_loss
 
-    def note_evaluation(self, loss: float, stderr: float) -> bool:
+    def note_evaluation(self, loss: float, stderr: float | None) -> bool:
         """Remember an evaluation; True when it is the lowest so far."""
         self.val_loss, self.val_loss_stderr = loss, stderr
         if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):

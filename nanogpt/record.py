@@ -112,6 +112,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: damaged: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: damaged or truncated (line {error.lineno}: {error.msg})") from None
     if not isinstance(data, dict):

@@ -81,7 +81,8 @@ def summary(record: Record, folder: Path) -> str:
         lines.append(f"diverged at step {record.diverged_at_step:,}: the loss is not finite; recorded as a result")
     elif record.val_loss is not None:
         excess = f", {record.val_excess_loss:.4f} above the source's entropy" if record.val_excess_loss else ""
-        lines.append(f"validation loss {record.val_loss:.4f} ± {record.val_loss_stderr:.4f}{excess}")
+        error = f" ± {record.val_loss_stderr:.4f}" if record.val_loss_stderr is not None else ""
+        lines.append(f"validation loss {record.val_loss:.4f}{error}{excess}")
         lines.append(f"best {record.best_val_loss:.4f} at step {record.best_step:,}")
     lines.append(
         f"{record.tokens:,} tokens, {record.flops:.3g} FLOPs, {record.wall_seconds:.1f} s, "

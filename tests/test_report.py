@@ -238,3 +238,17 @@ def test_a_browser_shows_it_without_a_complaint(written: tuple[Path, pd.DataFram
     done = subprocess.run([*command, page], capture_output=True, text=True, timeout=180, check=False)
     assert shot.stat().st_size > 20000
     assert "CONSOLE" not in done.stderr
+
+
+def test_with_seeds_the_best_setting_is_that_of_lowest_mean() -> None:
+    losses = {(1, 1): 2.0, (1, 2): 2.1, (2, 1): 1.9, (2, 2): 2.4}
+    rows = [
+        {"id": f"{n}{seed}", "label": f"n_layer={n}-seed={seed}", "status": "completed", "seed": seed,
+         "model.n_layer": n, "flops": 1e9 * n, "n_params": n, "val_loss": loss}
+        for (n, seed), loss in losses.items()
+    ]  # fmt: skip
+    claims = [claim.text for claim in analyse(StudyMeta("depth"), pd.DataFrame(rows)).claims]
+    assert claims == [
+        "The lowest mean val_loss over 2 seeds, 2.0500 (sd 0.0707), was at n_layer=1.",
+        "The lowest val_loss, 1.9000, was reached by n_layer=2-seed=1.",
+    ]

@@ -55,7 +55,7 @@ def analyse_table(spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss")
         except UserError as error:
             problems.append(str(error))
     floor = _true_floor(runs, y)
-    claims = _claims(spec, result, held, floor, best, y)
+    claims = _claims(spec, result, held, floor, best, runs, y)
     return Analysis(spec, result, held, floor, best, claims, tuple(problems))
 
 
@@ -94,7 +94,7 @@ def _true_floor(runs: pd.DataFrame, y: str) -> float | None:
 
 def _claims(
     spec: FitSpec | None, result: Fit | None, held: Holdout | None, floor: float | None,
-    best: Mapping[str, Any] | None, y: str,
+    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str,
 ) -> tuple[Claim, ...]:  # fmt: skip
     claims = []
     if result is not None:
@@ -104,9 +104,30 @@ def _claims(
     if result is not None and floor is not None and _reaches_the_floor(result.law):
         claims.append(_floor_claim(result, floor, held))
     if best is not None:
-        name = best.get("label", best.get("id", "the best run"))
-        claims.append(Claim(f"The lowest {y}, {float(best[y]):.4f}, was reached by {name}."))
+        claims += [*_best_mean_claim(runs, y), _best_claim(best, y)]
     return tuple(claims)
+
+
+def _best_claim(best: Mapping[str, Any], y: str) -> Claim:
+    name = best.get("label", best.get("id", "the best run"))
+    return Claim(f"The lowest {y}, {float(best[y]):.4f}, was reached by {name}.")
+
+
+def _best_mean_claim(runs: pd.DataFrame, y: str) -> list[Claim]:
+    """With several seeds the best setting is the one of lowest mean: the luckiest single run is no answer."""
+    done = runs[finished(runs)]
+    varied = [str(name) for name in done.columns if "." in str(name) and done[name].map(repr).nunique() > 1]
+    if not varied or "seed" not in done.columns or done["seed"].nunique() < 2:
+        return []
+    groups = done.groupby(varied, sort=False)[y].agg(["mean", "std", "count"])
+    if groups["count"].min() < 2:
+        return []
+    at = int(np.argmin(groups["mean"].to_numpy()))
+    values = groups.index[at] if len(varied) > 1 else (groups.index[at],)
+    setting = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in zip(varied, values, strict=True))
+    row = groups.iloc[at]
+    seeds = f"{int(row['count'])} seeds"
+    return [Claim(f"The lowest mean {y} over {seeds}, {row['mean']:.4f} (sd {row['std']:.4f}), was at {setting}.")]
 
 
 def _reaches_the_floor(law: Law) -> bool:

@@ -1,5 +1,6 @@
 """Checkpoints: a torn or damaged one is never loaded, the one before it is, and there is never a start from noise."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,14 @@ def test_pruning_keeps_what_it_must(tmp_path: Path) -> None:
     checkpoint.prune(tmp_path, 2, keep=2)
     assert [c.step for c in checkpoint.listed(tmp_path)] == [50, 40]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_file_with_a_right_digest_that_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1, 10, 20)
+    path = path_of(tmp_path, 1, 20)
+    path.write_bytes(b"junk")
+    path.with_name(path.name + ".sha256").write_text(hashlib.sha256(b"junk").hexdigest())
+    loaded = checkpoint.load_latest(tmp_path)
+    assert loaded is not None
+    assert loaded.file.step == 10
+    assert "it is no checkpoint" in loaded.damaged[0]

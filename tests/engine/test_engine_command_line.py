@@ -235,3 +235,10 @@ def test_describe_prints_what_a_run_will_cost(config_file: Path, capsys: pytest.
     assert "3 layers, 2 heads, 16 wide" in printed
     assert "training FLOPs per token" in printed
     assert tree(config_file.parent) == before
+
+
+def test_one_window_has_no_standard_error(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = config_file.parent / "run"
+    assert main(["train", str(config_file), f"--out_dir={folder}", "--eval_tokens=16"]) == 0
+    assert read_record(folder / "metrics.json").val_loss_stderr is None
+    assert "±" not in capsys.readouterr().out
