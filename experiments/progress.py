@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from experiments.lock import LockedRun
-from experiments.store import FINISHED, RunState, StudyFolder, read_record_if_there, state_of
+from experiments.store import FINISHED, RunState, StudyFolder, published_record, state_of
 from nanogpt.record import Record, attempt_folder
 
 HEARTBEAT_SECONDS = 60.0
 TAIL_BYTES = 4096
 SHOWN_LOSSES = 3  # in a heartbeat line, which should stay one line
-SETTLED = (*FINISHED, "failed")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Observer:
             now = state_of(folders[id])
             if now != before:
                 self.states[id] = now
-                record = read_record_if_there(folders[id] / "metrics.json")
+                record = published_record(folders[id])
                 changes.append(Change(self._runs[id], now, record))
         # What ended made room for what started, so it is told first.
         return sorted(changes, key=lambda change: change.state.status == "running")

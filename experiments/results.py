@@ -73,7 +73,7 @@ def load(
 
 def _row(study: StudyFolder, run: LockedRun, state: RunState) -> dict[str, Any]:
     folder = study.folder(run)
-    record = published_record(folder) if (folder / "metrics.json").exists() else None
+    record = published_record(folder)
     measured = record.model_dump() if record is not None else {key: getattr(run, key) for key in _FROM_LOCK}
     plain = {key: value for key, value in measured.items() if key in COLUMNS}
     known = {"id": run.id, "label": run.label, "status": state.status, "seed": run.config["seed"]}

@@ -98,7 +98,7 @@ def state_of(folder: Path) -> RunState:
 
 
 def _published(folder: Path, top: int) -> RunState | None:
-    record = read_record_if_there(folder / lease.RECORD_NAME)
+    record = published_record(folder)
     return None if record is None else RunState(record.status, top)
 
 
@@ -132,8 +132,10 @@ def _held(folder: Path, top: int) -> RunState:
     return RunState("running" if fresh else "lost", top, holder.host)
 
 
-def published_record(folder: Path) -> Record:
-    """The run's result. Raises UserError when it is damaged, no result, or another run's."""
+def published_record(folder: Path) -> Record | None:
+    """The run's result, None while it has none. Raises UserError when it is damaged, no result, or another run's."""
+    if not (folder / lease.RECORD_NAME).exists():
+        return None
     record = read_published(folder)
     if not folder.name.endswith(f".{record.id}"):
         raise UserError(f"{folder / lease.RECORD_NAME}: is the record of run {record.id}, not of this folder's run")

@@ -41,8 +41,7 @@ class Layers:
         named = {key: where.get((key,), default_place) for key in tree}
         settled = {key: _resolve(key, value, named[key]) for key, value in tree.items()}
         _refuse_repeats(tree, settled, named)
-        if any(_train_path(dotted) or dotted == "train" for dotted in settled.values()):
-            self._drop_horizons(tree, settled)
+        self._drop_horizons(tree, settled)
         # A kind goes first: it clears another kind's settings, but not those said beside it.
         for key, value in sorted(tree.items(), key=lambda item: not settled[item[0]].endswith(".kind")):
             self._assign(settled[key], value, (key,), where, named[key])
@@ -51,11 +50,9 @@ class Layers:
     def _write_kinds(self) -> None:
         """Write out the kinds left to their default, so that a later layer's other kind is seen as another."""
         for path, kind in default_kinds().items():
-            node: Any = self.tree
-            for key in path:
-                node = node.get(key) if isinstance(node, dict) else None
-            if isinstance(node, dict):
-                node.setdefault("kind", kind)
+            section = self._value(path)
+            if isinstance(section, dict):
+                section.setdefault("kind", kind)
 
     def _drop_horizons(self, tree: Mapping[str, Any], settled: Mapping[str, str]) -> None:
         """A later layer's horizon replaces an earlier one; two in one layer stay, and are an error later."""
@@ -129,14 +126,14 @@ class Layers:
 
     def _lookup(self, dotted: str, defaults: Mapping[str, Any]) -> Any:
         if dotted == "runtime.micro_batch_size":
-            micro = self._value(dotted)
+            micro = self._value(tuple(dotted.split(".")))
             return micro if micro is not None else self._lookup("train.batch_size", defaults)
-        value = self._value(dotted)
+        value = self._value(tuple(dotted.split(".")))
         return defaults[dotted] if value is None else value
 
-    def _value(self, dotted: str) -> Any:
+    def _value(self, path: Path) -> Any:
         node: Any = self.tree
-        for key in dotted.split("."):
+        for key in path:
             node = node.get(key) if isinstance(node, dict) else None
         return node
 

@@ -15,7 +15,7 @@ from experiments.store import StudyFolder, state_of
 from experiments.study import Study
 from nanogpt.config import UserError
 from nanogpt.configfile import load_config
-from nanogpt.record import read_record
+from nanogpt.record import read_record, write_record
 
 pytestmark = pytest.mark.usefixtures("fake_engine")
 
@@ -88,6 +88,19 @@ def test_a_damaged_record_is_named(folder):
     record = attempt.lease.folder / "metrics.json"
     record.write_text('{"schema_version": 1, "id"')
     with pytest.raises(UserError, match=r"metrics.json: damaged or truncated"):
+        folder.states()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"id": "0" * 12}, "is the record of run 000000000000"), ({"status": "failed"}, "only a result is published")],
+)
+def test_a_record_that_is_not_this_runs_result_is_named(folder, change, message):
+    attempt = take(folder)
+    assert settle(attempt, 1) == "failed"
+    record = read_record(attempt.folder / "outcome.json")
+    write_record(attempt.lease.folder / "metrics.json", record.model_copy(update={"status": "diverged", **change}))
+    with pytest.raises(UserError, match=message):
         folder.states()
 
 
