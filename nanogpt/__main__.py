@@ -186,10 +186,10 @@ def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _rules(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.describe import resolve
+    from nanogpt.describe import describe
     from nanogpt.rules import format_config_rules
 
-    print(format_config_rules(resolve(_load(arguments.target, overrides))))
+    print(format_config_rules(describe(_load(arguments.target, overrides))))
     return 0
 
 

@@ -27,6 +27,8 @@ def load_trunk(config: Config, horizon: int) -> checkpoint.Loaded | None:
     trunk = build_config(load_layers(source / "config.yaml"), str(source))
     if not isinstance(config.schedule, WSD) or not isinstance(trunk.schedule, WSD):
         raise UserError(f"{where}: only runs with schedule wsd share a trunk")
+    if config.parametrization.weight_decay_rule == "tau_epoch":
+        raise UserError(f"{where}: under weight_decay_rule=tau_epoch the decay follows the horizon: no trunk is shared")
     if canonical_json(_trunk(config)) != canonical_json(_trunk(trunk)):
         raise UserError(f"{where}: differs from this run in more than its horizon and cool-down")
     limit = min(stable_steps(config.schedule, horizon), stable_steps(trunk.schedule, describe(trunk).steps))

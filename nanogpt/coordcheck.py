@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nanogpt.config import Config, UserError, did_you_mean
 from nanogpt.data.corpora import open_corpus
 from nanogpt.data.stream import TrainStream
-from nanogpt.describe import resolve
+from nanogpt.describe import describe, resolve
 from nanogpt.hardware import torch_device
 from nanogpt.model import GPT, build_model
 from nanogpt.optim import build_optimizer, clip_gradients
@@ -150,7 +150,7 @@ def measure(
     device = torch_device(config.runtime.device, config.runtime.threads)
     torch.manual_seed(config.seed)
     model = build_model(config, device)
-    optimizer = build_optimizer(model, config, device)
+    optimizer = build_optimizer(model, config, device, steps=describe(config).steps)
     probe_BT = torch.from_numpy(stream.batch(PROBE_STEP).x_BT[:MOST_PROBED]).to(device)
     first = activations(model, probe_BT)
     for step in range(steps + 1):

@@ -1,19 +1,20 @@
 """What the parametrization makes of one config: the rule table with the numbers that training will use."""
 
 from nanogpt.config import Config
+from nanogpt.describe import Description
 from nanogpt.model import build_model
 from nanogpt.optim import build_optimizer
 from parametrization import Role
 from parametrization.table import RoleSettings, format_rules
 
 
-def role_settings(config: Config) -> dict[Role, RoleSettings]:
+def role_settings(config: Config, steps: int | None = None) -> dict[Role, RoleSettings]:
     """The settings of every role that the model of a resolved config has, read from the optimizer that is built for it.
 
-    Nothing is computed a second time, so what is printed is what trains.
+    Nothing is computed a second time, so what is printed is what trains. `steps` is the run's horizon.
     """
     model = build_model(config, "meta")
-    optimizer = build_optimizer(model, config, "meta")
+    optimizer = build_optimizer(model, config, "meta", steps=steps)
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     roles = model.roles()
     found: dict[Role, RoleSettings] = {}
@@ -25,8 +26,9 @@ def role_settings(config: Config) -> dict[Role, RoleSettings]:
     return {role: found[role] for role in Role if role in found}
 
 
-def format_config_rules(config: Config) -> str:
+def format_config_rules(description: Description) -> str:
     """The table for people: the mode and its shapes, then the numbers of each role, then the forward multipliers."""
+    config = description.config
     rules, parametrization, model = build_model(config, "meta").rules, config.parametrization, config.model
     base = {"base_n_embd": parametrization.base_n_embd, "base_n_layer": parametrization.base_n_layer}
     given = ", ".join(f"{name}={value}" for name, value in base.items() if value is not None) or "no base shape"
@@ -34,4 +36,4 @@ def format_config_rules(config: Config) -> str:
         f"{parametrization.mode}: n_embd={model.n_embd}, n_layer={model.n_layer}, head size {model.head_size}, "
         f"ffn width {model.ffn_hidden}; {given}; weight_decay_rule={parametrization.weight_decay_rule}"
     )
-    return f"{heading}\n{format_rules(rules, role_settings(config))}"
+    return f"{heading}\n{format_rules(rules, role_settings(config, description.steps))}"

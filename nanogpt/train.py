@@ -70,7 +70,7 @@ def train(
     torch.manual_seed(config.seed)
     model = build_model(config, device)
     forward: Any = torch.compile(model.loss) if settings.compile else model.loss
-    optimizer = build_optimizer(model, config, device)
+    optimizer = build_optimizer(model, config, device, steps=horizon)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     parameters = list(model.parameters())
 

@@ -2,7 +2,17 @@
 
 from parametrization.muon import MUON_ROLES, MuonRule, MuonScale, muon_rule, update_scale
 from parametrization.roles import Role
-from parametrization.rules import MODES, WEIGHT_DECAY_RULES, Mode, RoleRule, Rules, Shape, scaling_rules
+from parametrization.rules import (
+    MODES,
+    WEIGHT_DECAY_RULES,
+    Mode,
+    RoleRule,
+    Rules,
+    Shape,
+    WeightDecayRule,
+    decay_divisor,
+    scaling_rules,
+)
 
 __all__ = [
     "MODES",
@@ -15,6 +25,8 @@ __all__ = [
     "RoleRule",
     "Rules",
     "Shape",
+    "WeightDecayRule",
+    "decay_divisor",
     "muon_rule",
     "scaling_rules",
     "update_scale",

@@ -28,7 +28,7 @@ from typing import Literal
 from parametrization.roles import Role
 
 ModeName = Literal["sp", "mup", "depth_mup", "completep"]
-WeightDecayRule = Literal["width", "coupled", "sqrt", "independent"]
+WeightDecayRule = Literal["width", "coupled", "sqrt", "independent", "tau_epoch"]
 ResidualInit = Literal["gpt2", "plain"]
 
 
@@ -54,8 +54,10 @@ MODES: Mapping[ModeName, Mode] = MappingProxyType(
 # coupled      wd as given, so lr * wd falls as 1/m
 # sqrt         wd * sqrt(m) (arXiv 2510.15262)
 # independent  wd / peak lr, so each step at the peak decays by wd itself (Loshchilov & Hutter, arXiv 1711.05101); the
-#              multiplier here undoes the role's lr multiplier, the base learning rate is divided out by the caller
-WEIGHT_DECAY_RULES: tuple[WeightDecayRule, ...] = ("width", "coupled", "sqrt", "independent")
+#              multiplier here undoes the role's lr multiplier, the rest is divided out by `decay_divisor`
+# tau_epoch    wd / (peak lr * steps): weights average their updates over tau = 1 / wd of the run, whatever its length,
+#              batch, rate or width (Wang & Aitchison, arXiv 2405.13698: tau = B / (lr * wd * D), D the run's tokens)
+WEIGHT_DECAY_RULES: tuple[WeightDecayRule, ...] = ("width", "coupled", "sqrt", "independent", "tau_epoch")
 
 
 @dataclass(frozen=True)
@@ -165,4 +167,10 @@ def _ratios(mode: Mode, shape: Shape, base: Shape) -> _Ratios:
 
 def decay_multiplier(rule: WeightDecayRule, width: float, lr_multiplier: float) -> float:
     """The factor on weight decay where the learning rate carries 1 / `width`, and `lr_multiplier` with depth in it."""
-    return {"width": width, "coupled": 1.0, "sqrt": math.sqrt(width), "independent": 1 / lr_multiplier}[rule]
+    factors = {"width": width, "coupled": 1.0, "sqrt": math.sqrt(width)}
+    return factors.get(rule, 1 / lr_multiplier)
+
+
+def decay_divisor(rule: WeightDecayRule, learning_rate: float, steps: int) -> float:
+    """What the base weight decay is divided by: where a rule names lr x wd itself, the peak rate, and a run's steps."""
+    return {"independent": learning_rate, "tau_epoch": learning_rate * steps}.get(rule, 1.0)

@@ -42,18 +42,27 @@ def test_muons_half_has_its_own_rate_and_no_eps(capsys: pytest.CaptureFixture[st
     assert cells(text, "embedding")[1] == "0.003"
 
 
-@pytest.mark.parametrize("rule", ["width", "independent"])
+@pytest.mark.parametrize("rule", ["width", "independent", "tau_epoch"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_role_gets_its_rule(mode: str, rule: str) -> None:
     config = resolve(load_config(CONFIG, [*DEEP, f"--mode={mode}", f"--weight_decay_rule={rule}", "--bias=true"]))
-    found = role_settings(config)
+    found = role_settings(config, steps=50)
     assert Role.HIDDEN_BIAS in found
     hidden = found[Role.HIDDEN]
-    if rule == "independent":
-        assert hidden.learning_rate * hidden.weight_decay == pytest.approx(0.1, rel=1e-12)
+    if rule in ("independent", "tau_epoch"):
+        named = 0.1 if rule == "independent" else 0.1 / 50
+        assert hidden.learning_rate * hidden.weight_decay == pytest.approx(named, rel=1e-12)
     else:
         depth = 0.5 if mode == "depth_mup" else 1.0
         assert hidden.learning_rate * hidden.weight_decay == pytest.approx(1e-3 * depth, rel=1e-12)
+
+
+def test_under_tau_epoch_the_printed_decay_follows_the_horizon(capsys: pytest.CaptureFixture[str]) -> None:
+    """lr x wd is wd / steps: 524,288 tokens are 512 steps of 1,024."""
+    arguments = ["rules", str(CONFIG), *DEEP, "--weight_decay_rule=tau_epoch"]
+    for tokens, steps in ((524_288, 512), (1_048_576, 1024)):
+        assert main([*arguments, f"--tokens={tokens}"]) == 0
+        assert cells(capsys.readouterr().out, "hidden")[3] == f"{0.1 / steps:.6g}"
 
 
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from nanogpt.config.section import PositiveFloat, PositiveInt, Section
+from parametrization import WeightDecayRule
 
 
 def _any_case(value: Any) -> Any:
@@ -20,7 +21,7 @@ class Parametrization(Section):
     base_n_layer: PositiveInt | None = Field(None, description="Depth of the base model; needed by depth rules.")
     base_head_size: PositiveInt | None = Field(None, description="Head size of the base model; default the model's.")
     base_ffn_hidden: PositiveInt | None = Field(None, description="FFN width of the base; default in proportion.")
-    weight_decay_rule: Literal["width", "coupled", "sqrt", "independent"] = "width"
+    weight_decay_rule: WeightDecayRule = Field("width", description="What weight_decay means for a matrix: see docs.")
     residual_init: Literal["gpt2", "plain"] = Field("gpt2", description="SP only: std / sqrt(2 n_layer), or plain.")
     init_std: PositiveFloat = 0.02
     input_multiplier: PositiveFloat = 1.0

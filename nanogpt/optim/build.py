@@ -17,36 +17,38 @@ from nanogpt.config.training import Muon as MuonSettings
 from nanogpt.model.attention import Attention
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.muon import Muon, MuonAdamW
-from parametrization import MUON_ROLES, Role, Rules, muon_rule
+from parametrization import MUON_ROLES, Role, Rules, decay_divisor, muon_rule
 
 FUSED_DEVICES = ("cpu", "cuda")
 Groups = dict[tuple[Any, ...], dict[str, Any]]
 
 
-def build_optimizer(model: GPT, config: Config, device: str | torch.device) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: GPT, config: Config, device: str | torch.device, *, steps: int | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of a config, with one group per distinct setting of the rules.
 
     Only matrices are decayed, embeddings among them. `roles` lists what a group holds, for people who read a
-    checkpoint.
+    checkpoint. `steps` is the run's horizon, which the weight-decay rule tau_epoch needs and no other.
     """
-    optimizer = OPTIMIZERS[config.optimizer.kind](model, config, device)
+    optimizer = OPTIMIZERS[config.optimizer.kind](model, config, device, steps)
     _assert_partition(model, optimizer.param_groups)
     return optimizer
 
 
-def build_adamw(model: GPT, config: Config, device: str | torch.device) -> torch.optim.AdamW:
+def build_adamw(model: GPT, config: Config, device: str | torch.device, steps: int | None) -> torch.optim.AdamW:
     """AdamW for everything."""
     settings = config.optimizer
     assert isinstance(settings, AdamW)
-    return _adamw(_adamw_groups(model, config, settings, list(Role)), settings, device)
+    return _adamw(_adamw_groups(model, config, settings, list(Role), steps), settings, device)
 
 
-def build_muon(model: GPT, config: Config, device: str | torch.device) -> MuonAdamW:
+def build_muon(model: GPT, config: Config, device: str | torch.device, steps: int | None) -> MuonAdamW:
     """Muon for the backbone's matrices, Q, K and V apart; AdamW, with its own learning rate, for all other roles."""
     settings = config.optimizer
     assert isinstance(settings, MuonSettings)
     muon = Muon(
-        list(_muon_groups(model, config, settings).values()),
+        list(_muon_groups(model, config, settings, steps).values()),
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         ns_steps=settings.ns_steps,
@@ -54,14 +56,16 @@ def build_muon(model: GPT, config: Config, device: str | torch.device) -> MuonAd
         scale=settings.scale,
         normuon=settings.normuon,
     )
-    others = _adamw_groups(model, config, settings.other_half, [role for role in Role if role not in MUON_ROLES])
+    elsewhere = [role for role in Role if role not in MUON_ROLES]
+    others = _adamw_groups(model, config, settings.other_half, elsewhere, steps)
     for group in others.values():
         # The multiplier is against the one learning rate that the schedule speaks of, which is Muon's.
         group["lr_multiplier"] *= settings.adamw_learning_rate / settings.learning_rate
     return MuonAdamW(muon, _adamw(others, settings.other_half, device))
 
 
-OPTIMIZERS: dict[str, Callable[[GPT, Config, str | torch.device], torch.optim.Optimizer]] = {
+Builder = Callable[[GPT, Config, str | torch.device, int | None], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Builder] = {
     "adamw": build_adamw,
     "muon": build_muon,
 }
@@ -77,30 +81,36 @@ def _adamw(groups: Groups, settings: AdamW, device: str | torch.device) -> torch
     )
 
 
-def _adamw_groups(model: GPT, config: Config, settings: AdamW, wanted: Iterable[Role]) -> Groups:
+def _adamw_groups(model: GPT, config: Config, settings: AdamW, wanted: Iterable[Role], steps: int | None) -> Groups:
     """AdamW's groups for the parameters of some roles, by (lr multiplier, weight decay, eps)."""
     groups: Groups = {}
     roles, wanted = model.roles(), frozenset(wanted)
     for name, parameter in model.named_parameters():
         if (role := roles[name]) in wanted:
-            multiplier, decay, eps = _role_settings(role, model.rules, settings, config)
+            multiplier, decay, eps = _role_settings(role, model.rules, settings, config, steps)
             peak = settings.learning_rate * multiplier
             options = {"lr": peak, "lr_multiplier": multiplier, "weight_decay": decay, "eps": eps}
             _add(groups, (multiplier, decay, eps), parameter, role, options)
     return groups
 
 
-def _role_settings(role: Role, rules: Rules, settings: AdamW, config: Config) -> tuple[float, float, float]:
+def _role_settings(
+    role: Role, rules: Rules, settings: AdamW, config: Config, steps: int | None
+) -> tuple[float, float, float]:
     """(lr multiplier, weight decay, eps) of one role under AdamW."""
     rule = rules.roles[role]
-    decay = settings.weight_decay * rule.weight_decay_multiplier if role.is_matrix else 0.0
-    if config.parametrization.weight_decay_rule == "independent":
-        # torch decays by lr * wd; independent decay is wd itself, so the peak rate is divided out.
-        decay /= settings.learning_rate
+    decay = _base_decay(settings, config, steps) * rule.weight_decay_multiplier if role.is_matrix else 0.0
     return rule.lr_multiplier, decay, settings.eps * rule.eps_multiplier
 
 
-def _muon_groups(model: GPT, config: Config, settings: MuonSettings) -> Groups:
+def _base_decay(settings: AdamW | MuonSettings, config: Config, steps: int | None) -> float:
+    """Weight decay as torch wants it, which takes p *= 1 - lr * wd, for a role whose multipliers are 1."""
+    rule = config.parametrization.weight_decay_rule
+    assert steps is not None or rule != "tau_epoch", "the rule tau_epoch needs the horizon"
+    return settings.weight_decay / decay_divisor(rule, settings.learning_rate, steps or 0)
+
+
+def _muon_groups(model: GPT, config: Config, settings: MuonSettings, steps: int | None) -> Groups:
     """Muon's groups, by (lr multiplier, weight decay, blocks of rows)."""
     groups: Groups = {}
     roles, decay_rule = model.roles(), config.parametrization.weight_decay_rule
@@ -108,9 +118,7 @@ def _muon_groups(model: GPT, config: Config, settings: MuonSettings) -> Groups:
     for name, parameter in model.named_parameters():
         if (role := roles[name]) in MUON_ROLES:
             rule, rows = muon_rule(model.rules.roles[role], settings.scale, decay_rule), blocks.get(id(parameter))
-            decay = settings.weight_decay * rule.weight_decay_multiplier
-            if decay_rule == "independent":
-                decay /= settings.learning_rate
+            decay = _base_decay(settings, config, steps) * rule.weight_decay_multiplier
             peak = settings.learning_rate * rule.lr_multiplier
             options = {"lr": peak, "lr_multiplier": rule.lr_multiplier, "weight_decay": decay, "rows": rows}
             _add(groups, (rule.lr_multiplier, decay, rows and tuple(rows)), parameter, role, options)

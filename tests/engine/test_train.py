@@ -19,7 +19,7 @@ import torch
 
 from nanogpt import checkpoint
 from nanogpt.__main__ import main
-from nanogpt.config import Config
+from nanogpt.config import Config, UserError
 from nanogpt.configfile import dump_yaml
 from nanogpt.describe import describe
 from nanogpt.hardware import enable_fast_float32_matmul
@@ -286,6 +286,15 @@ def test_a_wsd_branch_equals_a_run_from_scratch(tiny: Make, tmp_path: Path) -> N
     assert "checkpoint-00000008" in branched.resumed_from
     assert losses(tmp_path / "branch") == losses(tmp_path / "scratch")
     assert_equal_states(final_state(tmp_path / "branch"), final_state(tmp_path / "scratch"))
+
+
+def test_no_trunk_is_shared_where_the_decay_follows_the_horizon(tiny: Make, tmp_path: Path) -> None:
+    wsd = {"kind": "wsd", "warmup_iters": 2, "cooldown": 0.25}
+    shared: dict[str, Any] = {"schedule": wsd, "parametrization": {"weight_decay_rule": "tau_epoch"}}
+    every = {"checkpoint": {"policy": "every_n", "every": 2}}
+    run(tiny(**shared, train={"max_iters": 24}, runtime=every), tmp_path / "trunk")
+    with pytest.raises(UserError, match="tau_epoch"):
+        run(tiny(**shared, runtime={"branch_from": str(tmp_path / "trunk")}), tmp_path / "branch")
 
 
 def test_a_finished_run_is_not_trained_again(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ def group_of(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
 def test_every_parameter_is_in_one_group_with_its_roles_settings(mode: str, rule: str) -> None:
     config = make(mode, weight_decay_rule=rule)
     model = build_model(config)
-    optimizer = build_optimizer(model, config, "cpu")
+    optimizer = build_optimizer(model, config, "cpu", steps=10)
     listed = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert len(listed) == len(set(listed)) == len(list(model.parameters()))
     groups, roles = group_of(optimizer), model.roles()
@@ -41,7 +41,7 @@ def test_every_parameter_is_in_one_group_with_its_roles_settings(mode: str, rule
         group, role = groups[id(parameter)], model.rules.roles[roles[name]]
         assert group["lr"] == 2e-3 * role.lr_multiplier
         assert group["eps"] == 1e-8 * role.eps_multiplier
-        decay = 0.1 * role.weight_decay_multiplier / (2e-3 if rule == "independent" else 1)
+        decay = 0.1 * role.weight_decay_multiplier / {"independent": 2e-3, "tau_epoch": 2e-2}.get(rule, 1)
         assert group["weight_decay"] == pytest.approx(decay if parameter.dim() > 1 else 0, rel=1e-12)
         assert roles[name].value in group["roles"]
 
@@ -52,6 +52,16 @@ def test_independent_decay_takes_the_same_share_of_every_matrix_each_step(mode: 
     optimizer = build_optimizer(build_model(config), config, "cpu")
     shares = [group["lr"] * group["weight_decay"] for group in optimizer.param_groups if group["weight_decay"]]
     assert shares == pytest.approx([0.1] * len(shares), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [10, 1000])
+@pytest.mark.parametrize("mode", MODES)
+def test_tau_epoch_decay_adds_up_to_the_same_over_any_run(mode: str, steps: int) -> None:
+    """arXiv 2405.13698: tau = B / (lr wd D), which is 1 / (lr wd steps), is what is held; here 1 / 0.1 of the run."""
+    config = make(mode, weight_decay_rule="tau_epoch")
+    optimizer = build_optimizer(build_model(config), config, "cpu", steps=steps)
+    sums = [group["lr"] * group["weight_decay"] * steps for group in optimizer.param_groups if group["weight_decay"]]
+    assert sums == pytest.approx([0.1] * len(sums), rel=1e-12)
 
 
 def test_scheduling_never_flattens_the_multipliers() -> None:

@@ -15,7 +15,7 @@ from nanogpt.progress import Clock, Progress, pack, unpack
 from nanogpt.record import attempt_folder
 from parametrization import MODES, Role
 
-LR, DECAY = 2e-3, 0.1
+LR, DECAY, STEPS = 2e-3, 0.1, 10
 WIDTH, DEPTH, FFN = 4.0, 3.0, 6.0  # ratios to the base; the FFN's is not the model's
 
 
@@ -24,7 +24,7 @@ def make(mode: str, rule: str = "width") -> Config:
         {
             "model": {"n_layer": 6, "n_head": 4, "n_embd": 64, "block_size": 8, "vocab_size": 11}
             | {"tie_embeddings": False, "ffn": {"kind": "gelu", "hidden": 96}},
-            "train": {"max_iters": 10},
+            "train": {"max_iters": STEPS},
             "optimizer": {"learning_rate": LR, "weight_decay": DECAY},
             "parametrization": {"mode": mode, "base_n_embd": 16, "base_n_layer": 2, "base_ffn_hidden": 16}
             | {"weight_decay_rule": rule},
@@ -36,8 +36,8 @@ def expected(mode: str, rule: str, role: Role) -> float:
     """lr x weight decay of one tensor, written out without the code's factors."""
     if not role.is_matrix:
         return 0.0
-    if rule == "independent":
-        return DECAY
+    if rule in ("independent", "tau_epoch"):
+        return DECAY if rule == "independent" else DECAY / STEPS
     ratio = {Role.HIDDEN: WIDTH, Role.ATTENTION_OUT: WIDTH, Role.FFN_OUT: FFN}.get(role, 1.0)
     outside = role in (Role.EMBEDDING, Role.POSITION, Role.READOUT)
     if mode == "sp" or outside:
@@ -46,7 +46,7 @@ def expected(mode: str, rule: str, role: Role) -> float:
     return LR * DECAY * depth * {"width": 1.0, "coupled": 1 / ratio, "sqrt": ratio**-0.5}[rule]
 
 
-@pytest.mark.parametrize("rule", ["width", "coupled", "sqrt", "independent"])
+@pytest.mark.parametrize("rule", ["width", "coupled", "sqrt", "independent", "tau_epoch"])
 @pytest.mark.parametrize("mode", MODES)
 def test_each_tensor_loses_its_share_per_step(mode: str, rule: str) -> None:
     """A coordinate check does not see a wrong decay; the product that acts on a tensor does.
@@ -55,7 +55,7 @@ def test_each_tensor_loses_its_share_per_step(mode: str, rule: str) -> None:
     """
     config = make(mode, rule)
     model = build_model(config).double()
-    optimizer = build_optimizer(model, config, "cpu")
+    optimizer = build_optimizer(model, config, "cpu", steps=STEPS)
     roles, start = model.roles(), {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -236,7 +236,7 @@ def expected_half(name: str, role: Role) -> str:
 def test_every_parameter_has_its_half_its_rate_and_its_decay(mode: str, rule: str, scale: str) -> None:
     config = make(mode, {"scale": scale}, weight_decay_rule=rule)
     model = build_model(config)
-    optimizer = build_optimizer(model, config, "cpu")
+    optimizer = build_optimizer(model, config, "cpu", steps=10)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert len(groups) == len(list(model.parameters())) == sum(len(g["params"]) for g in optimizer.param_groups)
     m_n, alpha = (1, None) if mode == "sp" else (2, {"depth_mup": 0.5, "completep": 1.0}.get(mode))
@@ -249,13 +249,13 @@ def test_every_parameter_has_its_half_its_rate_and_its_decay(mode: str, rule: st
         if group["half"] == "muon":
             width = m_n**-0.5 if scale == "match_rms_adamw" else 1.0
             decay = {"width": 0.3 / width, "coupled": 0.3, "sqrt": 0.3 * width**-0.5}.get(rule)
-            decay = 0.3 / (0.02 * width * depth) if decay is None else decay
+            decay = 0.3 / (0.02 * width * depth * (10 if rule == "tau_epoch" else 1)) if decay is None else decay
             assert group["lr"] == pytest.approx(0.02 * width * depth, rel=1e-12)
             assert group["lr"] * group["weight_decay"] == pytest.approx(0.02 * width * depth * decay, rel=1e-12)
             assert group["rows"] == ([32, 16, 16] if "qkv" in name else None)
         else:
             row = model.rules.roles[role]
-            decay = 0.1 * row.weight_decay_multiplier / (3e-3 if rule == "independent" else 1)
+            decay = 0.1 * row.weight_decay_multiplier / {"independent": 3e-3, "tau_epoch": 3e-2}.get(rule, 1)
             assert group["lr"] == pytest.approx(3e-3 * row.lr_multiplier, rel=1e-12)
             assert group["weight_decay"] == pytest.approx(decay if parameter.dim() > 1 else 0, rel=1e-12)
             assert group["eps"] == 1e-8 * row.eps_multiplier

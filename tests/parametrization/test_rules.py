@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from parametrization import MODES, WEIGHT_DECAY_RULES, Role, Rules, Shape, scaling_rules
+from parametrization import MODES, WEIGHT_DECAY_RULES, Role, Rules, Shape, decay_divisor, scaling_rules
 from parametrization.__main__ import main
 
 BASE = Shape(n_embd=64, n_layer=2, head_size=16, ffn_hidden=256)
@@ -77,16 +77,22 @@ def test_decay_per_step_follows_the_chosen_rule(rule: str) -> None:
     """The product lr * wd is what acts on a weight; a coordinate check would not notice a wrong one."""
     hidden = scaling_rules("mup", Shape(1024, 2, 16, 4096), BASE, weight_decay_rule=rule).roles[Role.HIDDEN]
     product = hidden.lr_multiplier * hidden.weight_decay_multiplier
-    assert product == pytest.approx({"width": 1, "coupled": 1 / 16, "sqrt": 1 / 4, "independent": 1}[rule], rel=1e-12)
+    named = {"width": 1, "coupled": 1 / 16, "sqrt": 1 / 4, "independent": 1, "tau_epoch": 1}
+    assert product == pytest.approx(named[rule], rel=1e-12)
 
 
-def test_depth_mup_decay_is_independent_of_depth_only_under_the_independent_rule() -> None:
+@pytest.mark.parametrize(("rule", "divisor"), [("independent", 3e-3), ("tau_epoch", 0.6), ("width", 1), ("sqrt", 1)])
+def test_rules_that_name_the_product_divide_the_rate_out(rule: str, divisor: float) -> None:
+    assert decay_divisor(rule, learning_rate=3e-3, steps=200) == pytest.approx(divisor, rel=1e-12)
+
+
+def test_depth_mup_decay_is_independent_of_depth_only_where_the_rule_names_the_product() -> None:
     deep = Shape(64, 32, 16, 256)
     products = {}
-    for rule in ("width", "independent"):
+    for rule in ("width", "independent", "tau_epoch"):
         hidden = scaling_rules("depth_mup", deep, BASE, weight_decay_rule=rule).roles[Role.HIDDEN]
         products[rule] = hidden.lr_multiplier * hidden.weight_decay_multiplier
-    assert products == pytest.approx({"width": 1 / 4, "independent": 1.0}, rel=1e-12)
+    assert products == pytest.approx({"width": 1 / 4, "independent": 1.0, "tau_epoch": 1.0}, rel=1e-12)
 
 
 def test_the_table_prints_every_mode_and_role(capsys: pytest.CaptureFixture[str]) -> None:
