@@ -1,6 +1,6 @@
 """The width rules against the authors' own package, PyPI `mup` 1.0.0: learning rate, weight decay, std, multiplier.
 
-The package is no dependency: its own would replace torch. CONTRIBUTING.md says how to put it beside; without it these
+The package is no dependency, for its own would replace torch: `make test` installs it alone. Without it these
 tests skip.
 """
 
