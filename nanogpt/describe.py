@@ -296,7 +296,8 @@ def format_description(description: Description) -> str:
             "total": f"{d.flops_per_token:,}",
         },
         "training FLOPs of the run": {
-            "exact": f"{d.flops:.4g}",
+            "exact, full attention": f"{d.flops:.4g}",
+            "causal attention": _against(causal_flops_per_token(d) * d.tokens, d.flops),
             "6ND, all parameters": _against(six_nd, d.flops),
             "6ND, non-embedding (Kaplan)": _against(kaplan, d.flops),
         },
@@ -309,6 +310,15 @@ def format_description(description: Description) -> str:
         },
     }
     return "\n\n".join(_format_part(title, rows) for title, rows in parts.items())
+
+
+def causal_flops_per_token(description: Description) -> float:
+    """Training FLOPs per token where attention is credited with half the scores, those that a mask leaves.
+
+    The other convention: everything else here (`flops`, laws, MFU) counts full attention, as PaLM's appendix B
+    (arXiv 2204.02311), nanoGPT and torch's FlopCounterMode do.
+    """
+    return description.flops_per_token - description.flops_by_module["attention scores"] / 2
 
 
 def _against(flops: float, exact: float) -> str:

@@ -13,6 +13,7 @@ from nanogpt.config import Config, UserError, run_id
 from nanogpt.data import corpora
 from nanogpt.data.corpora import CorpusFacts
 from nanogpt.describe import (
+    causal_flops_per_token,
     describe,
     describe_many,
     estimate_memory,
@@ -77,6 +78,19 @@ def test_tokens_per_param_counts_non_embedding_parameters_and_flops_are_exact() 
     by_flops = describe(make(train={"flops": 1e11}))
     assert by_flops.steps == round(1e11 / told.flops_per_token / 256)
     assert abs(by_flops.flops - 1e11) <= 128 * told.flops_per_token
+
+
+def test_both_conventions_of_attention_and_both_of_6nd_are_told() -> None:
+    told = describe(make())
+    scores = 12 * told.config.model.n_layer * told.config.model.n_embd * told.config.model.block_size
+    assert told.flops_by_module["attention scores"] == scores  # 12 L H Q T: PaLM, appendix B
+    assert causal_flops_per_token(told) == told.flops_per_token - scores / 2
+    page = {line[2:30].strip(): line[30:].split() for line in format_description(told).splitlines() if line[:2] == "  "}
+    assert float(page["exact, full attention"][0]) == pytest.approx(told.flops, rel=1e-3)
+    assert float(page["causal attention"][0]) == pytest.approx(causal_flops_per_token(told) * told.tokens, rel=1e-3)
+    assert float(page["6ND, all parameters"][0]) == pytest.approx(6 * told.n_params * told.tokens, rel=1e-3)
+    kaplan = 6 * told.n_params_non_embedding * told.tokens
+    assert float(page["6ND, non-embedding (Kaplan)"][0]) == pytest.approx(kaplan, rel=1e-3)
 
 
 def test_resolution_fills_in_every_auto_and_is_idle_when_repeated() -> None:
