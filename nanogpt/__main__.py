@@ -1,4 +1,4 @@
-"""The engine's command line: `python -m nanogpt train | describe | rules | coord-check | prepare | schema`."""
+"""The engine's command line: `python -m nanogpt train | sample | describe | rules | coord-check | prepare | schema`."""
 
 import argparse
 import json
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
     train.add_argument("--fence", type=Path, help=argparse.SUPPRESS)
     train.add_argument("--parent_fd", type=int, help=argparse.SUPPRESS)
+    _add_sample(command("sample", _sample, "text from a trained run's model"))
     describe = command("describe", _describe, "parameters, FLOPs and memory of a config, without training it")
     describe.add_argument("target", type=Path, nargs="?", metavar="CONFIG", help="then any settings as --key=value")
     describe.add_argument("--many", action="store_true", help="read a JSON list of configs on stdin, answer as JSON")
@@ -65,6 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     schema = command("schema", _schema, "the JSON schema of config files")
     schema.add_argument("what", choices=["config"])
     return parser
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--prompt", default="", help="how the text begins (token ids where there are no characters)")
+    parser.add_argument("--num_samples", type=int, default=1, metavar="N")
+    parser.add_argument("--max_new_tokens", type=int, default=200, metavar="N")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 always takes the likeliest token")
+    parser.add_argument("--top_k", type=int, metavar="K", help="choose among the K likeliest")
+    parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--device", help="default: the run's")
 
 
 def _add_coord_check(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +194,16 @@ def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.target is None:
         raise UserError("describe: needs a config file, or --many")
     print(format_description(describe(_load(arguments.target, overrides))))
+    return 0
+
+
+def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.sampling import Sampling, sample
+
+    how = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_k)
+    pieces = sample(arguments.folder, arguments.prompt, how, arguments.num_samples, arguments.seed, arguments.device)
+    for piece in pieces:
+        print(piece, end="", flush=True)
     return 0
 
 

@@ -63,7 +63,7 @@ def facts(data: Data, runtime: Runtime) -> CorpusFacts:
     if isinstance(corpus, ZipfMixture):
         train, val = (-(-n // zipf.DOCUMENT) * zipf.DOCUMENT for n in (corpus.train_tokens, corpus.val_tokens))
         return CorpusFacts(corpus.alphabet_size, train, val)
-    return _folder_facts(_folder(corpus, runtime))
+    return _folder_facts(corpus_folder(corpus, runtime))
 
 
 def open_corpus(data: Data, runtime: Runtime) -> OpenCorpus:
@@ -71,7 +71,7 @@ def open_corpus(data: Data, runtime: Runtime) -> OpenCorpus:
     corpus = data.corpus
     if isinstance(corpus, ZipfMixture):
         return _open_zipf(corpus, data_root(runtime))
-    folder = _folder(corpus, runtime)
+    folder = corpus_folder(corpus, runtime)
     found = _folder_facts(folder)
     if corpus.content not in (None, found.content):
         raise UserError(f"{folder}: its content has changed since this run was set up; prepare it again, or start anew")
@@ -79,7 +79,8 @@ def open_corpus(data: Data, runtime: Runtime) -> OpenCorpus:
     return OpenCorpus(found.vocab_size, train, val, val_bytes_per_token=read_meta(folder).get("val_bytes_per_token"))
 
 
-def _folder(corpus: ShakespeareChar | BinFolder, runtime: Runtime) -> Path:
+def corpus_folder(corpus: ShakespeareChar | BinFolder, runtime: Runtime) -> Path:
+    """Where the prepared files of a corpus lie."""
     if isinstance(corpus, ShakespeareChar):
         return data_root(runtime) / "shakespeare_char"
     given = Path(corpus.path).expanduser()

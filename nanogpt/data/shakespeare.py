@@ -71,17 +71,3 @@ def _describe(
         "sha256": {name: file_sha256(folder / name) for name in ("train.bin", "val.bin")},
         "files": FILES,
     }
-
-
-def encode(meta: dict[str, Any], text: str) -> list[int]:
-    """Token ids of a text. Raises UserError for a character that the vocabulary lacks."""
-    index = {character: position for position, character in enumerate(meta["itos"])}
-    unknown = sorted(set(text) - set(index))
-    if unknown:
-        raise UserError(f"characters outside the vocabulary: {' '.join(map(repr, unknown[:5]))}")
-    return [index[character] for character in text]
-
-
-def decode(meta: dict[str, Any], ids: list[int]) -> str:
-    """The text of token ids."""
-    return "".join(meta["itos"][token] for token in ids)

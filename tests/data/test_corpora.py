@@ -17,7 +17,7 @@ from nanogpt.config.data import BinFolder, Data, ShakespeareChar, ZipfMixture
 from nanogpt.config.runtime import Runtime
 from nanogpt.data import corpora
 from nanogpt.data.binfiles import read_meta, write_tokens
-from nanogpt.data.shakespeare import decode, encode
+from nanogpt.data.vocabulary import Vocabulary
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler ünder Ω\n" * 40
 
@@ -43,9 +43,9 @@ def test_shakespeare_is_nanogpts_format(source: Path, tmp_path: Path) -> None:
     assert np.fromfile(folder / "val.bin", dtype="<u2").tolist() == ids[split:]
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["vocab_size"] == len(characters)
-    assert decode(meta, encode(meta, TEXT)) == TEXT
-    with pytest.raises(UserError, match="outside the vocabulary: 'z'"):
-        encode(meta, "z")
+    vocabulary = Vocabulary(meta["vocab_size"], tuple(meta["itos"]))
+    assert vocabulary.encode(TEXT) == ids
+    assert vocabulary.decode(ids) == TEXT
 
 
 def test_shakespeare_as_published(shared_data: Path, tmp_path: Path) -> None:
