@@ -1,5 +1,7 @@
 """`study.lock.json`: what a study's runs are, resolved once: ids, factors, configs, steps, tokens, FLOPs, sizes."""
 
+import contextlib
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import file_digest, sha256
@@ -90,6 +92,11 @@ def read_lock(folder: Path) -> Lock | None:
     path = folder / LOCK_NAME
     if not path.exists():
         return None
+    # In one pass where all is well; what is wrong is said by the steps below.
+    with contextlib.suppress(OSError, ValidationError), _no_collection():
+        lock = Lock.model_validate_json(path.read_bytes())
+        if lock.schema_version <= SCHEMA_VERSION:
+            return lock
     data = read_json(path)
     if isinstance(version := data.get("schema_version"), int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer version (schema {version}; this one reads up to {SCHEMA_VERSION})")
@@ -98,6 +105,18 @@ def read_lock(folder: Path) -> Lock | None:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise UserError(f"{path}: damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, which would walk a lock of ten thousand runs again and again while it grows."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def write_lock(folder: Path, lock: Lock) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves behind: the record (metrics.json), its history, and the one atomic act of publishing both."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -92,6 +93,11 @@ def write_record(path: Path, record: Record) -> None:
 
 def read_record(path: Path) -> Record:
     """Read and validate a record. Raises UserError naming the file when it is damaged or from a newer version."""
+    # In one pass where all is well, which is four times as fast; what is wrong is said by the steps below.
+    with contextlib.suppress(OSError, ValidationError):
+        record = Record.model_validate_json(path.read_bytes())
+        if record.schema_version <= SCHEMA_VERSION:
+            return record
     data = read_json(path)
     version = data.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
