@@ -162,8 +162,9 @@ def write_run_files(folder: Path, run: LockedRun, threads: int | None) -> None:
     if runtime.get("threads") is None:
         runtime["threads"] = _earlier_threads(folder) or threads
     comment = f"# The run {run.name}, fully resolved; `sh launch.sh` trains it.\n"
-    write_atomic(folder / CONFIG_NAME, comment + dump_yaml({**run.config, "runtime": runtime}))
-    write_atomic(folder / "launch.sh", launch_script(run.name))
+    # Both come from the lock: after a power failure the next claim writes them again.
+    write_atomic(folder / CONFIG_NAME, comment + dump_yaml({**run.config, "runtime": runtime}), durable=False)
+    write_atomic(folder / "launch.sh", launch_script(run.name), durable=False)
     (folder / "launch.sh").chmod(0o755)
 
 
