@@ -1,4 +1,4 @@
-"""An engine for benchmarks of the orchestrator: about ten milliseconds of torch a run, and the files a run leaves.
+"""An engine for benchmarks of the orchestrator: the trivial run, and the files that any run leaves.
 
 It honours the engine's command line (see experiments/engine.py), so a real worker claims, forks, watches and publishes
 it as it would a run of `nanogpt`; only the training is replaced.
@@ -10,31 +10,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nanogpt.config import Config, run_id
 from nanogpt.configfile import load_config
 from nanogpt.record import Record, attempt_folder, write_record
 
-SIZE, PRODUCTS = 256, 10
 
-
-def work() -> float:
-    """Ten products of float32 matrices of 256 x 256 on one thread."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(2, SIZE, SIZE, generator=generator)
-    for _ in range(PRODUCTS):
-        right = left @ right / SIZE
-    return float(right.square().mean())
+def preload() -> None:
+    """What the worker does once before it forks."""
+    import benchmarks.trivial_work  # noqa: F401  (for the torch in it)
 
 
 def main(argv: list[str]) -> int:
     if argv[0] == "describe":
         print(json.dumps([facts(Config.model_validate(tree)) for tree in json.load(sys.stdin)]))
         return 0
-    folder = Path(argv[1])
-    return train(folder, int(argv[argv.index("--attempt") + 1]))
+    return train(Path(argv[1]), int(argv[argv.index("--attempt") + 1]))
 
 
 def facts(config: Config) -> dict[str, Any]:
@@ -47,9 +37,11 @@ def facts(config: Config) -> dict[str, Any]:
 
 
 def train(folder: Path, attempt: int) -> int:
+    from benchmarks.trivial_work import work
+
     started, config = time.perf_counter(), load_config(folder / "config.yaml")
-    home, loss = attempt_folder(folder, attempt), work()
-    known = facts(config)
+    home, loss, known = attempt_folder(folder, attempt), work(config.seed), facts(config)
+    home.mkdir(parents=True, exist_ok=True)
     line = {"step": 1, "tokens": known["tokens"], "flops": known["flops"], "train_loss": loss}
     (home / "history.jsonl").write_text(json.dumps(line) + "\n")
     told = {key: value for key, value in known.items() if key in Record.model_fields}

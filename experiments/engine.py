@@ -56,10 +56,8 @@ def describe(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def preload() -> None:
     """Import torch and the trainer once, so that each forked run starts in milliseconds."""
     os.environ.update({key: os.environ.get(key, value) for key, value in CALM_THREADS.items()})
-    if engine_name() == "nanogpt":
-        importlib.import_module("nanogpt.preload").preload()
-    else:
-        importlib.import_module(engine_name())
+    name = "nanogpt.preload" if engine_name() == "nanogpt" else engine_name()
+    getattr(importlib.import_module(name), "preload", lambda: None)()
 
 
 def train_arguments(folder: Path, generation: int, fence: Path, parent_fd: int | None) -> list[str]:
