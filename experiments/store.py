@@ -113,7 +113,7 @@ class StudyFolder:
 
     def drifted(self) -> dict[str, RunState]:
         """The folders of runs whose config changed since, kept beside their successors, by their old id."""
-        folders = self.folders()
+        folders = self.folders() if self.lock.former else {}
         return {
             old: RunState("drifted", detail=f"trained anew as {new}")
             for old, new in self.lock.former.items()
