@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from experiments import marks
 from experiments.attempt import Settled
 from experiments.lock import LockedRun
+from experiments.shapes import Shapes
+from experiments.spread import Looks
 from experiments.store import FINISHED, RunState, StudyFolder, state_of
 
 
@@ -19,6 +21,7 @@ class Queue:
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.shapes, self._looks = Shapes(self.study), Looks()
         self._left: dict[str, LockedRun] = {}
         self._known: set[str] = set()
         self._cancelled: dict[str, int] = {}
@@ -36,7 +39,7 @@ class Queue:
         if new:
             self._known |= {run.id for run in new}
             ordered = sorted([*self._left.values(), *new], key=lambda run: -run.flops)
-            self._left = {run.id: run for run in ordered}
+            self._left = {run.id: run for run in self.shapes.leaders_first(ordered)}
 
     def _note_at_start(self, run: LockedRun, state: RunState) -> None:
         """Failures of old are tried again if that was asked for; a cancel of old stopped other workers, not this."""
@@ -53,9 +56,10 @@ class Queue:
         return not self._left and not self._at_work
 
     def candidates(self) -> Iterator[LockedRun]:
-        self.study.folders()
+        """The runs that may be looked at now, those first that are most likely to be free."""
+        self.study.find_folders()
         self._find_runs()
-        yield from [run for run in self._left.values() if run.id not in self._at_work]
+        yield from self._looks.in_turn([run for run in self._left.values() if run.id not in self._at_work])
 
     def wants(self, run: LockedRun) -> bool:
         """Whether the run may be claimed now. What needs no worker any more is dropped."""
@@ -68,9 +72,15 @@ class Queue:
             self.drop(run)
         elif self._was_cancelled(run, state):
             self.drop(run)
-        elif state.status != "running":
-            return self._is_due(run, state)
+        elif state.status == "running":
+            self._looks.held_by_others(run)
+        else:
+            return self._is_due(run, state) and self.shapes.may_start(run)
         return False
+
+    def lost_race(self, run: LockedRun) -> None:
+        """Another worker was faster; it will be a while before the run needs one again."""
+        self._looks.held_by_others(run)
 
     def _was_cancelled(self, run: LockedRun, state: RunState) -> bool:
         if state.generation <= self._cancelled.get(run.id, 0):
@@ -92,6 +102,7 @@ class Queue:
     def ended(self, run: LockedRun, settled: Settled) -> None:
         """What was taken away is taken up first; what is finished or has failed is done with."""
         self._at_work.discard(run.id)
+        self._looks.forget(run)
         if settled.ending == "failed" and settled.ended is not None:
             self.failures[run.name] = (settled.ended.kind, settled.ended.signature)
         if settled.ending in ("published", "failed"):
