@@ -1,6 +1,6 @@
 """About ten milliseconds of torch, and a small result: the run that the orchestrator's benchmarks repeat.
 
-    python -m benchmarks.trivial_work OUT.json SEED     one cold run, as a shell loop would start it
+python -m benchmarks.trivial_work OUT.json SEED     one cold run, as a shell loop would start it
 """
 
 import json

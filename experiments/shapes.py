@@ -85,5 +85,3 @@ class Shapes:
         if shape not in self._warm and (self._home / f"{shape}.warm").exists():
             self._warm.add(shape)
         return shape in self._warm
-
-

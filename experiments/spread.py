@@ -1,9 +1,9 @@
 """In which order a worker looks at the runs that are left, so that a thousand workers do not look at the same ones."""
 
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 from experiments.lock import LockedRun
 
@@ -15,7 +15,7 @@ class Looks:
     """When each run may be looked at again. Times are of this process's own clock."""
 
     clock: Callable[[], float] = time.monotonic
-    random: random.Random = field(default_factory=random.Random)
+    random: Random = field(default_factory=Random)
     _again: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def in_turn(self, runs: Sequence[LockedRun]) -> Iterator[LockedRun]:

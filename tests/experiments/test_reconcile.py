@@ -280,8 +280,13 @@ def test_gpus_are_shared_out(tmp_path):
     assert visible_gpus({}, tmp_path) == ["0"]
 
 
-def test_each_child_sees_its_own_gpus(study, monkeypatch):
+def test_each_child_that_uses_one_sees_its_own_gpus(study, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    on_gpus = [
+        run.model_copy(update={"config": {**run.config, "runtime": {**run.config["runtime"], "device": "cuda"}}})
+        for run in study.lock.runs
+    ]
+    write_lock(study.path, study.lock.model_copy(update={"runs": on_gpus}))
     command = [sys.executable, "-m", "experiments", "worker", str(study.path), "--slots", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert {line.rpartition(", GPU ")[2] for line in done.stdout.splitlines() if ", GPU " in line} == {"4", "5"}
