@@ -66,6 +66,7 @@ class Queue:
         folder = self.study.folder(run)
         state = state_of(folder)
         if state.status in FINISHED:
+            self._looks.held_by_others(run)  # others were here: what is free lies further on
             self.drop(run)
         elif state.status == "failed":
             self.failures[run.name] = (state.kind, state.signature)

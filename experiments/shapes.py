@@ -11,7 +11,6 @@ import os
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 from experiments.lease import link_text
 from experiments.lock import LockedRun
@@ -54,8 +53,11 @@ class Shapes:
 
     def leaders_first(self, runs: Sequence[LockedRun]) -> list[LockedRun]:
         """The first run of each shape, then the others, each in the order given. Nothing changes where none compile."""
-        seen: set[str] = set()
-        leaders = {run.id for run in runs if compiles(run) and not (shape_of(run) in seen or seen.add(shape_of(run)))}
+        firsts: dict[str, str] = {}
+        for run in runs:
+            if compiles(run):
+                firsts.setdefault(shape_of(run), run.id)
+        leaders = set(firsts.values())
         return [run for run in runs if run.id in leaders] + [run for run in runs if run.id not in leaders]
 
     def may_start(self, run: LockedRun) -> bool:

@@ -1,4 +1,4 @@
-"""The trivial run as a Hydra application: `python benchmarks/peers/hydra_app.py -m seed=1,2,3 [hydra/launcher=joblib]`."""
+"""The trivial run under Hydra: `python benchmarks/peers/hydra_app.py -m +seed=1,2,3 [hydra/launcher=joblib]`."""
 
 import sys
 from pathlib import Path

@@ -23,7 +23,8 @@ def main(runs: int, slots: int, folder: str) -> None:
     ray.init("local", num_cpus=slots, include_dashboard=False, log_to_driver=False)
     grid = {"seed": tune.grid_search(list(range(1, runs + 1)))}
     results = tune.Tuner(run, param_space=grid, run_config=tune.RunConfig(storage_path=folder, verbose=0)).fit()
-    assert len(results) == runs and not results.errors
+    assert len(results) == runs
+    assert not results.errors
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Slots from cores and GPUs, devices shared out, compiled shapes in order, looks spread out: no worker is started."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -195,7 +196,7 @@ def test_a_run_that_stays_held_is_looked_at_less_and_less():
             times.append(now[0])
             looks.held_by_others(run)
         now[0] += 0.5
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps == [1, 2, 4, 8, 16, *[LONGEST_WAIT] * (len(gaps) - 5)]
     looks.forget(run)
     assert list(looks.in_turn([run])) == [run]
