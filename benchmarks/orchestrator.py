@@ -16,6 +16,7 @@ all of them.
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -71,7 +72,9 @@ def warm(engine: str) -> Callable[[Path], float]:
     def measure(folder: Path) -> float:
         asked = study(folder, f"{{seeds: {WARM_RUNS}}}")
         command = [sys.executable, "-m", "experiments", "run", asked, "--no-report", "--jobs", SLOTS, "--out", folder]
+        before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
         seconds = timed(command, folder, NANOGPT_ENGINE=engine)
+        cpu.append(sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before)
         published = sorted(path.stat().st_mtime for path in folder.glob("*/*/metrics.json"))
         assert len(published) == WARM_RUNS
         totals.append(seconds)
@@ -83,6 +86,7 @@ def warm(engine: str) -> Callable[[Path], float]:
 
 totals: list[float] = []
 steady: list[float] = []
+cpu: list[float] = []
 
 
 def at_a_time(commands: Sequence[Sequence[object]], folder: Path) -> float:
@@ -151,10 +155,9 @@ def compare(sides: Sequence[Side], repeats: int) -> None:
         ratios = [other / own for other, own in zip(taken, ours, strict=True)]
         print(f"{side.name:34} {side.runs:5d} {statistics.median(taken):11.1f}  {min(taken):7.1f} {max(taken):7.1f}  "
               f"{statistics.median(ratios):7.1f}x  {min(ratios):.1f}-{max(ratios):.1f}", flush=True)  # fmt: skip
-    print(f"ours: {statistics.median(totals):.2f} s in all ({min(totals):.2f}-{max(totals):.2f}); between two published "
-          f"results {statistics.median(steady):.1f} ms ({min(steady):.1f}-{max(steady):.1f})")  # fmt: skip
-    totals.clear()
-    steady.clear()
+    for name, values, unit in (("in all", totals, "s"), ("CPU", cpu, "s"), ("between two results", steady, "ms")):
+        print(f"ours, {name}: {statistics.median(values):.2f} {unit} ({min(values):.2f}-{max(values):.2f})")
+        values.clear()
 
 
 def grid(arguments: argparse.Namespace) -> None:

@@ -24,15 +24,17 @@ class Looks:
 
         Workers that start together so find free runs after about log2(workers) looks each, not after `workers`.
         """
-        due = [run for run in runs if self.is_due(run)]
         index, held, passed_over = 0, 0, []
-        while index < len(due):
-            yield due[index]
-            held = 0 if self.is_due(due[index]) else held + 1
+        while index < len(runs):
+            run, index = runs[index], index + 1
+            if not self.is_due(run):
+                continue
+            yield run
+            held = 0 if self.is_due(run) else held + 1
             leap = self.random.randrange(2 ** min(held, 20)) if held else 0
-            passed_over += due[index + 1 : index + 1 + leap]
-            index += 1 + leap
-        yield from passed_over
+            passed_over.append(range(index, min(index + leap, len(runs))))
+            index += leap
+        yield from (runs[i] for span in passed_over for i in span if self.is_due(runs[i]))
 
     def is_due(self, run: LockedRun) -> bool:
         return run.id not in self._again or self.clock() >= self._again[run.id][0]

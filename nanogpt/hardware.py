@@ -168,7 +168,7 @@ def enable_fast_float32_matmul(device: "str | torch.device" = "cpu") -> MatmulRe
 
 @cache
 def float32_matmul_error(device: str) -> float:
-    """Relative error against float64 of a float32 product under the flag that allows bf16. Leaves the flag as it was."""
+    """Relative error against float64 of a float32 product under the flag that allows bf16, which stays as it was."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
