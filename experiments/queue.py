@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments import marks
 from experiments.attempt import Settled
+from experiments.lease import lease_path
 from experiments.lock import LockedRun
 from experiments.shapes import Shapes
 from experiments.spread import Looks
@@ -22,6 +23,7 @@ class Queue:
 
     def __post_init__(self) -> None:
         self.shapes, self._looks = Shapes(self.study), Looks()
+        self.seen: dict[str, int | None] = {}  # the generation that made us want a run
         self._left: dict[str, LockedRun] = {}
         self._known: set[str] = set()
         self._cancelled: dict[str, int] = {}
@@ -30,7 +32,7 @@ class Queue:
         states = self.study.states()
         self._find_runs()
         for run in list(self._left.values()):
-            self._note_at_start(run, states[run.id])
+            self._note_at_start(run, states.get(run.id, RunState("missing")))
 
     def _find_runs(self) -> None:
         """The lock's runs, and proposals that came since. Longest first: a long run started last would leave the
@@ -47,6 +49,9 @@ class Queue:
             del self._left[run.id]
         elif state.status == "failed" and self.retry_failed and state.generation:
             marks.ask_retry(self.study.folder(run), state.generation, marks.Retry())
+        elif state.status == "failed":
+            self.failures[run.name] = (state.kind, state.signature)
+            self.drop(run)
         elif state.generation:
             self._cancelled[run.id] = state.generation
 
@@ -76,6 +81,8 @@ class Queue:
         elif state.status == "running":
             self._looks.held_by_others(run)
         else:
+            has_lease = lease_path(folder, state.generation).exists()
+            self.seen[run.id] = state.generation if has_lease or not state.generation else None
             return self._is_due(run, state) and self.shapes.may_start(run)
         return False
 

@@ -203,7 +203,7 @@ def state_of(folder: Path) -> RunState:
 
 
 def _published(folder: Path, top: int) -> RunState:
-    descriptor = os.open(folder / lease.RECORD_NAME, os.O_RDONLY)
+    descriptor = os.open(f"{folder}/{lease.RECORD_NAME}", os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
         data = os.read(descriptor, size)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from experiments import engine, lease, marks, policy
 from experiments.attempt import Settled, claim, give_back, settle
 from experiments.children import Child, Nursery, Reason
-from experiments.devices import GpuPool, uses_gpu, visible_gpus
+from experiments.devices import GpuPool, visible_gpus
 from experiments.lease import Claimant, LeaseLost
 from experiments.lock import LockedRun
 from experiments.outcomes import Exit
@@ -70,8 +70,7 @@ class Worker:
         engine.check_processes(self.setup.nproc)
         self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
         self.queue = Queue(self.study, self.setup.retry_failed)
-        wants_gpus = any(uses_gpu(run) for run in self.study.runs())
-        self.gpus = GpuPool(visible_gpus() if wants_gpus else [], self.setup.gpus_per_run, self.setup.slots_per_gpu)
+        self.gpus = GpuPool(visible_gpus(), self.setup.gpus_per_run, self.setup.slots_per_gpu)
         self.parent_fd = self.setup.parent_fd
         self.unsettled: list[tuple[Child, Exit]] = []
         self._stops = marks.stops(self.study.path)
@@ -132,9 +131,9 @@ class Worker:
         if self._is_stopped_by_failures():
             return
         for run in self.queue.candidates():
-            if len(self.children) >= self.setup.slots or not self.gpus.has_room:
+            if len(self.children) >= self.setup.slots:
                 return
-            if self.queue.wants(run):
+            if (self.gpus.has_room or not _on_gpu(run)) and self.queue.wants(run):
                 self._take(run)
         # All were looked at, and those left are held by others: no need to look all the time.
         self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
@@ -152,14 +151,14 @@ class Worker:
     def _take(self, run: LockedRun) -> None:
         """Start the run if it can be claimed."""
         try:
-            attempt = claim(self.study, run, self.claimant, self.setup.threads)
+            attempt = claim(self.study, run, self.claimant, self.setup.threads, self.queue.seen.get(run.id))
         except (UserError, OSError) as error:
             self._leave_alone(run, error)
             return
         if attempt is None:
             self.queue.lost_race(run)
             return
-        gpus = self.gpus.take()
+        gpus = self.gpus.take() if _on_gpu(run) else None
         try:
             child = self._nursery().start(attempt, gpus)
         except OSError as error:
@@ -260,6 +259,10 @@ class Worker:
             say(f"asked for job {job} again: {done.stderr.strip() or 'done'}")
         except OSError as error:
             say(f"could not ask for job {job} again: {reason_of(error)}")
+
+
+def _on_gpu(run: LockedRun) -> bool:
+    return str(run.config["runtime"].get("device", "cpu")) != "cpu"
 
 
 def reason_of(error: Exception) -> str:
