@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.file_operations import operations
 from experiments.lease import BEAT_SECONDS
+from experiments.queue import LOOKS_IN_VAIN
 from experiments.spread import Looks
 from experiments.worker import LOOK_AGAIN_SECONDS, REQUESTS_SECONDS
 
@@ -38,11 +39,13 @@ class Policy:
     name: str
     spread: bool
     lists_study: bool
+    asks_list: bool  # of published runs, after looking in vain for a while
     requests_every: float
 
 
-NOW = Policy("now", True, False, REQUESTS_SECONDS)
-PLAIN = Policy("all in one order", False, True, 0.5)
+NOW = Policy("as it is", True, False, True, REQUESTS_SECONDS)
+SPREAD = Policy("without the list", True, False, False, REQUESTS_SECONDS)
+PLAIN = Policy("all in one order", False, True, False, 0.5)
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,13 @@ class Simulation:
             return None, self._look_at_all(worker, at)
         if not self.policy.spread:
             return self._first_free(worker, at)
-        looks = self.orders[worker]
+        looks, in_vain = self.orders[worker], 0
         for run in looks.in_turn(Left(self.every, self.left[worker])):
+            if not self.left[worker, run.id]:
+                continue
+            if self.policy.asks_list and in_vain == LOOKS_IN_VAIN:
+                at, in_vain = self._ask_list(worker, at), 0
+            in_vain += 1
             at = self._look(worker, run.id, at)
             if self.state[run.id] == FREE:
                 self.state[run.id] = RUNNING
@@ -186,8 +194,15 @@ class Simulation:
         self.state[run] = RUNNING
         return run, self.server.act(at, self.costs["look at a free run"] + self.costs["claim it"])
 
+    def _ask_list(self, worker: int, at: float) -> float:
+        self.left[worker] &= self.state != FINISHED
+        return self.server.act(at, self.costs["ask the list"])
+
     def _look_at_all(self, worker: int, at: float) -> float:
         """Nothing is free: every run that is left is looked at, and what is finished is done with."""
+        if self.policy.asks_list and self.left[worker].sum() > LOOKS_IN_VAIN:
+            at = self.server.act(at, LOOKS_IN_VAIN * self.costs["look at a finished run"])
+            at = self._ask_list(worker, at)
         return self._count_looks(worker, self.left[worker], self.state, at)
 
     def _count_looks(self, worker: int, left: np.ndarray, state: np.ndarray, at: float) -> float:
@@ -202,7 +217,7 @@ def outcomes(
     costs: dict[str, int], cases: tuple[tuple[int, int], ...] = CASES
 ) -> Iterator[tuple[int, int, str, Outcome]]:
     for runs, workers in cases:
-        for policy in (PLAIN, NOW):
+        for policy in (PLAIN, SPREAD, NOW):
             yield runs, workers, policy.name, Simulation(runs, workers, policy, costs).play()
 
 
@@ -211,7 +226,7 @@ def draw(rows: list[tuple[int, int, str, Outcome]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (load, stretch) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for name, style in ((PLAIN.name, "o--"), (NOW.name, "o-")):
+    for name, style in ((PLAIN.name, "o:"), (SPREAD.name, "o--"), (NOW.name, "o-")):
         mine = [(workers, outcome) for _, workers, policy, outcome in rows if policy == name]
         load.plot([w for w, _ in mine], [o.operations_per_second for _, o in mine], style, label=name)
         stretch.plot([w for w, _ in mine], [(o.makespan + o.last_look) / o.ideal for _, o in mine], style, label=name)

@@ -4,13 +4,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from experiments import marks
+from experiments import marks, published
 from experiments.attempt import Settled
 from experiments.lease import lease_path
 from experiments.lock import LockedRun
 from experiments.shapes import Shapes
 from experiments.spread import Looks
 from experiments.store import FINISHED, RunState, StudyFolder, state_of
+
+LOOKS_IN_VAIN = 50  # at runs that others hold or have finished, before the list of published runs is asked
 
 
 @dataclass
@@ -29,8 +31,11 @@ class Queue:
         self._cancelled: dict[str, int] = {}
         self._due: dict[tuple[str, int], float] = {}
         self._at_work: set[str] = set()
-        states = self.study.states()
+        self._in_vain = 0
+        done = published.noted(self.study.path) & set(self.study.folders())
+        states = self.study.states(done)
         self._find_runs()
+        self._drop_published(done)
         for run in list(self._left.values()):
             self._note_at_start(run, states.get(run.id, RunState("missing")))
 
@@ -64,12 +69,21 @@ class Queue:
         """The runs that may be looked at now, those first that are most likely to be free."""
         self.study.find_folders()
         self._find_runs()
-        yield from self._looks.in_turn([run for run in self._left.values() if run.id not in self._at_work])
+        for run in self._looks.in_turn([run for run in self._left.values() if run.id not in self._at_work]):
+            if run.id in self._left:
+                yield run
+            if self._in_vain >= LOOKS_IN_VAIN:
+                self._in_vain = 0
+                self._drop_published(published.noted(self.study.path))
+
+    def _drop_published(self, ids: set[str]) -> None:
+        self._left = {id: run for id, run in self._left.items() if id not in ids or id in self._at_work}
 
     def wants(self, run: LockedRun) -> bool:
         """Whether the run may be claimed now. What needs no worker any more is dropped."""
         folder = self.study.folder(run)
         state = state_of(folder)
+        self._in_vain += state.status in (*FINISHED, "running")
         if state.status in FINISHED:
             self._looks.held_by_others(run)  # others were here: what is free lies further on
             self.drop(run)
@@ -104,6 +118,7 @@ class Queue:
         return time.monotonic() >= due
 
     def started(self, run: LockedRun) -> None:
+        self._in_vain = 0
         self._at_work.add(run.id)
         self.failures.pop(run.name, None)
 
@@ -113,6 +128,8 @@ class Queue:
         self._looks.forget(run)
         if settled.ending == "failed" and settled.ended is not None:
             self.failures[run.name] = (settled.ended.kind, settled.ended.signature)
+        if settled.ending == "published":
+            published.note(self.study.path, run.id)
         if settled.ending in ("published", "failed"):
             self.drop(run)
         elif settled.ending in ("interrupted", "superseded", "deleted"):

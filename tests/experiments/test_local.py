@@ -1,19 +1,24 @@
 """Slots from cores and GPUs, devices shared out, compiled shapes in order, looks spread out: no worker is started."""
 
+import io
 from itertools import pairwise
+from random import Random
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from experiments import devices
+from experiments import devices, published
 from experiments.devices import GpuPool, visible_gpus
 from experiments.launchers import Job
 from experiments.launchers.settings import LocalSettings
 from experiments.launchers.slots import Slots, slots_for
 from experiments.lease import Claimant, release
 from experiments.lock import LockedRun
+from experiments.progress import Change, Running, Snapshot, change_text, panel
 from experiments.shapes import CACHE, VARIABLE, Shapes, use_cache
 from experiments.spread import LONGEST_WAIT, Looks
+from experiments.store import RunState
 from nanogpt.config import UserError
 
 
@@ -174,8 +179,8 @@ def test_a_lone_worker_looks_at_the_longest_first():
 
 def test_many_workers_find_free_runs_after_few_looks_and_miss_none():
     every, taken, looks_each = runs(400), set(), []
-    for _ in range(400):
-        looks, mine = Looks(), 0
+    for number in range(400):
+        looks, mine = Looks(random=Random(number)), 0
         for run in looks.in_turn(every):
             mine += 1
             if run.id not in taken:
@@ -200,3 +205,46 @@ def test_a_run_that_stays_held_is_looked_at_less_and_less():
     assert gaps == [1, 2, 4, 8, 16, *[LONGEST_WAIT] * (len(gaps) - 5)]
     looks.forget(run)
     assert list(looks.in_turn([run])) == [run]
+
+
+def test_workers_skip_the_runs_on_the_list_and_a_driver_takes_a_wrong_list_away(tmp_path):
+    every = runs(3)
+    for run in every:
+        (tmp_path / run.name).mkdir()
+    (tmp_path / every[0].name / "metrics.json").touch()
+    published.note(tmp_path, every[0].id)
+    with (tmp_path / published.NAME).open("a") as file:
+        file.write("0000000000\n")  # torn
+    assert published.noted(tmp_path) == {every[0].id}
+    folders = {run.id: tmp_path / run.name for run in every}
+    published.discard_if_wrong(tmp_path, folders)
+    assert published.noted(tmp_path) == {every[0].id}
+    (tmp_path / every[0].name / "metrics.json").unlink()
+    published.discard_if_wrong(tmp_path, folders)
+    assert published.noted(tmp_path) == set()
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("count", [3, 300])
+def test_the_live_display_fits_its_terminal_whatever_the_labels_are(width, count):
+    label = "n_layer=2-n_embd=32-lr=0.000948683-weight_decay=0.1-warmup_iters=10-min_lr=1e-05"
+    running = [Running(f"{label}-seed={i}", i, 300, 2.5) for i in range(count)]
+    snapshot = Snapshot({"completed": 7, "running": count, "missing": 5}, [], running, 50.0, 100.0, 10.0, 12.5)
+    console = Console(width=width, height=24, file=io.StringIO(), force_terminal=False)
+    console.print(panel(snapshot, width, 24))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 12
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith(f"7 of {count + 12} finished, about")
+    assert "12.5 s left" in lines[0]
+    assert "seed=1  1/300  loss 2.500" in lines[3]
+    assert (f"... and {count - 8} more" in lines[-1]) == (count == 300)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_finished_run_is_one_line(width):
+    change = Change(locked(1).model_copy(update={"label": "x" * 70 + "seed=1"}), RunState("failed", 1, "out"), None)
+    text = change_text(change, width)
+    assert len(text) <= width
+    assert text.startswith("failed ")
+    assert text.endswith("seed=1  out")
