@@ -155,6 +155,9 @@ def compare(sides: Sequence[Side], repeats: int) -> None:
         ratios = [other / own for other, own in zip(taken, ours, strict=True)]
         print(f"{side.name:34} {side.runs:5d} {statistics.median(taken):11.1f}  {min(taken):7.1f} {max(taken):7.1f}  "
               f"{statistics.median(ratios):7.1f}x  {min(ratios):.1f}-{max(ratios):.1f}", flush=True)  # fmt: skip
+    cold = [other / own for other, own in zip(found[sides[1].name], steady, strict=True)]
+    print(f"{sides[1].name} over the time between two of our results, without our start: "
+          f"{statistics.median(cold):.1f}x ({min(cold):.1f}-{max(cold):.1f})")  # fmt: skip
     for name, values, unit in (("in all", totals, "s"), ("CPU", cpu, "s"), ("between two results", steady, "ms")):
         print(f"ours, {name}: {statistics.median(values):.2f} {unit} ({min(values):.2f}-{max(values):.2f})")
         values.clear()
