@@ -161,7 +161,7 @@ def test_stacked_updates_equal_looped_ones(dtype: torch.dtype, normuon: float | 
         assert (left - right).norm() <= tolerance * (left - start).norm()
 
 
-@pytest.mark.parametrize(("shape", "products"), [((64, 65), 1), ((256, 257), 1), ((257, 258), 3), ((128, 1024), 2)])
+@pytest.mark.parametrize(("shape", "products"), [((64, 65), 1), ((512, 513), 1), ((513, 514), 3), ((512, 1024), 2)])
 def test_small_matrices_are_stacked_and_large_ones_are_not_on_a_cpu(
     shape: tuple[int, int], products: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
