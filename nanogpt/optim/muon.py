@@ -49,8 +49,8 @@ SMALLEST_ROW = 1e-12
 def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Tensor:
     """The matrices (..., m, n) with their singular values brought near 1, in bfloat16 (float64 stays float64).
 
-    Never writes into its argument, and not differentiable. bfloat16 is enough, because the iteration contracts its own errors; float32 costs
-    four times as much on CPUs that multiply bfloat16.
+    Never writes into its argument; not differentiable. bfloat16 is enough, because the iteration contracts its own
+    errors; float32 costs four times as much on CPUs that multiply bfloat16.
     """
     coefficients, margin = FAMILIES[family]
     x = update.to(_working_type(update))  # first, as every later pass over it then moves half the bytes
@@ -59,13 +59,16 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Te
     add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
     tall, short = x.shape[-2] > x.shape[-1], min(x.shape[-2:])
     # Buffers that are written over and over stay in the cache.
-    spare, gram, polynomial = torch.empty_like(x), *x.new_empty(2, *x.shape[:-2], short, short).unbind(0)
+    gram, polynomial = x.new_empty(2, *x.shape[:-2], short, short).unbind(0)
+    spare = torch.empty_like(x)
     for step in range(steps):
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
         # The smaller of the two Gram matrices; x p(x^T x) = p(x x^T) x, and so nothing has to be transposed in memory.
-        torch.matmul(*((x.mT, x) if tall else (x, x.mT)), out=gram)
+        left, right = (x.mT, x) if tall else (x, x.mT)
+        torch.matmul(left, right, out=gram)
         add_product(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-        add_product(x, *((x, polynomial) if tall else (polynomial, x)), beta=a, out=spare)
+        left, right = (x, polynomial) if tall else (polynomial, x)
+        add_product(x, left, right, beta=a, out=spare)
         x, spare = spare, x
     return x
 
