@@ -142,7 +142,8 @@ def main() -> None:
             ratios.append(c.middle)
             print(
                 f"{shape.layers:6d}  {shape.width:5d}  {shape.kv:3d}  {shape.ffn:4d}  "
-                f"{'fused' if fused else 'apart':11s}  {c.ours:7.2f}  {c.theirs:9.2f}  {c.middle:5.2f}  {c.low:.2f}-{c.high:.2f}",
+                f"{'fused' if fused else 'apart':11s}  {c.ours:7.2f}  {c.theirs:9.2f}  "
+                f"{c.middle:5.2f}  {c.low:.2f}-{c.high:.2f}",
                 flush=True,
             )
     print(f"smallest ratio {min(ratios):.2f}")

@@ -53,9 +53,9 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Te
     errors; float32 costs four times as much on CPUs that multiply bfloat16.
     """
     coefficients, margin = FAMILIES[family]
-    x = update.to(_working_type(update))  # first, as every later pass over it then moves half the bytes
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=_at_least_float32(x))
-    x = x / (norm * margin).clamp_(min=SMALLEST_NORM).to(x.dtype)
+    norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True, dtype=_at_least_float32(update))
+    # Rounded once, after the division: rounding before it, too, adds a quarter to the error on ill-conditioned updates.
+    x = (update / (norm * margin).clamp_(min=SMALLEST_NORM)).to(_working_type(update))
     add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
     tall, short = x.shape[-2] > x.shape[-1], min(x.shape[-2:])
     # Buffers that are written over and over stay in the cache.
@@ -74,7 +74,6 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Te
 
 
 def _working_type(x: Tensor) -> torch.dtype:
-    """The type that an update is orthogonalised in."""
     return torch.float64 if x.dtype == torch.float64 else torch.bfloat16
 
 
@@ -213,18 +212,11 @@ def _pieces(tensor: Tensor, rows: list[int] | None) -> Sequence[Tensor]:
     return [block for matrix in matrices for block in matrix.split(rows)]
 
 
-def _stack(updates: list[Tensor]) -> Tensor:
-    """The updates one on the other, in the type that they are orthogonalised in: read once, written once."""
-    stack = updates[0].new_empty(len(updates), *updates[0].shape, dtype=_working_type(updates[0]))
-    torch._foreach_copy_(stack.unbind(0), updates)
-    return stack
-
-
 def _apply(matrices: list[Matrix], rate: float, steps: int, family: str, beta2: float | None) -> None:
     """Subtract `rate` times their orthogonalised updates from matrices that are alike."""
     weights = [matrix.weight for matrix in matrices]
     alone = len(matrices) == 1
-    update = matrices[0].update if alone else _stack([matrix.update for matrix in matrices])
+    update = matrices[0].update if alone else torch.stack([matrix.update for matrix in matrices])
     update = orthogonalize(update, steps, family).to(weights[0].dtype)
     if beta2 is not None:
         averages = [matrix.mean_square for matrix in matrices if matrix.mean_square is not None]
