@@ -1,6 +1,6 @@
 """The scaling rules of SP, muP, depth-muP and CompleteP, as plain numbers: no torch, no model, no files."""
 
-from parametrization.muon import MUON_ROLES, MuonRule, MuonScale, muon_rule, update_scale
+from parametrization.muon import MUON_ROLES, MuonRule, MuonScale, matrix_shapes, muon_rule, update_scale
 from parametrization.roles import Role
 from parametrization.rules import MODES, WEIGHT_DECAY_RULES, Mode, RoleRule, Rules, Shape, scaling_rules
 
@@ -15,6 +15,7 @@ __all__ = [
     "RoleRule",
     "Rules",
     "Shape",
+    "matrix_shapes",
     "muon_rule",
     "scaling_rules",
     "update_scale",
