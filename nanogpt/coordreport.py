@@ -139,6 +139,7 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
     started = time.perf_counter()
     readings = run_sweep(config, sweeps, _progress)
     found = slopes(readings)
+    name = optimizer_name(config)
     notes = {sweep.axis: describe_sweep(config, sweep) for sweep in sweeps}
     heading = "\n".join(f"{axis}: {note}" for axis, note in notes.items())
     text = (
@@ -151,7 +152,7 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
         write_atomic(folder / "coord_check.txt", text + "\n")
         for one in sweeps:
             mine = [reading for reading in readings if reading.axis == one.axis]
-            draw_check(mine, [slope for slope in found if slope.axis == one.axis], FLAT, notes[one.axis], folder)
+            draw_check(mine, [slope for slope in found if slope.axis == one.axis], FLAT, name, notes[one.axis], folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return f"{text}\n\n{folder}: written in {time.perf_counter() - started:.0f} s"
@@ -159,13 +160,18 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
 
 def describe_sweep(config: Config, sweep: Sweep) -> str:
     """The optimizer, its rates and how much was trained, in a line."""
-    optimizer = config.optimizer
-    trained = f"{sweep.steps} steps of {sweep.sequences} x {config.model.block_size} tokens"
+    steps = f"{sweep.steps} step{'s' if sweep.steps > 1 else ''}"
+    trained = f"{steps} of {sweep.sequences} x {config.model.block_size} tokens"
     seeds = f"{sweep.seeds} seed{'s' if sweep.seeds > 1 else ''}"
-    if isinstance(optimizer, Muon):
-        rates = f"{sweep.learning_rate:.3g} (AdamW's half {sweep.adamw_learning_rate:.3g})"
-        return f"Muon, scale {optimizer.scale}, {trained}, constant learning rate {rates}, {seeds}"
-    return f"AdamW, {trained}, constant learning rate {sweep.learning_rate:.3g}, {seeds}"
+    rates = f"{sweep.learning_rate:.3g}"
+    if config.optimizer.kind == "muon":
+        rates += f" (AdamW's half {sweep.adamw_learning_rate:.3g})"
+    return f"{optimizer_name(config)}, {trained}, constant learning rate {rates}, {seeds}"
+
+
+def optimizer_name(config: Config) -> str:
+    """As people call it."""
+    return f"Muon, scale {config.optimizer.scale}" if isinstance(config.optimizer, Muon) else "AdamW"
 
 
 def _progress(text: str) -> None:
