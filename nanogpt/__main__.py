@@ -87,7 +87,8 @@ def _add_coord_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps per model; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="models per size and mode; default %(default)s")
     parser.add_argument("--sequences", type=int, default=8, help="sequences per step; default %(default)s")
-    parser.add_argument("--learning_rate", type=float, help="constant; default: a twentieth of init_std")
+    parser.add_argument("--learning_rate", type=float, help="constant; default: moves weights by 1/20 of init_std")
+    parser.add_argument("--adamw_learning_rate", type=float, help="with Muon: constant rate of what AdamW trains")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/coord_check/CONFIG")
 
 

@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn, get_args
 
+from parametrization.muon import MuonScale, matrix_shapes
 from parametrization.rules import MODES, WEIGHT_DECAY_RULES, ModeName, Shape, scaling_rules
-from parametrization.table import format_modes
+from parametrization.table import MuonHalf, format_modes
 
 
 def _positive(text: str) -> int:
@@ -18,8 +20,13 @@ def _positive(text: str) -> int:
 _positive.__name__ = "positive whole number"  # argparse shows it: "invalid positive whole number value: '0'"
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help shows what is allowed)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m parametrization", description=__doc__)
+    parser = _OneLineParser(prog="python -m parametrization", description=__doc__)
     table = parser.add_subparsers(dest="command", required=True).add_parser("table", help="print the rules")
     table.add_argument("--mode", choices=list(MODES), help="default: all, one under the other")
     table.add_argument("--n_embd", type=_positive, required=True)
@@ -33,12 +40,17 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--init_std", type=float, default=0.02)
     table.add_argument("--weight_decay_rule", choices=WEIGHT_DECAY_RULES, default="width")
     table.add_argument("--residual_init", choices=("gpt2", "plain"), default="gpt2")
+    table.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the backbone's matrices")
+    table.add_argument("--scale", choices=get_args(MuonScale), help="of Muon's update; default: original")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; a wrong argument exits with status 2 and one line."""
-    given = _parser().parse_args(argv)
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.scale is not None and given.optimizer != "muon":
+        parser.error("argument --scale: goes with --optimizer muon alone")
     ffn_hidden = given.ffn_hidden or 4 * given.n_embd
     base_n_embd = given.base_n_embd or given.n_embd
     shape = Shape(given.n_embd, given.n_layer, given.head_size, ffn_hidden)
@@ -50,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = {key: getattr(given, key) for key in ("init_std", "weight_decay_rule", "residual_init")}
     modes: list[ModeName] = [given.mode] if given.mode else list(MODES)
-    print(format_modes({mode: scaling_rules(mode, shape, base, **options) for mode in modes}))
+    muon = None
+    if given.optimizer == "muon":
+        shapes = matrix_shapes(given.n_embd, ffn_hidden)
+        muon = MuonHalf(given.scale or "original", given.weight_decay_rule, shapes)
+    print(format_modes({mode: scaling_rules(mode, shape, base, **options) for mode in modes}, muon))
     return 0
 
 

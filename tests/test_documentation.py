@@ -246,13 +246,15 @@ def test_parametrization_modes_are_all_described() -> None:
     assert set(rows((ROOT / "docs" / "parametrization.md").read_text())) == {name for names in named for name in names}
 
 
-def test_the_printed_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_tables_are_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
     from parametrization.__main__ import main
 
     text = (ROOT / "docs" / "parametrization.md").read_text()
-    command = fences(text, "sh")[0]
-    main(shlex.split(command)[3:])
-    assert capsys.readouterr().out == fences(text, "")[0]
+    shown = [command for command in fences(text, "sh") if command.startswith("python -m parametrization table")]
+    assert len(shown) == 2
+    for command, table in zip(shown, fences(text, ""), strict=True):
+        main(shlex.split(command)[3:])
+        assert capsys.readouterr().out == table
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
