@@ -174,7 +174,9 @@ def _grid(size: Any, rows: pd.DataFrame, names: "pd.Series[int]", seeds: Sequenc
             continue
         if (names[index], at) in seen:
             what = f"two runs have {x}={number:g}, size {size} and seed {names[index]}"
-            raise UserError(f"optimum: {what}: something else varies too; name it as `panel`, or leave it out by `where`")
+            raise UserError(
+                f"optimum: {what}: something else varies too; name it as `panel`, or leave it out by `where`"
+            )
         seen.add((names[index], at))
         losses[seeds.index(names[index]), at] = float(loss)
     return _Grid(size, values, losses, lost)

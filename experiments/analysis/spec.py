@@ -1,4 +1,4 @@
-"""What a study may write under `fit:`, `optimum:` and `report:`, checked before anything launches; imports nothing heavy."""
+"""The `fit:`, `optimum:` and `report:` of a study, checked before anything launches; imports nothing heavy."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TypeVar
@@ -17,7 +17,8 @@ LAW_INPUTS: dict[str, tuple[str, ...]] = {
 }
 LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
-    "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap", "lr_basin", "lr_transfer",
+    "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap",
+    "lr_basin", "lr_transfer",
 ]  # fmt: skip
 
 
@@ -124,9 +125,7 @@ class ReportSpec(_Section):
         return tuple({"figure": item} if isinstance(item, str) else item for item in figures)
 
 
-def columns_named(
-    fit: FitSpec | None, report: ReportSpec, optimum: OptimumSpec | None = None
-) -> list[tuple[str, str]]:
+def columns_named(fit: FitSpec | None, report: ReportSpec, optimum: OptimumSpec | None = None) -> list[tuple[str, str]]:
     """Every column that a study's analysis reads, with the key that names it."""
     found = []
     if optimum is not None:

@@ -50,7 +50,9 @@ def _claim(optima: Optima, panel: Panel, spec: OptimumSpec) -> Claim:
     if not others:
         return Claim(f"{head}only {per} {panel.base} was tried, so nothing moves.")
     parts = [_drift_words(optima, panel, others), _regret_words(optima, panel, others), _reasons(per, panel)]
-    limit = f"within {spec.max_drift:g} octave{'s' * (spec.max_drift != 1)} and {spec.max_regret:g} (or 2 sd over seeds)"
+    limit = (
+        f"within {spec.max_drift:g} octave{'s' * (spec.max_drift != 1)} and {spec.max_regret:g} (or 2 sd over seeds)"
+    )
     ends = {
         "holds": f"Every interval lies {limit}.",
         "fails": f"That is NOT {limit}.",
@@ -118,7 +120,9 @@ def table_notes(optima: Optima) -> tuple[str, ...]:
         "steps of the lowest; regret: read from Akima's interpolant through the means"
     )
     several = any(len(panel.seeds) > 1 for panel in optima.panels) and optima.bootstrap > 0
-    intervals = f"95 % intervals in brackets: {optima.bootstrap} bootstrap resamples of whole seeds, widened by Student's t"
+    intervals = (
+        f"95 % intervals in brackets: {optima.bootstrap} bootstrap resamples of whole seeds, widened by Student's t"
+    )
     notes = [how, intervals if several else "no intervals: they need two seeds and a bootstrap"]
     for panel in optima.panels:
         head = f"{panel.value}: " if optima.panel is not None else ""
