@@ -90,7 +90,9 @@ def _title(optima: Optima, panel: Panel) -> str:
 def _handles(optima: Optima, colours: Palette) -> list[Line2D]:
     marks = [
         Line2D([], [], color="#777777", ls=":", lw=1.0, label="fitted parabola"),
-        Line2D([], [], color="#777777", marker="D", mec="black", ms=6, ls="-", lw=2, label="its minimum,\n95 % interval"),
+        Line2D(
+            [], [], color="#777777", marker="D", mec="black", ms=6, ls="-", lw=2, label="its minimum,\n95 % interval"
+        ),
         Line2D([], [], color=INK, lw=1.0, ls=(0, (4, 2)), label=f"optimum of {optima.panels[0].base}"),
     ]
     return [*colours.handles(marker=""), *marks]
