@@ -104,6 +104,7 @@ def _ticks(axes: Axes, values: "pd.Series[float]", most: int) -> None:
     axes.set_xlim(tried[0] / 2**0.4, tried[-1] * 2**0.4)
     axes.xaxis.set_major_locator(FixedLocator(tried[:: -(-len(tried) // most)]))
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="x", labelsize=9)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
 
 

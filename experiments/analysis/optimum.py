@@ -101,7 +101,7 @@ def find_optima(
     finished: a mean over the survivors of a divergence is no mean. Intervals come from `bootstrap` resamples of whole
     seeds, the same for all sizes of a panel because seeds are paired: estimate +- t * s * sqrt(n / (n - 1)), where s is
     the deviation over the resamples, n the number of seeds and t the quantile of Student's distribution with n - 1
-    degrees of freedom. (Percentiles over three seeds would be far too narrow.)
+    degrees of freedom. (Percentiles of the resamples of three seeds would hold the truth in 3 cases of 4.)
 
     Raises UserError for an unknown column, a value of x that is not above zero, an unknown base, and two runs with the
     same x, size, panel and seed.
