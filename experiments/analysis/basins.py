@@ -13,6 +13,7 @@ from experiments.analysis.axes import ALARM, INK, Palette, counts, human, label,
 from experiments.analysis.columns import diverged
 from experiments.analysis.optimum import Estimate, Optima, Panel, SizeOptimum
 from experiments.analysis.transfer import number_text
+from experiments.analysis.where import select
 from nanogpt.config import UserError
 
 MOST_TICKS = 6
@@ -26,6 +27,7 @@ def lr_transfer(runs: pd.DataFrame, optima: Optima) -> Figure:
     """
     if not any(len(size.points.dropna(subset=["mean"])) for panel in optima.panels for size in panel.sizes):
         raise UserError("lr_transfer: no value was finished by every seed, so there is no basin to draw")
+    runs = runs[select(runs, optima.where)] if optima.where else runs
     number = len(optima.panels)
     figure = Figure(figsize=(3.1 * number + 2.6, 5.0), layout="constrained", facecolor="white")
     axes = figure.subplots(1, number, sharey=True, squeeze=False)[0]

@@ -77,6 +77,7 @@ class Optima:
     per: str
     panel: str | None
     y: str
+    where: str | None
     window: int
     bootstrap: int
     seed: int
@@ -118,11 +119,17 @@ def find_optima(
     groups = rows.groupby(panel, sort=False) if panel is not None else [(None, rows)]
     options = {"window": window, "bootstrap": bootstrap, "seed": seed}
     panels = tuple(_panel(value, part, x, per, y, base, **options) for value, part in groups)
-    return Optima(x, per, panel, y, window, bootstrap, seed, panels)
+    return Optima(x, per, panel, y, where, window, bootstrap, seed, panels)
+
+
+def _sizes(column: "pd.Series[Any]") -> list[Any]:
+    """The different sizes in order; a gap elsewhere in the column must not turn width 32 into 32.0."""
+    values = sorted(column.unique().tolist())
+    return [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
 
 
 def _base(sizes: "pd.Series[Any]", base: Any) -> Any:
-    known = sorted(sizes.unique().tolist())
+    known = _sizes(sizes)
     if base is not None and base not in known:
         raise UserError(f"optimum: base {base!r} is not among the sizes {', '.join(map(str, known))}")
     return known[0] if base is None else base
@@ -149,8 +156,7 @@ def _panel(
     names = rows["seed"].astype(int) if "seed" in rows.columns else pd.Series(0, index=rows.index)
     done = finished(rows) | diverged(rows)
     seeds = tuple(sorted(names[done].unique().tolist())) or (0,)
-    known = sorted(rows[per].unique().tolist())
-    grids = [_grid(size, rows[rows[per] == size], names, seeds, x, y) for size in known]
+    grids = [_grid(size, rows[rows[per] == size], names, seeds, x, y) for size in _sizes(rows[per])]
     everyone = np.arange(len(seeds))
     whole = [_reading(grids, base, everyone, window)]
     rng = np.random.default_rng(seed)

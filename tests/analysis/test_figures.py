@@ -167,6 +167,16 @@ def test_lr_transfer_draws_panels_side_by_side_on_one_scale() -> None:
     assert left.get_ylim() == right.get_ylim()
 
 
+def test_lr_transfer_draws_the_rows_that_were_fitted() -> None:
+    from tests.analysis.test_optimum import basins
+
+    runs = pd.concat([basins(**{"train.batch_size": size}) for size in (8, 16)], ignore_index=True)
+    optima = find_optima(runs, "learning_rate", "n_embd", where="batch_size == 8")
+    assert "30 runs" in texts(
+        FIGURES["lr_transfer"].draw(Material(runs, optima=optima), FigureSpec(figure="lr_transfer"))
+    )
+
+
 def test_curves_of_many_runs_get_a_colour_bar() -> None:
     runs = planted_runs()
     runs["model.n_embd"] = np.arange(1, len(runs) + 1)

@@ -206,6 +206,12 @@ def test_panels_are_kept_apart_in_the_order_of_the_table() -> None:
     assert number(sizes(optima.panels[1])[64].drift) == pytest.approx(0, abs=1e-9)
 
 
+def test_a_gap_in_the_sizes_leaves_them_whole_numbers() -> None:
+    gap = pd.DataFrame([{"status": "completed", "seed": 1, RATE: 0.01, WIDTH: None, "val_loss": 2.0}])
+    panel = only(pd.concat([basins(), gap], ignore_index=True))
+    assert [str(size.size) for size in panel.sizes] == ["32", "64", "128"]
+
+
 def test_rows_can_be_chosen_and_a_second_factor_is_noticed() -> None:
     two = pd.concat([basins(**{"train.batch_size": 8}), basins(**{"train.batch_size": 16})], ignore_index=True)
     with pytest.raises(UserError, match="size 32 and seed 1: something else varies too"):
