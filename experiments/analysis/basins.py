@@ -111,10 +111,12 @@ def _ticks(axes: Axes, values: "pd.Series[float]", most: int) -> None:
 
 
 def _look_at_the_basins(axes: Axes, optima: Optima) -> None:
-    """The shared axis from the lowest mean to somewhat above what was fitted."""
-    points = pd.concat([size.points for panel in optima.panels for size in panel.sizes]).dropna(subset=["mean"])
+    """The shared axis from the lowest mean or minimum to somewhat above what was fitted."""
+    sizes = [size for panel in optima.panels for size in panel.sizes]
+    points = pd.concat([size.points for size in sizes]).dropna(subset=["mean"])
     fitted = points[points["fitted"]] if points["fitted"].any() else points
-    low, high = float(points["mean"].min()), float(fitted["mean"].max())
+    low = float(np.nanmin([points["mean"].min(), *(size.loss for size in sizes)]))
+    high = float(fitted["mean"].max())
     span = max(high - low, 1e-6)
     axes.set_ylim(low - 0.08 * span, min(float(points["mean"].max()), high + HEADROOM * span) + 0.04 * span)
 

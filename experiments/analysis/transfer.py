@@ -82,6 +82,8 @@ def _regret_words(optima: Optima, panel: Panel, others: list[SizeOptimum]) -> st
         return ""
     size, regret = max(known, key=lambda pair: pair[1].value)
     where = f"at {_leaf(optima.per)} {size.size}"
+    if regret.value <= 0:
+        return f"Using the best of {panel.base} costs nothing that shows ({number_text(regret)} at most, {where})."
     return f"Using the best of {panel.base} costs at most {number_text(regret)} in {_leaf(optima.y)}, {where}."
 
 

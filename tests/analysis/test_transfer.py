@@ -66,6 +66,14 @@ def test_what_the_data_do_not_decide_is_undecided(runs: Any, words: str) -> None
     assert words in found.text
 
 
+def test_a_regret_below_zero_is_no_gain() -> None:
+    """A wall above the basin pulls the parabola's minimum down, and the base's own optimum beats it."""
+    runs = basins({32: -7.3, 64: -7.3})
+    wall = (runs["model.n_embd"] == 64) & (runs["optimizer.learning_rate"] == 2.0**-5)
+    runs.loc[wall, "val_loss"] += 0.3
+    assert "Using the best of 32 costs nothing that shows (-0.0" in claim(runs).text
+
+
 def test_a_refusal_does_not_hide_a_failure() -> None:
     runs = basins({32: -7.3, 64: -9.3, 128: -13.0}, seeds=3, noise=0.001)
     assert claim(runs).verdict == "fails"
