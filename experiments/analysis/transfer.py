@@ -55,12 +55,22 @@ def _claim(optima: Optima, panel: Panel, spec: OptimumSpec) -> Claim:
     )
     ends = {
         "holds": f"Every interval lies {limit}.",
-        "fails": f"That is NOT {limit}.",
-        "undecided": f"Whether that is {limit} is not decided"
-        + (": one seed gives no interval." if len(panel.seeds) < 2 else " by the intervals."),
+        "fails": f"That is NOT {limit}: {_which('fails', others, per, spec)}.",
+        "undecided": f"Whether that is {limit} is not decided: "
+        + ("one seed gives no interval." if len(panel.seeds) < 2 else f"{_which('undecided', others, per, spec)}."),
     }
     text = " ".join(part for part in [*parts, ends[verdict]] if part)
     return Claim(f"{head}{text}", {"holds": True, "fails": False}.get(verdict), verdict == "undecided")
+
+
+def _which(verdict: Verdict, sizes: list[SizeOptimum], per: str, spec: OptimumSpec) -> str:
+    """What a verdict hangs on: `drift at n_embd 128, 256; regret at n_embd 256`."""
+    judged = {size.size: judge_size(size, spec) for size in sizes}
+    parts = []
+    for index, name in enumerate(("drift", "regret")):
+        found = ", ".join(str(size) for size, verdicts in judged.items() if verdicts[index] == verdict)
+        parts += [f"{name} at {per} {found}"] if found else []
+    return "; ".join(parts)
 
 
 def _drift_words(optima: Optima, panel: Panel, others: list[SizeOptimum]) -> str:

@@ -33,7 +33,7 @@ def test_a_planted_drift_fails() -> None:
     assert found.verdict == "fails"
     assert "moves most at n_embd 128, by -2.0" in found.text
     assert "Using the best of 32 costs at most 0.2" in found.text
-    assert "That is NOT within 1 octave and 0.02" in found.text
+    assert "That is NOT within 1 octave and 0.02 (or 2 sd over seeds): drift at n_embd 128; regret at" in found.text
 
 
 def test_a_regret_fails_without_a_drift() -> None:
@@ -55,7 +55,7 @@ def test_seeds_that_differ_widen_what_counts_as_noise() -> None:
     ("runs", "words"),
     [
         (basins(), "is not decided: one seed gives no interval."),
-        (basins({32: -7.3, 64: -8.35}, seeds=3, noise=0.02), "is not decided by the intervals."),
+        (basins({32: -7.3, 64: -8.35}, seeds=3, noise=0.02), "is not decided: drift at n_embd 64."),
         (basins({32: -7.3, 64: -13.0}, seeds=3), "At n_embd 64: the lowest loss lies at the lower edge of the values"),
         (basins({32: -2.0, 64: -7.0}, seeds=3), "how far the best learning_rate moves cannot be said."),
     ],
