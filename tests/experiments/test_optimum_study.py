@@ -49,6 +49,8 @@ def test_from_study_to_report(tmp_path, capsys, seeds):
                      "best learning", "drift (octaves)", "regret", "Akima"):  # fmt: skip
             assert part.replace("_", "\\_") in page or part in page, part
     assert "could not be drawn" not in html
+    if seeds == 1:
+        assert html.count("<b>Undecided</b>") == markdown.count("**Undecided.**") == 2
     assert (out / "mini" / "figures" / "lr_transfer.png").stat().st_size > 10_000
 
 
