@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="the states of all runs, for programs")
     results = _command(commands, "results", _results, "print the table of runs, the best first")
     results.add_argument("--csv", action="store_true", help="the whole table as comma-separated values")
-    _command(commands, "fit", _fit, "fit the study's law and print it, measured beside predicted")
+    _command(commands, "fit", _fit, "fit the study's law or optima and print them")
     _command(commands, "report", _report, "write report.html, report.md, table.csv and the figures")
 
     worker = commands.add_parser("worker", help="train a results folder's runs (launchers start it)")
@@ -85,6 +85,7 @@ def _command(commands: Any, name: str, function: Any, help: str) -> argparse.Arg
     parser.set_defaults(command=function)
     parser.add_argument("study", metavar="STUDY", help="a study's YAML file, or its results folder")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help="root of results folders")
+    parser.add_argument("--size", metavar="NAME", help="one of the study's `sizes:` instead of the study as written")
     return parser
 
 
@@ -96,15 +97,17 @@ def _at_least_one(text: str) -> int:
 
 
 def _prepared(arguments: argparse.Namespace) -> Any:
+    from experiments.results import refuse_size
     from experiments.runner import locked, prepare
     from experiments.study import Study
 
     path = Path(arguments.study)
     if path.is_dir():
+        refuse_size(path, arguments.size)
         if arguments.set:
             raise UserError(f"command line: --set: {path} is locked; give the study's YAML file instead")
         return locked(path)
-    study = Study.load(path, arguments.set)
+    study = Study.load(path, arguments.set, arguments.size)
     return prepare(study, arguments.out / study.name, getattr(arguments, "drifted", "stop"))
 
 
@@ -178,6 +181,7 @@ def _interrupted(run: Any, arguments: argparse.Namespace) -> int:
 def _again(arguments: argparse.Namespace) -> str:
     """The command that goes on with this study: what defines the runs and where they lie must be the same."""
     words = ["python", "-m", "experiments", "run", arguments.study]
+    words += ["--size", arguments.size] if arguments.size is not None else []
     words += ["--out", str(arguments.out)] if arguments.out != DEFAULT_OUT else []
     return shlex.join([*words, *(word for pair in arguments.set for word in ("--set", pair))])
 
@@ -210,7 +214,7 @@ def _locked_folder(arguments: argparse.Namespace) -> Any:
     """The results folder of a study, whose lock is all that is read: the study itself may have moved on."""
     from experiments.results import study_folder
 
-    return study_folder(arguments.study, arguments.out)
+    return study_folder(arguments.study, arguments.out, arguments.size)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -235,7 +239,7 @@ def _has_changed(study: str, lock: Any) -> bool:
     from experiments.lock import holds
     from experiments.study import Study
 
-    return Path(study).is_file() and not holds(lock, Study.load(study, lock.overrides))
+    return Path(study).is_file() and not holds(lock, Study.load(study, lock.overrides, lock.size))
 
 
 def _results(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from experiments.study import RunSpec, Study
 from nanogpt.config import UserError, canonical_json
 from nanogpt.record import read_json, write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: optimum, limits, size
 LOCK_NAME = "study.lock.json"
 
 
@@ -62,7 +62,10 @@ class Lock(_Frozen):
     hypothesis: str
     source: str
     fit: dict[str, Any] | None
+    optimum: dict[str, Any] | None = None
     report: dict[str, Any]
+    limits: str = ""
+    size: str | None = None
     overrides: dict[str, Any]
     study_hash: str
     files: dict[str, str]
@@ -153,7 +156,10 @@ def resolve(study: Study, old: Lock | None = None) -> Lock:
         hypothesis=study.hypothesis,
         source=study.source,
         fit=study.fit,
+        optimum=study.optimum,
         report=study.report,
+        limits=study.limits,
+        size=study.size,
         overrides=study.overrides,
         study_hash=study.hash,
         files=study.files,

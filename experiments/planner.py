@@ -27,6 +27,7 @@ class Plan:
     disk_bytes: int
     memory_bytes: int
     jobs: int
+    limits: str
     notes: list[str]
 
     @property
@@ -55,6 +56,7 @@ def make_plan(study: StudyFolder, jobs: int) -> Plan:
         disk_bytes=sum(checkpoint_disk(run) for run in lock.runs),
         memory_bytes=sum(largest[:jobs]),
         jobs=jobs,
+        limits=lock.limits,
         notes=lock.notes,
     )
 
@@ -78,6 +80,7 @@ def plan_text(plan: Plan) -> str:
         f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
         f"  results      {plan.folder}",
     ]
+    lines += [f"  limits       {plan.limits}"] if plan.limits else []
     return "\n".join([*lines, *(f"  note         {note}" for note in plan.notes)])
 
 

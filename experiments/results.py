@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.spec import check_fit_spec, check_report_spec, column_among, columns_named
+from experiments.analysis.spec import (
+    check_fit_spec,
+    check_optimum_spec,
+    check_report_spec,
+    column_among,
+    columns_named,
+)
 from experiments.lock import LockedRun
 from experiments.store import RunState, StudyFolder, published_record
 from experiments.study import Study
@@ -31,26 +37,49 @@ CURVE_COLUMNS = ("step", "learning_rate", "grad_norm", "label", "folder")
 
 
 def check_columns(study: Study, factors: Iterable[str]) -> None:
-    """Raises UserError when the study's `fit:` or `report:` names a column that its table will not have.
+    """Raises UserError when `fit:`, `optimum:` or `report:` names a column that the study's table will not have.
 
     Called before anything is trained: a slip of the pen should not be found at the end of a long study.
     """
     columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *factors])
     fit = check_fit_spec(study.fit) if study.fit is not None else None
-    for key, name in columns_named(fit, check_report_spec(study.report)):
+    optimum = check_optimum_spec(study.optimum) if study.optimum is not None else None
+    for key, name in columns_named(fit, check_report_spec(study.report), optimum):
         column_among(columns, name, f"{study.source or study.name}: {key}")
 
 
-def study_folder(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> StudyFolder:
-    """The results folder that is meant: it may be given itself, or by its study or the study's file."""
+def check_base(study: Study, runs: Iterable[LockedRun]) -> None:
+    """Raises UserError when the base of the study's `optimum:` is a size that it does not train."""
+    spec = check_optimum_spec(study.optimum) if study.optimum is not None else None
+    if spec is None or spec.base is None:
+        return
+    factors = [run.factors for run in runs]
+    per = column_among(dict.fromkeys([*COLUMNS, *factors[0]]), spec.per, f"{study.source or study.name}: optimum.per")
+    sizes = sorted({run[per] for run in factors if per in run}, key=str)
+    if sizes and spec.base not in sizes:
+        known = ", ".join(map(str, sizes))
+        raise UserError(f"{study.source or study.name}: optimum.base: {spec.base!r} is none of the sizes {known}")
+
+
+def study_folder(
+    study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS, size: str | None = None
+) -> StudyFolder:
+    """The results folder that is meant: it may be given itself, or by its study or the study's file and size."""
     if isinstance(study, StudyFolder):
         return study
     if isinstance(study, Study):
         return StudyFolder(root / study.name)
     path = Path(study)
     if path.is_dir():
+        refuse_size(path, size)
         return StudyFolder(path)
-    return StudyFolder(root / Study.load(path).name)
+    return StudyFolder(root / Study.load(path, size=size).name)
+
+
+def refuse_size(folder: Path, size: str | None) -> None:
+    """Raises UserError when a size is asked of a results folder, which holds one already."""
+    if size is not None:
+        raise UserError(f"command line: --size: {folder} is locked; give the study's YAML file instead")
 
 
 def load(

@@ -15,7 +15,7 @@ from experiments.launchers.base import available_cores
 from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress
-from experiments.results import check_columns
+from experiments.results import check_base, check_columns
 from experiments.store import FINISHED, TO_DO, StudyFolder
 from experiments.study import Study
 from nanogpt.config import UserError
@@ -52,6 +52,7 @@ def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
         return Prepared(StudyFolder(folder, old), study.text, [], False)
     new = resolve(study, old)
     check_columns(study, {name: None for run in new.runs for name in run.factors})
+    check_base(study, new.runs)
     found = drifts(old, new, StudyFolder(folder, new).folders())
     if found and drifted == "keep":
         new = keep_drifted(new, found)

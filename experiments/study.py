@@ -8,16 +8,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 import nanogpt.config
 from experiments import grid
 from experiments.analysis.filters import Filter
 from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
 from experiments.grid import Point, Sweep
-from nanogpt.config import Config, UserError, canonical_json, did_you_mean
+from experiments.studyfile import StudyFile, Variant, explain, variant_named, with_variant
+from nanogpt.config import Config, UserError, canonical_json
 from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.layers import Layers
 from nanogpt.configfile import (
@@ -35,21 +36,6 @@ from nanogpt.configfile import (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class StudyFile(BaseModel):
-    """The keys of a study's YAML file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    question: Annotated[str, Field(min_length=1)] = Field(description="What the study wants to know.")
-    hypothesis: Annotated[str, Field(min_length=1)] = Field(description="What is expected, said before it runs.")
-    name: str | None = Field(None, description="Name of the results folder; default: the file's name.")
-    base: str | None = Field(None, description="Config file all runs start from, relative to this file.")
-    config: dict[str, Any] = Field({}, description="Settings of all runs, merged over the base.")
-    sweep: Sweep = Field(Sweep(), description="What varies from run to run.")
-    fit: dict[str, Any] | None = Field(None, description="The law to fit; see docs/laws.md.")
-    report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
-
-
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
     """One point of the sweep: a validated config that is not yet resolved, and what varies in it."""
@@ -65,7 +51,7 @@ class Study:
     """A question, a hypothesis, a base config, a sweep, and the analysis that answers it.
 
     `text` is the study as YAML, `files` the sha256 of every file that was read for it, and `hash` what must be equal
-    for an earlier lock to hold.
+    for an earlier lock to hold. `size` is the one of the file's `sizes` that was chosen, None for the study as written.
     """
 
     name: str
@@ -76,29 +62,42 @@ class Study:
     layers: Layers
     sweep: Sweep
     fit: dict[str, Any] | None
+    optimum: dict[str, Any] | None
     report: dict[str, Any]
+    limits: str
+    sizes: tuple[str, ...]
+    size: str | None
     overrides: dict[str, Any]
     files: dict[str, str]
     place: Callable[..., str]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
-        """Read and check a study file. Raises UserError with file and line; the runs are checked by `runs()`."""
+    def load(
+        cls, path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = (), size: str | None = None
+    ) -> Self:
+        """Read and check a study file, at one of its `sizes` if named. Its results are those of `<name>-<size>` then.
+
+        Raises UserError with file and line; the runs are checked by `runs()`.
+        """
         file = load_yaml(path)
         try:
             asked = StudyFile.model_validate(file.data)
         except ValidationError as error:
-            raise UserError(_explain(error, lambda *path: file.line(path))) from None
+            raise UserError(explain(error, lambda *path: file.line(path))) from None
+        variant = variant_named(asked, size, str(file.path))
+        asked = with_variant(asked, variant)
         base = find_base(asked.base, file.path.parent, file.line(("base",))) if asked.base else None
         layers = load_layers(base) if base else Layers()  # this finds a chain that leads back to itself
         chain = _base_chain(base) if base else []
-        _refuse_empty(asked.sweep, lambda *path: file.line(("sweep", *path)))
-        places = {path[1:]: place for path, place in file.places.items() if path[0] == "config"}
-        layers.lay(asked.config, places, str(file.path))
-        name = asked.name or file.path.stem
+        place = _sweep_places(file, size, variant)
+        _refuse_empty(asked.sweep, place)
+        layers.lay(asked.config, _places_below(file, "config"), str(file.path))
+        if size is not None:
+            layers.lay(variant.config, _places_below(file, "sizes", size, "config"), str(file.path))
         _check_analysis(asked, lambda *path: file.line(path))
         files = [file.path, *chain]
-        return cls._build(name, asked, layers, files, _below(file, "sweep"), str(file.path), _pairs(overrides))
+        name = "-".join(part for part in (asked.name or file.path.stem, size) if part)
+        return cls._build(name, asked, layers, files, place, str(file.path), _pairs(overrides), size)
 
     @classmethod
     def from_grid(
@@ -124,7 +123,7 @@ class Study:
         try:
             asked = StudyFile.model_validate(data)
         except ValidationError as error:
-            raise UserError(_explain(error, lambda *path: f"grid {name}")) from None
+            raise UserError(explain(error, lambda *path: f"grid {name}")) from None
         layers = load_layers(base_config_path)
         layers.lay(asked.config, {}, "base_params")
         study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), lambda *path: "grid_params")
@@ -140,6 +139,7 @@ class Study:
         place: Callable[..., str],
         source: str = "",
         overrides: Mapping[str, Any] = MappingProxyType({}),
+        size: str | None = None,
     ) -> Self:
         if not NAME.fullmatch(name):
             raise UserError(f"{source or 'run_grid'}: name: {name!r} cannot name a folder; use letters, digits, . _ -")
@@ -153,7 +153,11 @@ class Study:
             layers=layers,
             sweep=asked.sweep,
             fit=asked.fit,
+            optimum=asked.optimum,
             report=asked.report,
+            limits=asked.limits.strip(),
+            sizes=tuple(asked.sizes),
+            size=size,
             overrides=dict(overrides),
             files={os.path.relpath(path): _sha256(path.read_bytes()) for path in files},
             place=place,
@@ -169,6 +173,7 @@ class Study:
             list(self.files.values()),
             {key: str(v) for key, v in self.overrides.items()},
             schema_hash(),
+            *([self.size] if self.size is not None else []),
         ]
         return _sha256(canonical_json(parts).encode())
 
@@ -249,14 +254,22 @@ def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     return dict(overrides if isinstance(overrides, Mapping) else map(parse_override, overrides))
 
 
-def _below(file: YamlFile, head: str) -> Callable[..., str]:
-    """Places of keys below `head`. A list of one may be written without its dash: then its index is no key."""
+def _sweep_places(file: YamlFile, size: str | None, variant: Variant) -> Callable[..., str]:
+    """Places of keys below `sweep`, of the chosen size where it says them. A list of one may be written without its
+    dash: then its index is no key."""
+    theirs = {Sweep.model_fields[name].alias or name for name in variant.sweep.model_fields_set}
 
     def place(*path: str) -> str:
-        plain = (head, *(part for part in path if not part.isdigit()))
-        return file.places.get((head, *path)) or file.places.get(plain) or file.line((head, *path))
+        head = ("sizes", size, "sweep") if size is not None and path and path[0] in theirs else ("sweep",)
+        plain = (*head, *(part for part in path if not part.isdigit()))
+        return file.places.get((*head, *path)) or file.places.get(plain) or file.line((*head, *path))
 
     return place
+
+
+def _places_below(file: YamlFile, *head: str) -> dict[tuple[str, ...], str]:
+    """The places of everything under a key, by the path from there on."""
+    return {path[len(head) :]: place for path, place in file.places.items() if path[: len(head)] == head}
 
 
 def _base_chain(path: Path) -> list[Path]:
@@ -269,25 +282,13 @@ def _base_chain(path: Path) -> list[Path]:
 
 def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     """A misspelt law should be found before hours of training, not after."""
-    from experiments.analysis.spec import check_fit_spec, check_report_spec
+    from experiments.analysis.spec import check_fit_spec, check_optimum_spec, check_report_spec
 
     if asked.fit is not None:
         check_fit_spec(asked.fit, f"{place('fit')}: fit")
+    if asked.optimum is not None:
+        check_optimum_spec(asked.optimum, f"{place('optimum')}: optimum")
     check_report_spec(asked.report, f"{place('report')}: report")
-
-
-def _explain(error: ValidationError, place: Callable[..., str]) -> str:
-    """The first problem of a study file in one line."""
-    problem = error.errors(include_url=False)[0]
-    path = tuple(str(part) for part in problem["loc"])
-    fields = Sweep.model_fields if path[0] == "sweep" and len(path) > 1 else StudyFile.model_fields
-    messages = {
-        "extra_forbidden": f"no such key{did_you_mean(path[-1], [f.alias or key for key, f in fields.items()])}",
-        "missing": "is missing; a study says it before it runs",
-        "string_too_short": "is empty; a study says it before it runs",
-    }
-    fallback = f"{problem['msg'].replace('Input should be', 'expected')}, got {problem['input']!r}"
-    return f"{place(*path)}: {'.'.join(path)}: {messages.get(problem['type'], fallback)}"
 
 
 def plain(value: Any) -> Any:
@@ -321,7 +322,8 @@ def study_schema() -> dict[str, Any]:
     schema = StudyFile.model_json_schema()
     keys = {"propertyNames": {"enum": sorted(all_keys())}}
     sweep = schema["$defs"]["Sweep"]["properties"]
-    schema["properties"]["config"] |= {"propertyNames": keys["propertyNames"]}
+    for owner in (schema, schema["$defs"]["Variant"]):
+        owner["properties"]["config"] |= {"propertyNames": keys["propertyNames"]}
     sweep["grid"] |= keys
     sweep["points"]["items"] |= keys
     group = sweep["zip"].pop("items") | keys

@@ -9,9 +9,10 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.analysis import plots, sweeps
+from experiments.analysis import basins, plots, sweeps
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
+from experiments.analysis.optimum import Optima
 from experiments.analysis.spec import FigureSpec, ReportSpec
 from nanogpt.config import UserError
 
@@ -21,12 +22,13 @@ SEEDS = "The line under the figure counts runs and seeds; diverged runs are mark
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What figures are drawn from: the table of runs, their curves, and the law where there is one."""
+    """What figures are drawn from: the table of runs, their curves, and the law and the optima where there are any."""
 
     runs: pd.DataFrame
     curves: pd.DataFrame | None = None
     fit: Fit | None = None
     holdout: Holdout | None = None
+    optima: Optima | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,12 @@ def _lr_basin(m: Material, s: FigureSpec) -> Figure:
     return sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss")
 
 
+def _lr_transfer(m: Material, s: FigureSpec) -> Figure:
+    if m.optima is None:
+        raise UserError("lr_transfer: the study found no optima; it needs an `optimum:` section and finished runs")
+    return basins.lr_transfer(m.runs, m.optima)
+
+
 FIGURES: dict[str, Kind] = {
     "loss_vs_compute": Kind(
         _loss_vs_compute,
@@ -122,6 +130,11 @@ FIGURES: dict[str, Kind] = {
     "lr_basin": Kind(
         _lr_basin, "Final loss against learning rate (base-2 axis); stars mark each line's best. " + SEEDS
     ),
+    "lr_transfer": Kind(
+        _lr_transfer,
+        "The basin of each size, a panel per parametrization. Diamonds are fitted optima with their intervals over "
+        "seeds, the dashed line the base's optimum: where diamonds leave it, the optimum does not transfer. " + SEEDS,
+    ),
 }
 
 
@@ -130,7 +143,8 @@ def chosen_figures(spec: ReportSpec, material: Material) -> tuple[FigureSpec, ..
     if spec.figures is not None:
         listed = spec.figures
     else:
-        names = ["loss_vs_compute", "training_curves"]
+        names = ["lr_transfer"] if material.optima is not None else []
+        names += ["loss_vs_compute", "training_curves"]
         names += ["predicted_vs_measured"] if material.holdout is not None else []
         names += ["residuals"] if material.fit is not None else []
         names += ["loss_heatmap"] if spec.x and spec.rows else ["loss_vs"] if spec.x else []
