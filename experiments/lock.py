@@ -1,5 +1,6 @@
 """`study.lock.json`: what a study's runs are, resolved once: ids, factors, configs, steps, tokens, FLOPs, sizes."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import file_digest, sha256
@@ -66,11 +67,14 @@ class Lock(_Frozen):
     report: dict[str, Any]
     limits: str = ""
     size: str | None = None
+    launcher: dict[str, Any] | None = None
+    supervise: dict[str, Any] = {}
     overrides: dict[str, Any]
     study_hash: str
     files: dict[str, str]
     data_files: dict[str, DataFile]
     notes: list[str]
+    former: dict[str, str] = {}  # ids of runs that drifted and were trained anew, and those of their successors
     runs: list[LockedRun]
 
 
@@ -94,6 +98,7 @@ def read_lock(folder: Path) -> Lock | None:
     data = read_json(path)
     if isinstance(version := data.get("schema_version"), int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer version (schema {version}; this one reads up to {SCHEMA_VERSION})")
+    _spread(data)
     try:
         return Lock.model_validate(data)
     except ValidationError as error:
@@ -102,7 +107,27 @@ def read_lock(folder: Path) -> Lock | None:
 
 
 def write_lock(folder: Path, lock: Lock) -> None:
-    write_atomic(folder / LOCK_NAME, lock.model_dump_json(indent=1) + "\n")
+    """Write the lock, what the configs of all runs share written once: that is most of ten thousand runs."""
+    common = _common([run.config for run in lock.runs])
+    data = lock.model_dump(mode="json")
+    for run in data["runs"]:
+        run["config"] = {key: value for key, value in run["config"].items() if key not in common}
+    write_atomic(folder / LOCK_NAME, json.dumps({**data, "common": common, "runs": data["runs"]}, indent=1) + "\n")
+
+
+def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sections that are equal in all configs."""
+    first = configs[0] if configs else {}
+    return {key: value for key, value in first.items() if all(key in one and one[key] == value for one in configs)}
+
+
+def _spread(data: dict[str, Any]) -> None:
+    """Give every run's config the sections that were written once. Locks of old have none."""
+    common, runs = data.pop("common", {}), data.get("runs")
+    if isinstance(common, dict) and isinstance(runs, list):
+        for run in runs:
+            if isinstance(run, dict) and isinstance(run.get("config"), dict):
+                run["config"] = {**common, **run["config"]}
 
 
 def holds(lock: Lock, study: Study) -> bool:
@@ -160,6 +185,8 @@ def resolve(study: Study, old: Lock | None = None) -> Lock:
         report=study.report,
         limits=study.limits,
         size=study.size,
+        launcher=study.launcher,
+        supervise=study.supervise,
         overrides=study.overrides,
         study_hash=study.hash,
         files=study.files,

@@ -17,7 +17,9 @@ from experiments import grid
 from experiments.analysis.filters import Filter
 from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
 from experiments.grid import Point, Sweep
+from experiments.launchers.settings import KINDS, as_section, check_launcher
 from experiments.studyfile import StudyFile, Variant, explain, variant_named, with_variant
+from experiments.supervise import Supervise, check_supervise
 from nanogpt.config import Config, UserError, canonical_json
 from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.layers import Layers
@@ -27,6 +29,7 @@ from nanogpt.configfile import (
     dump_yaml,
     find_base,
     lay_overrides,
+    load_file,
     load_layers,
     load_yaml,
     parse_override,
@@ -67,6 +70,8 @@ class Study:
     limits: str
     sizes: tuple[str, ...]
     size: str | None
+    launcher: dict[str, Any] | None
+    supervise: dict[str, Any]
     overrides: dict[str, Any]
     files: dict[str, str]
     place: Callable[..., str]
@@ -87,7 +92,7 @@ class Study:
         variant = variant_named(asked, size, str(file.path))
         asked = with_variant(asked, variant)
         base = find_base(asked.base, file.path.parent, file.line(("base",))) if asked.base else None
-        layers = load_layers(base) if base else Layers()  # this finds a chain that leads back to itself
+        layers = _base_layers(base) if base else Layers()  # this finds a chain that leads back to itself
         chain = _base_chain(base) if base else []
         place = _sweep_places(file, size, variant)
         _refuse_empty(asked.sweep, place)
@@ -95,6 +100,7 @@ class Study:
         if size is not None:
             layers.lay(variant.config, _places_below(file, "sizes", size, "config"), str(file.path))
         _check_analysis(asked, lambda *path: file.line(path))
+        _check_execution(asked, lambda *path: file.line(path))
         files = [file.path, *chain]
         name = "-".join(part for part in (asked.name or file.path.stem, size) if part)
         return cls._build(name, asked, layers, files, place, str(file.path), _pairs(overrides), size)
@@ -107,6 +113,8 @@ class Study:
         base_params: Mapping[str, Any] | None = None,
         grid_params: Mapping[str, Any] | None = None,
         seeds: Sequence[int] | int | None = None,
+        launcher: str | Mapping[str, Any] | None = None,
+        supervise: Mapping[str, Any] | None = None,
     ) -> Self:
         """The study of a grid given in Python. Keys as in a study file: dotted, unique leaf names, nanoGPT's flags."""
         if not isinstance(name, str):
@@ -119,12 +127,15 @@ class Study:
             "base": str(Path(base_config_path).resolve()),
             "config": base_params,
             "sweep": sweep,
+            **({} if launcher is None else {"launcher": plain(launcher)}),
+            **({} if supervise is None else {"supervise": plain(supervise)}),
         }
         try:
             asked = StudyFile.model_validate(data)
         except ValidationError as error:
             raise UserError(explain(error, lambda *path: f"grid {name}")) from None
-        layers = load_layers(base_config_path)
+        _check_execution(asked, lambda *path: "run_grid")
+        layers = _base_layers(Path(base_config_path))
         layers.lay(asked.config, {}, "base_params")
         study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), lambda *path: "grid_params")
         return dataclasses.replace(study, text=_grid_text(name, data))
@@ -158,6 +169,8 @@ class Study:
             limits=asked.limits.strip(),
             sizes=tuple(asked.sizes),
             size=size,
+            launcher=None if asked.launcher is None else as_section(check_launcher(asked.launcher)),
+            supervise=dict(asked.supervise or {}),
             overrides=dict(overrides),
             files={os.path.relpath(path): _sha256(path.read_bytes()) for path in files},
             place=place,
@@ -272,10 +285,18 @@ def _places_below(file: YamlFile, *head: str) -> dict[tuple[str, ...], str]:
     return {path[len(head) :]: place for path, place in file.places.items() if path[: len(head)] == head}
 
 
+def _base_layers(path: Path) -> Layers:
+    """The settings of a base. One of nanoGPT's names a folder for its single run, which says nothing of a study's."""
+    layers = load_layers(path)
+    if path.suffix == ".py":
+        layers.tree.get("runtime", {}).pop("out_dir", None)
+    return layers
+
+
 def _base_chain(path: Path) -> list[Path]:
     """A config file and the files its `base:` chain leads to, the nearest first. The chain is known to end."""
     chain = [path]
-    while (base := load_yaml(chain[-1]).data.get("base")) is not None:
+    while (base := load_file(chain[-1]).data.get("base")) is not None:
         chain.append(find_base(base, chain[-1].parent, str(chain[-1])))
     return chain
 
@@ -289,6 +310,12 @@ def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     if asked.optimum is not None:
         check_optimum_spec(asked.optimum, f"{place('optimum')}: optimum")
     check_report_spec(asked.report, f"{place('report')}: report")
+
+
+def _check_execution(asked: StudyFile, place: Callable[..., str]) -> None:
+    """As for the analysis: with the place of each key."""
+    check_launcher(asked.launcher, lambda *path: place("launcher", *path))
+    check_supervise(asked.supervise, lambda *path: place("supervise", *path))
 
 
 def plain(value: Any) -> Any:
@@ -332,7 +359,19 @@ def study_schema() -> dict[str, Any]:
     sweep["filter"] = {**sweep["filter"], "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     for key in ("type", "items"):
         sweep["filter"].pop(key, None)
+    kinds = {kind: model.model_json_schema() for kind, model in KINDS.items()}
+    schema["properties"]["launcher"] |= {"anyOf": [{"enum": list(kinds)}, *kinds.values()]}
+    schema["properties"]["supervise"] |= _with_durations(Supervise.model_json_schema())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A study", **schema}
+
+
+def _with_durations(schema: dict[str, Any]) -> dict[str, Any]:
+    """Times may be written with a unit, which the model has already turned into seconds."""
+    for key in ("time_limit", "backoff"):
+        field = schema["properties"][key]
+        field.pop("type", None)
+        field["anyOf"] = [{"type": "number"}, {"type": "string"}, *([{"type": "null"}] if key == "time_limit" else [])]
+    return {"properties": schema["properties"], "additionalProperties": False, "type": "object"}
 
 
 def all_keys() -> list[str]:

@@ -36,6 +36,8 @@ class StudyFile(BaseModel):
     fit: dict[str, Any] | None = Field(None, description="The law to fit; see docs/laws.md.")
     optimum: dict[str, Any] | None = Field(None, description="Which factor's best value is looked for, per size.")
     report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
+    launcher: Any = Field(None, description="What starts the workers: a name, or `kind` and its settings.")
+    supervise: Any = Field(None, description="Time limits, retries, and when failures end the study.")
     sizes: dict[str, Variant] = Field({}, description="The same study at other sizes, by name, for `--size`.")
 
 
