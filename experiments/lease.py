@@ -17,14 +17,14 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from nanogpt.record import attempt_folder
 
-BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+BEATS = 12  # signs of life in that time
 RECORD_NAME = "metrics.json"
 _LEASE = re.compile(r"lease\.(\d+)")
 
@@ -42,6 +42,7 @@ class Holder:
     pid: int
     started: str
     token: str
+    stale_seconds: float = STALE_SECONDS  # shown to people; each claimant goes by its own
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,14 @@ class Claimant:
     stale_seconds: float = STALE_SECONDS
     holder: Holder = field(default_factory=this_process)
     _seen: dict[Path, tuple[int, int, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.holder = replace(self.holder, stale_seconds=self.stale_seconds)
+
+    @property
+    def beat_seconds(self) -> float:
+        """Between two signs of life."""
+        return self.stale_seconds / BEATS
 
     def claim(self, folder: Path) -> Lease | None:
         """Take the run if it is free, released, or held by someone dead or stale; None otherwise.

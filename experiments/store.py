@@ -228,7 +228,7 @@ def _held(folder: Path, top: int) -> RunState:
         return RunState("lost", top)
     if lease.is_local(holder):
         return RunState("running" if lease.is_alive(holder) else "lost", top, holder.host)
-    fresh = time.time() - path.stat().st_mtime < lease.STALE_SECONDS
+    fresh = time.time() - path.stat().st_mtime < holder.stale_seconds
     return RunState("running" if fresh else "lost", top, holder.host)
 
 

@@ -59,7 +59,7 @@ class Worker:
 
     study: StudyFolder
     setup: Setup = field(default_factory=Setup)
-    claimant: Claimant = field(default_factory=Claimant)
+    claimant: Claimant | None = None  # default: this process, with the study's lease
     children: dict[int, Child] = field(default_factory=dict)
     stopping: Reason = ""
     failed: int = 0
@@ -67,6 +67,7 @@ class Worker:
     def __post_init__(self) -> None:
         engine.check_processes(self.setup.nproc)
         self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
+        self._claimant = self.claimant or Claimant(self.supervise.lease)
         self.queue = Queue(self.study, self.setup.retry_failed)
         self.gpus = GpuPool(visible_gpus(), self.setup.gpus_per_run, self.setup.slots_per_gpu)
         self.parent_fd = self.setup.parent_fd
@@ -123,9 +124,9 @@ class Worker:
         if self._is_stopped_by_failures():
             return
         for run in self.queue.candidates():
-            if len(self.children) >= self.setup.slots or not self.gpus.has_room:
+            if len(self.children) >= self.setup.slots:
                 return
-            if self.queue.wants(run):
+            if (self.gpus.has_room or not _on_gpu(run)) and self.queue.wants(run):
                 self._take(run)
         # All were looked at, and those left are held by others: no need to look all the time.
         self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
@@ -143,13 +144,13 @@ class Worker:
     def _take(self, run: LockedRun) -> None:
         """Start the run if it can be claimed."""
         try:
-            attempt = claim(self.study, run, self.claimant, self.setup.threads)
+            attempt = claim(self.study, run, self._claimant, self.setup.threads)
         except (UserError, OSError) as error:
             self._leave_alone(run, error)
             return
         if attempt is None:
             return
-        gpus = self.gpus.take()
+        gpus = self.gpus.take() if _on_gpu(run) else None
         try:
             child = self._nursery().start(attempt, gpus)
         except OSError as error:
@@ -219,7 +220,7 @@ class Worker:
     def _beat(self) -> None:
         if time.monotonic() < self._next_beat:
             return
-        self._next_beat = time.monotonic() + lease.BEAT_SECONDS
+        self._next_beat = time.monotonic() + self._claimant.beat_seconds
         for child in [*self.children.values(), *(child for child, _ in self.unsettled)]:
             try:
                 lease.beat(child.attempt.lease)
@@ -249,6 +250,10 @@ class Worker:
             say(f"asked for job {job} again: {done.stderr.strip() or 'done'}")
         except OSError as error:
             say(f"could not ask for job {job} again: {reason_of(error)}")
+
+
+def _on_gpu(run: LockedRun) -> bool:
+    return str(run.config["runtime"].get("device", "cpu")) != "cpu"
 
 
 def reason_of(error: Exception) -> str:

@@ -20,12 +20,12 @@ class InProcess:
     def start(self, folder: Path, job: Job) -> "Finished":
         study = StudyFolder(folder)
         supervise = check_supervise(study.lock.supervise, str(folder))
-        queue, claimant, failed = Queue(study, job.retry_failed), Claimant(), 0
+        queue, claimant, failed = Queue(study, job.retry_failed), Claimant(supervise.lease), 0
         for run in queue.candidates():
             ending = "retry"
             while ending == "retry" and queue.wants(run):
                 attempt = claim(study, run, claimant, available_cores())
-                ending = _train(attempt, supervise) if attempt is not None else ""
+                ending = _train(attempt, supervise, claimant.beat_seconds) if attempt is not None else ""
             if ending == "interrupted":
                 return Finished(engine.INTERRUPTED)
             failed += ending == "failed"
@@ -39,10 +39,10 @@ class InProcess:
         """Its workers end with the driver: there are no submissions."""
 
 
-def _train(attempt: Attempt, supervise: Supervise) -> str:
+def _train(attempt: Attempt, supervise: Supervise, beat_seconds: float) -> str:
     attempt.folder.mkdir(parents=True, exist_ok=True)
     done = threading.Event()
-    beats = threading.Thread(target=_beat_until, args=(done, attempt), daemon=True)
+    beats = threading.Thread(target=_beat_until, args=(done, attempt, beat_seconds), daemon=True)
     beats.start()
     try:
         status = engine.train(attempt.arguments(None))
@@ -55,8 +55,8 @@ def _train(attempt: Attempt, supervise: Supervise) -> str:
     return settle(attempt, Exit(status, "interrupted" if status == engine.INTERRUPTED else ""), supervise).ending
 
 
-def _beat_until(done: threading.Event, attempt: Attempt) -> None:
-    while not done.wait(lease.BEAT_SECONDS):
+def _beat_until(done: threading.Event, attempt: Attempt, seconds: float) -> None:
+    while not done.wait(seconds):
         try:
             lease.beat(attempt.lease)
         except LeaseLost:
