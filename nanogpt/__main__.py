@@ -187,14 +187,19 @@ def _show(folder: Path) -> int:
 
 
 def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.describe import describe, describe_many, format_description
+    from nanogpt.data.corpora import MissingCorpus
+    from nanogpt.describe import describe, describe_many, describe_without_corpus, format_description
 
     if arguments.many:
         json.dump(describe_many(json.load(sys.stdin)), sys.stdout)
         return 0
     if arguments.target is None:
         raise UserError("describe: needs a config file, or --many")
-    print(format_description(describe(_load(arguments.target, overrides))))
+    config = _load(arguments.target, overrides)
+    try:
+        print(format_description(describe(config)))
+    except MissingCorpus as problem:
+        print(format_description(describe_without_corpus(config, problem), str(problem)))
     return 0
 
 
@@ -209,10 +214,16 @@ def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _rules(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.describe import describe
+    from nanogpt.data.corpora import MissingCorpus
+    from nanogpt.describe import describe, describe_without_corpus
     from nanogpt.rules import format_config_rules
 
-    print(format_config_rules(describe(_load(arguments.target, overrides))))
+    config = _load(arguments.target, overrides)
+    try:
+        description = describe(config)
+    except MissingCorpus as problem:  # no rule depends on it
+        description = describe_without_corpus(config, problem)
+    print(format_config_rules(description))
     return 0
 
 

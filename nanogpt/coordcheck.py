@@ -122,15 +122,22 @@ def _at_width(config: Config, size: int) -> dict[str, Any]:
     return shape
 
 
-def run_sweep(config: Config, sweeps: Sequence[Sweep], say: Callable[[str], None] = lambda text: None) -> list[Reading]:
+def run_sweep(
+    config: Config,
+    sweeps: Sequence[Sweep],
+    say: Callable[[str], None] = lambda text: None,
+    before: Callable[[], None] = lambda: None,
+) -> list[Reading]:
     """Train every mode, size and seed of the sweeps and read the activations before and after each step.
 
-    Raises UserError for a size that the config can not take, before anything is trained.
+    `before` is called once all is known to be right. Raises UserError for a size that the config can not take, before
+    anything is trained.
     """
     config = resolve(config)
     models = [(sweep, mode, size) for sweep in sweeps for mode in sweep.modes for size in sweep.sizes]
     configs = [sized(config, *model) for model in models]
     corpus = open_corpus(config.data, config.runtime)
+    before()
     readings: list[Reading] = []
     for number, ((sweep, mode, size), one) in enumerate(zip(models, configs, strict=True), start=1):
         say(f"{number}/{len(models)}: {mode}, {KEYS[sweep.axis]}={size}")

@@ -137,7 +137,7 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
     `coord_check_<axis>.png` a figure per axis. Raises UserError before anything is trained or written.
     """
     started = time.perf_counter()
-    readings = run_sweep(config, sweeps, _progress)
+    readings = run_sweep(config, sweeps, _progress, before=lambda: _make(folder))
     found = slopes(readings)
     name = optimizer_name(config)
     notes = {sweep.axis: describe_sweep(config, sweep) for sweep in sweeps}
@@ -146,7 +146,6 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
         f"slopes: d log2(rms) / d log2(size), mean +- standard deviation over seeds\n{heading}\n\n{format_table(found)}"
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _write_csv(folder / "coord_check.csv", [field.name for field in fields(Reading)], map(asdict, readings))
         _write_csv(folder / "slopes.csv", [field.name for field in fields(Slope)], map(asdict, found))
         write_atomic(folder / "coord_check.txt", text + "\n")
@@ -156,6 +155,15 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return f"{text}\n\n{folder}: written in {time.perf_counter() - started:.0f} s"
+
+
+def _make(folder: Path) -> None:
+    """The folder, known to take files, before minutes of training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "coord_check.txt", "")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def describe_sweep(config: Config, sweep: Sweep) -> str:
@@ -191,7 +199,7 @@ def _write_csv(path: Path, names: Sequence[str], rows: Iterable[dict[str, object
 
 def sweeps_from(arguments: argparse.Namespace, config: Config) -> list[Sweep]:
     """The sweeps that a command line asks for. Raises UserError for one that is not understood."""
-    modes = tuple(arguments.modes.split(",")) if arguments.modes else tuple(MODES)
+    modes = tuple(arguments.modes.lower().split(",")) if arguments.modes else tuple(MODES)
     given = {"width": arguments.widths, "depth": arguments.depths}
     length = (arguments.steps, arguments.seeds, arguments.sequences)
     if arguments.adamw_learning_rate is not None and config.optimizer.kind != "muon":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +85,12 @@ class Description:
         return {"config": self.config.model_dump(mode="json"), **plain, "memory_bytes": self.memory_bytes}
 
 
-def describe(config: Config) -> Description:
-    """Resolve `config` and describe its run. Raises UserError for a corpus, device or precision that is not there."""
-    corpus = _corpus_facts(config)
+def describe(config: Config, corpus: "CorpusFacts | None" = None) -> Description:
+    """Resolve `config` and describe its run. Raises UserError for a corpus, device or precision that is not there.
+
+    With `corpus` the corpus itself need not be there; the id is then not that of any run.
+    """
+    corpus = corpus or _corpus_facts(config)
     config = _resolve(config, corpus)
     facts = model_facts(config.model)
     steps = horizon_steps(config, facts, corpus.train_tokens)
@@ -271,18 +274,32 @@ def _score_bytes(model: Model, applications: int) -> int:
     return scores * (2 * FLOAT_BYTES + 1 if model.dropout > 0 else FLOAT_BYTES)
 
 
-def format_description(description: Description) -> str:
-    """The description as a page for people."""
+def describe_without_corpus(config: Config, problem: UserError) -> Description:
+    """The description of a config whose corpus is not there. Raises `problem` where its length is needed."""
+    from nanogpt.data.corpora import assumed_facts
+
+    if config.train.horizon[0] == "epochs":
+        raise problem
+    corpus = assumed_facts(config.data)
+    vocab_size = config.model.vocab_size
+    return describe(config, corpus if vocab_size == "auto" else replace(corpus, vocab_size=vocab_size))
+
+
+def format_description(description: Description, missing: str = "") -> str:
+    """The description as a page for people. `missing` says why the corpus is not there."""
     d, model, train = description, description.config.model, description.config.train
     six_nd = 6.0 * d.n_params * d.tokens
     kaplan = 6.0 * d.n_params_non_embedding * d.tokens
     parts = {
         "run": {
-            "id": d.id,
+            "id": "unknown until the corpus is there" if missing else d.id,
             "model": f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
-            "corpus": f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",
+            "corpus": f"{missing}; {model.vocab_size:,} kinds of tokens assumed"
+            if missing
+            else f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",
             "length": f"{d.steps:,} steps of {tokens_per_step(d.config):,} tokens = {d.tokens:,} tokens, "
-            f"{d.tokens / d.train_tokens:.3g} epochs, {d.tokens / d.n_params_non_embedding:.3g} per parameter",
+            + ("" if missing else f"{d.tokens / d.train_tokens:.3g} epochs, ")
+            + f"{d.tokens / d.n_params_non_embedding:.3g} per parameter",
             "device": f"{d.config.runtime.device}, {train.precision}",
         },
         "parameters": {

@@ -1,6 +1,7 @@
 """`python -m parametrization table --n_embd 256 --base_n_embd 64`: the scaling rules of a shape, for people."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, get_args
@@ -8,6 +9,8 @@ from typing import NoReturn, get_args
 from parametrization.muon import MuonScale, matrix_shapes
 from parametrization.rules import MODES, WEIGHT_DECAY_RULES, ModeName, Shape, scaling_rules
 from parametrization.table import MuonHalf, format_modes
+
+USUAL_HEAD = 64
 
 
 def _positive(text: str) -> int:
@@ -17,6 +20,14 @@ def _positive(text: str) -> int:
     return value
 
 
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+_positive_number.__name__ = "positive number"
 _positive.__name__ = "positive whole number"  # argparse shows it: "invalid positive whole number value: '0'"
 
 
@@ -33,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--base_n_embd", type=_positive, help="default: n_embd")
     table.add_argument("--n_layer", type=_positive, default=12)
     table.add_argument("--base_n_layer", type=_positive, help="default: n_layer")
-    table.add_argument("--head_size", type=_positive, default=64)
+    table.add_argument("--head_size", type=_positive, help=f"default: {USUAL_HEAD}, or n_embd where that is less")
     table.add_argument("--base_head_size", type=_positive, help="default: head_size")
     table.add_argument("--ffn_hidden", type=_positive, help="default: 4 * n_embd")
     table.add_argument("--base_ffn_hidden", type=_positive, help="default: in proportion to n_embd")
-    table.add_argument("--init_std", type=float, default=0.02)
+    table.add_argument("--init_std", type=_positive_number, default=0.02)
     table.add_argument("--weight_decay_rule", choices=WEIGHT_DECAY_RULES, default="width")
     table.add_argument("--residual_init", choices=("gpt2", "plain"), default="gpt2")
     table.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the backbone's matrices")
@@ -51,13 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.scale is not None and given.optimizer != "muon":
         parser.error("argument --scale: goes with --optimizer muon alone")
+    head_size = given.head_size or min(USUAL_HEAD, given.n_embd)
+    if given.n_embd % head_size:
+        parser.error(f"argument --n_embd: {given.n_embd} is not a multiple of the head size, {head_size}")
     ffn_hidden = given.ffn_hidden or 4 * given.n_embd
     base_n_embd = given.base_n_embd or given.n_embd
-    shape = Shape(given.n_embd, given.n_layer, given.head_size, ffn_hidden)
+    shape = Shape(given.n_embd, given.n_layer, head_size, ffn_hidden)
     base = Shape(
         base_n_embd,
         given.base_n_layer or given.n_layer,
-        given.base_head_size or given.head_size,
+        given.base_head_size or head_size,
         given.base_ffn_hidden or ffn_hidden * base_n_embd / given.n_embd,
     )
     options = {key: getattr(given, key) for key in ("init_std", "weight_decay_rule", "residual_init")}
@@ -71,4 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `... | head`
+        sys.stdout = None

@@ -87,6 +87,16 @@ def test_a_mistake_is_one_line_and_trains_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_trained(
+    config_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert main(["coord-check", str(config_file), "--widths=8,16", f"--out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cannot be written" in error
+
+
 def test_a_width_keeps_head_size_query_groups_and_proportions(tiny: Make) -> None:
     shape = {"n_layer": 1, "n_embd": 32, "n_head": 4, "n_kv_head": 2, "dropout": 0.1}
     config = tiny(model=shape | {"vocab_size": 32, "ffn": {"kind": "gelu", "hidden": 48}})

@@ -64,13 +64,14 @@ def _draw_panel(axes: Axes, runs: pd.DataFrame, optima: Optima, panel: Panel, co
 
 
 def _mark_optimum(axes: Axes, size: SizeOptimum, colour: Any) -> None:
-    """The fitted parabola, dotted, and a diamond on its minimum; the diamond's bar is the interval over seeds."""
+    """The fitted parabola, dotted, and a diamond where its minimum lies, at the loss read between the means; the bar is
+    the interval over seeds."""
     if not isinstance(size.optimum, Estimate):
         return
     place = size.optimum
     fitted = size.points[size.points["fitted"]]["x"]
     steps = np.linspace(np.log2(fitted.min()), np.log2(fitted.max()), 60)
-    parabola = size.loss + size.curvature * (steps - place.value) ** 2
+    parabola = size.level + size.curvature * (steps - place.value) ** 2
     axes.plot(2**steps, parabola, ":", color=colour, lw=1.0, zorder=3)
     if place.has_interval:
         ends = [2**place.lower, 2**place.upper]
@@ -93,7 +94,15 @@ def _handles(optima: Optima, colours: Palette) -> list[Line2D]:
     marks = [
         Line2D([], [], color="#777777", ls=":", lw=1.0, label="fitted parabola"),
         Line2D(
-            [], [], color="#777777", marker="D", mec="black", ms=6, ls="-", lw=2, label="its minimum,\n95 % interval"
+            [],
+            [],
+            color="#777777",
+            marker="D",
+            mec="black",
+            ms=6,
+            ls="-",
+            lw=2,
+            label="its optimum,\n95 % interval",
         ),
         Line2D([], [], color=INK, lw=1.0, ls=(0, (4, 2)), label=f"optimum of {optima.panels[0].base}"),
     ]
@@ -115,7 +124,7 @@ def _look_at_the_basins(axes: Axes, optima: Optima) -> None:
     sizes = [size for panel in optima.panels for size in panel.sizes]
     points = pd.concat([size.points for size in sizes]).dropna(subset=["mean"])
     fitted = points[points["fitted"]] if points["fitted"].any() else points
-    low = float(np.nanmin([points["mean"].min(), *(size.loss for size in sizes)]))
+    low = float(np.nanmin([points["mean"].min(), *(size.level for size in sizes)]))
     high = float(fitted["mean"].max())
     span = max(high - low, 1e-6)
     axes.set_ylim(low - 0.08 * span, min(float(points["mean"].max()), high + HEADROOM * span) + 0.04 * span)

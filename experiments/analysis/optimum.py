@@ -40,13 +40,15 @@ class Estimate:
 class SizeOptimum:
     """One basin. `points`: a row per x tried (x, mean, sd, runs, diverged, fitted), mean NaN where x cannot be used.
 
-    `optimum` is log2 x. What is not known is a Refusal that says why; `drift` and `regret` of the base are zero.
+    `optimum` is log2 x, `loss` is read there from Akima's interpolant as the regret is, and `level` is the parabola's
+    minimum. What is not known is a Refusal that says why; `drift` and `regret` of the base are zero.
     `seed_sd`: deviation over seeds of the loss at the x of lowest mean, NaN with one seed.
     """
 
     size: Any
     optimum: Estimate | Refusal
     loss: float
+    level: float
     curvature: float
     seed_sd: float
     points: pd.DataFrame
@@ -256,13 +258,18 @@ def _size(grid: _Grid, index: int, whole: _Reading, draws: Sequence[_Reading], s
         size=grid.size,
         optimum=_estimate(_place(vertex), places, seeds),
         loss=float("nan"),
+        level=float("nan"),
         curvature=float("nan"),
         seed_sd=_seed_sd(grid),
         points=_points(grid, vertex),
         drift=_estimate(whole.drifts[index], [draw.drifts[index] for draw in draws], seeds),
         regret=_estimate(whole.regrets[index], [draw.regrets[index] for draw in draws], seeds),
     )
-    return blank if isinstance(vertex, Refusal) else replace(blank, loss=vertex.loss, curvature=vertex.curvature)
+    if isinstance(vertex, Refusal):
+        return blank
+    there = read_loss(np.log2(grid.values), grid.usable.mean(axis=0), vertex.log2_x)
+    loss = float("nan") if isinstance(there, Refusal) else there
+    return replace(blank, loss=loss, level=vertex.loss, curvature=vertex.curvature)
 
 
 def _place(vertex: Vertex | Refusal) -> float | Refusal:

@@ -129,7 +129,7 @@ def table_notes(optima: Optima) -> tuple[str, ...]:
     """How the numbers of the table came about, and which are missing and why."""
     how = (
         f"best {_leaf(optima.x)}: minimum of a parabola in log2 through the mean losses within {optima.window} grid "
-        "steps of the lowest; regret: read from Akima's interpolant through the means"
+        "steps of the lowest; loss there and regret: read from Akima's interpolant through the means"
     )
     several = any(len(panel.seeds) > 1 for panel in optima.panels) and optima.bootstrap > 0
     intervals = (

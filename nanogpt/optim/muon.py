@@ -42,7 +42,8 @@ FAMILIES = {"quintic": Family(QUINTIC, 1.0), "polar_express": Family(POLAR_EXPRE
 # everything is stacked, within a bounded space.
 CPU_STACK_UP_TO, CPU_STACK_NUMBERS = 512, 2**20
 STACK_NUMBERS = 2**26
-SMALLEST_NORM = 1e-30  # a zero gradient stays zero; any other is orthogonalised, however small
+LARGEST_INVERSE = 1e37  # of a norm: an update that underflows float32 shrinks to zero, and zero stays zero
+SMALLEST_NORM = 1e-30
 SMALLEST_ROW = 1e-12
 
 
@@ -53,9 +54,13 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Te
     errors; float32 costs four times as much on CPUs that multiply bfloat16.
     """
     coefficients, margin = FAMILIES[family]
-    norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True, dtype=_at_least_float32(update))
-    # Rounded once, after the division: rounding before it, too, adds a quarter to the error on ill-conditioned updates.
-    x = (update / (norm * margin).clamp_(min=SMALLEST_NORM)).to(_working_type(update))
+    # In float32 the squares of entries below 1e-23 are lost, and a momentum without gradients gets there in a thousand
+    # steps: experts that no token reaches, layers that died.
+    norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+    inverse = (norm * margin).reciprocal_().clamp_(max=LARGEST_INVERSE).to(_at_least_float32(update))
+    # Rounded once, after the scaling: rounding before it, too, adds a quarter to the error on ill-conditioned updates.
+    x = (update * inverse).to(_working_type(update))
+    stack, x = x.shape, x.flatten(0, -3) if x.dim() > 3 else x
     add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
     tall, short = x.shape[-2] > x.shape[-1], min(x.shape[-2:])
     # Buffers that are written over and over stay in the cache.
@@ -70,7 +75,7 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Te
         left, right = (x, polynomial) if tall else (polynomial, x)
         add_product(x, left, right, beta=a, out=spare)
         x, spare = spare, x
-    return x
+    return x.view(stack)
 
 
 def _working_type(x: Tensor) -> torch.dtype:

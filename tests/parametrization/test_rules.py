@@ -145,6 +145,8 @@ def test_muons_scale_is_original_unless_named(capsys: pytest.CaptureFixture[str]
 
 WRONG = [[], ["table"], ["table", "--n_embd", "0"], ["table", "--n_embd", "x"]]
 WRONG += [["table", "--n_embd", "8", "--scale", "spectral"], ["table", "--n_embd", "8", "--optimizer", "lion"]]
+WRONG += [["table", "--n_embd", "8", "--init_std", text] for text in ("-1", "0", "nan", "inf", "x")]
+WRONG += [["table", "--n_embd", "100"], ["table", "--n_embd", "8", "--head_size", "3"]]
 
 
 @pytest.mark.parametrize("arguments", WRONG)
