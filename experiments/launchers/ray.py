@@ -185,6 +185,7 @@ def _order(folder: Path, submission: Submission, job: Job, number: int) -> Order
         "arguments": [*arguments, *(["--retry-failed"] if job.retry_failed else [])],
         "environment": environment,
         # An installed package is the node's own affair; a checkout may lie in the shared folder.
+        "directory": os.getcwd(),
         "source": str(ROOT) if (ROOT / "pyproject.toml").exists() else None,
     }
 
@@ -197,18 +198,29 @@ def _task(settings: RaySettings) -> Any:
     resources = demands(settings)
     options |= {"num_cpus": resources.pop("CPU"), "num_gpus": resources.pop("GPU", 0), **resources}
     try:
-        if not ray.is_initialized():
+        if ray.is_initialized():
+            _check_connected(settings.address)
+        else:
             with _own_sigterm():
                 ray.init(
                     address=settings.address, log_to_driver=False, logging_level="CRITICAL",
                     runtime_env=settings.runtime_env or None,
                 )  # fmt: skip
-        elif settings.runtime_env:
-            options["runtime_env"] = settings.runtime_env
         ray.cloudpickle.register_pickle_by_value(raynode)
         return ray.remote(**options)(raynode.work)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         raise UserError(f"launcher: ray: {_one_line(error)}") from None
+
+
+def _check_connected(address: str) -> None:
+    """A process is in one cluster at a time, with one runtime environment. A notebook may have chosen them before."""
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    if address not in ("auto", here):
+        raise UserError(f"launcher.address: {address}, but this process is in the cluster {here}; ray.shutdown() first")
 
 
 def _ended(task: Any) -> Ended:

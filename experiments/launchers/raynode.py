@@ -27,12 +27,14 @@ SHELL = ["/bin/sh", "-c", '"$@"; exit $?', "sh"]
 
 
 class Order(TypedDict):
-    """What a task is asked to do. `arguments` follow `python -m experiments worker FOLDER`."""
+    """What a task is asked to do. `arguments` follow `python -m experiments worker FOLDER`; `directory` is the driver's
+    own, where paths of configs that are not absolute begin, if the node has it."""
 
     folder: str
     record: str
     log: str
     arguments: list[str]
+    directory: str
     environment: dict[str, str]
     source: str | None
 
@@ -101,9 +103,10 @@ def _appears(path: Path) -> bool:
 def _run(order: Order, environment: dict[str, str], log: int) -> int:
     read, life = os.pipe()
     command = [sys.executable, "-m", "experiments", "worker", order["folder"], *order["arguments"]]
+    directory = order["directory"] if os.path.isdir(order["directory"]) else order["folder"]
     try:
         process = subprocess.Popen(
-            [*SHELL, *command, "--parent-fd", str(read)], pass_fds=(read,), env=environment, cwd=order["folder"],
+            [*SHELL, *command, "--parent-fd", str(read)], pass_fds=(read,), env=environment, cwd=directory,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     finally:
