@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config import OneLineParser, UserError
+try:
+    from nanogpt.config import OneLineParser, UserError
+except ImportError as error:
+    sys.exit(f"{error}; `python -m experiments.doctor` tells what is missing")
 
 DEFAULT_OUT = Path("results")
 SUCCESS, FAILURE, MISTAKE, CTRL_C = 0, 1, 2, 130
@@ -83,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--name", default="", help="what the worker calls itself in its log")
     worker.add_argument("--on-term", choices=["exit", "requeue-command"], default="exit",
                         help="requeue-command: ask Slurm for this job again after a signal")  # fmt: skip
+    doctor = commands.add_parser("doctor", help="is everything there: packages, devices, the results folder, launchers")
+    doctor.set_defaults(command=_doctor)
+    doctor.add_argument("study", nargs="?", metavar="STUDY", help="a study's YAML file, or its results folder")
+    doctor.add_argument("--launcher", metavar="NAME", help="the one to ask; default: the study's, else local")
+    doctor.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help="root of results folders")
+    doctor.add_argument("--json", action="store_true", help="the findings, for programs")
     schema = commands.add_parser("schema", help="print the JSON schema of study files")
     schema.set_defaults(command=_schema)
     schema.add_argument("what", choices=["study"])
@@ -277,6 +286,12 @@ def _worker(arguments: argparse.Namespace) -> int:
     from experiments.worker import main as work
 
     return work(arguments.folder, arguments.slots, arguments.threads, arguments.parent_fd, arguments.retry_failed)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from experiments.doctor import main as examine
+
+    return examine(arguments.study, arguments.out, arguments.launcher, arguments.json)
 
 
 def _schema(arguments: argparse.Namespace) -> int:
