@@ -30,7 +30,7 @@ import json
 facts = {}
 try:
     import torch
-    facts["version"], facts["threads"] = torch._version__, torch.get_num_threads()
+    facts["version"], facts["threads"] = torch.__version__, torch.get_num_threads()
     cuda = torch.cuda.is_available()
     facts["built_for_cuda"] = torch.version.cuda
     facts["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
