@@ -64,7 +64,7 @@ class Ray:
     def cancel(self, submission: Submission) -> None:
         """The driver, wherever it runs, sees the file, ends its workers and goes."""
         record = record_path(Path(submission.handle["folder"]), submission)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # the study's folder is gone, and so are its workers
             record.with_suffix(CANCEL).touch()
 
 
@@ -120,6 +120,8 @@ class RayWorkers:
             end_submission(self._folder, self._submission.name)
 
     def _record_left(self) -> None:
+        if not record_path(self._folder, self._submission).exists():
+            return  # cancelled
         handle = {**self._submission.handle, "left": len(self._tasks)}
         write_submission(self._folder, replace(self._submission, handle=handle))
 
@@ -145,13 +147,13 @@ class RayWorkers:
         record = record_path(self._folder, self._submission)
         asked, due = False, 0.0
         while not self._over.wait(1.0):
-            with contextlib.suppress(OSError):
-                if time.monotonic() >= due:
+            if time.monotonic() >= due:
+                due = time.monotonic() + lease.BEAT_SECONDS
+                with contextlib.suppress(OSError):  # cancelled, so renamed already; or out of reach for a while
                     os.utime(record)
-                    due = time.monotonic() + lease.BEAT_SECONDS
-                if not asked and record.with_suffix(CANCEL).exists():
-                    asked = True
-                    self.stop()
+            if not asked and record.with_suffix(CANCEL).exists():
+                asked = True
+                self.stop()
 
 
 def record_path(folder: Path, submission: Submission) -> Path:

@@ -92,7 +92,8 @@ def _problem(order: Order, host: str) -> str:
 
 def _appears(path: Path) -> bool:
     deadline = time.monotonic() + RECORD_SECONDS
-    while not path.exists():
+    ended = path.with_suffix(".ended.json")
+    while not (path.exists() or ended.exists()):
         if time.monotonic() > deadline:
             return False
         os.listdir(path.parent.parent)  # asks a network file system again
