@@ -68,7 +68,8 @@ class Queue:
             self.drop(run)
         elif self._was_cancelled(run, state):
             self.drop(run)
-        elif state.status != "running":
+        else:
+            # `running` is what another host's clock makes it look like; whether its lease is stale, the claim finds.
             return self._is_due(run, state)
         return False
 
