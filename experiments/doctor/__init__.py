@@ -86,7 +86,9 @@ def report(findings: list[Finding]) -> str:
         if finding.advice:
             lines.append(f"{'':<8} {'':<{width}}  -> {finding.advice}")
     counts = Counter(finding.verdict for finding in findings)
-    said = ", ".join(f"{counts[name]} {name}{'s' * (counts[name] > 1)}" for name in ("problem", "warning") if counts[name])
+    said = ", ".join(
+        f"{counts[name]} {name}{'s' * (counts[name] > 1)}" for name in ("problem", "warning") if counts[name]
+    )
     return "\n".join([*lines, said or "all is well"])
 
 

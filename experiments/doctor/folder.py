@@ -29,7 +29,9 @@ def results(out: Path, shared: bool) -> Iterator[Finding]:
         return
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     kind = file_system(nearest)
-    where = f"{out.absolute()}" + ("" if nearest == out else f" (to be made in {nearest})") + (f", {kind}" if kind else "")
+    where = (
+        f"{out.absolute()}" + ("" if nearest == out else f" (to be made in {nearest})") + (f", {kind}" if kind else "")
+    )
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "cannot be written" if nearest.is_dir() else f"{nearest} is not a folder"
         yield problem("results", f"{where}: {reason}", "choose another with --out")
@@ -39,7 +41,9 @@ def results(out: Path, shared: bool) -> Iterator[Finding]:
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".doctor-", dir=nearest))
     except OSError as error:
-        yield problem("results", f"{nearest}: cannot make a folder in it: {error.strerror}", "choose another with --out")
+        yield problem(
+            "results", f"{nearest}: cannot make a folder in it: {error.strerror}", "choose another with --out"
+        )
         return
     try:
         for name, trial, why in TRIALS:

@@ -73,14 +73,12 @@ def ask_cluster(address: str, seconds: float = PROBE_SECONDS) -> Cluster:
     )
     timer = threading.Timer(seconds, child.kill)
     timer.start()
-    try:
-        assert child.stdout is not None
-        facts = _read_facts(child.stdout)
-    finally:
-        timer.cancel()
-        child.kill()
-        child.wait()
-        child.stdout.close()
+    with child:
+        try:
+            facts = _read_facts(child.stdout or ())
+        finally:
+            timer.cancel()
+            child.kill()
     if "error" in facts:
         raise UserError(f"launcher: ray: address {address!r}: {facts['error']}")
     return Cluster(facts["version"], [(host, resources) for host, resources in facts["nodes"]])
