@@ -72,6 +72,6 @@ def ray(settings: Any) -> Iterator[Finding]:
     if workers < settings.workers:
         found = f"{workers} of {settings.workers} workers fit at a time"
         yield warning("ray", found, "the others wait for room: ask for fewer, or smaller ones")
-    if os.environ.get("RAY_AUTH_MODE") != "token":
-        advice = "Ray runs what anyone who reaches it sends: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN everywhere"
-        yield warning("ray", "no RAY_AUTH_MODE=token here", advice)
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        advice = "the cluster runs whatever reaches it: RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN keep others out"
+        yield warning("ray", "RAY_AUTH_MODE=disabled", advice)
