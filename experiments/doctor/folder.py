@@ -102,7 +102,7 @@ def _rename(scratch: Path) -> None:
 
 def _beat(scratch: Path) -> None:
     path = scratch / "beat"
-    path.touch()
+    path.write_text("alive")
     os.utime(path, (1e9, 1e9))
     before = path.stat().st_mtime
     os.utime(path)

@@ -285,3 +285,9 @@ def test_a_cluster_of_its_own_is_no_cluster(monkeypatch):
     monkeypatch.setattr(raycluster, "ray_version", lambda: "2.60.0")
     with pytest.raises(UserError, match="on one machine take launcher: local"):
         ask_cluster("local")
+
+
+def test_every_setting_is_on_the_page():
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    for name in set(RaySettings.model_fields) - {"kind"}:
+        assert f"| `launcher.{name}` |" in page
