@@ -135,7 +135,7 @@ def _clock(scratch: Path) -> Finding:
     """The file system's clock against ours: on a network file system it is the server's."""
     path = scratch / "clock"
     before = time.time()
-    path.touch()
+    path.write_text("now")
     after = time.time()
     stamp = path.stat().st_mtime
     # The kernel stamps with its last tick, so a local file may look some milliseconds older than `before`.
