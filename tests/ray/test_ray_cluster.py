@@ -146,6 +146,16 @@ def test_what_is_wrong_with_the_cluster_is_said_in_one_line(cluster, tmp_path, f
     assert submissions(folder) == []
 
 
+def test_the_doctor_asks_the_cluster(cluster, tmp_path):
+    study = write_study(tmp_path, seeds=1, step=0.01, workers=9)
+    command = [sys.executable, "-m", "experiments", "doctor", str(study), "--out", str(tmp_path), "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True)
+    findings = [each for each in json.loads(done.stdout)["findings"] if each["check"] == "ray"]
+    assert done.returncode == 0, done.stdout
+    assert [each["verdict"] for each in findings] == ["ok", "warning"]
+    assert "of 9 workers fit at a time" in findings[1]["found"]
+
+
 def test_a_node_that_does_not_see_the_results_folder_says_so(cluster, tmp_path):
     """The task itself, as it runs on a node, with a folder that only the driver has."""
     program = f"""
