@@ -67,7 +67,7 @@ class Worker:
     def __post_init__(self) -> None:
         engine.check_processes(self.setup.nproc)
         self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
-        self.queue = Queue(self.study, self.setup.retry_failed)
+        self.queue = Queue(self.study, self.setup.retry_failed, claimant=self.claimant)
         self.gpus = GpuPool(visible_gpus(), self.setup.gpus_per_run, self.setup.slots_per_gpu)
         self.parent_fd = self.setup.parent_fd
         self.unsettled: list[tuple[Child, Exit]] = []
@@ -143,7 +143,7 @@ class Worker:
     def _take(self, run: LockedRun) -> None:
         """Start the run if it can be claimed."""
         try:
-            attempt = claim(self.study, run, self.claimant, self.setup.threads)
+            attempt = claim(self.study, run, self.claimant, self.setup.threads, self.queue.seen.get(run.id))
         except (UserError, OSError) as error:
             self._leave_alone(run, error)
             return

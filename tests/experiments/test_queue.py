@@ -27,11 +27,24 @@ def test_a_lease_of_a_dead_host_is_taken_over_by_the_observers_own_clock(write_s
     held = claim(study, run, elsewhere, threads=1)
     assert held is not None
     os.utime(held.lease.path, (time.time() + ahead,) * 2)
-    queue, here = Queue(study), Claimant(stale_seconds=0.2)
-    assert queue.wants(run)
-    assert claim(study, run, here, threads=1) is None, "it may live: this is the first look"
+    here = Claimant(stale_seconds=0.2)
+    queue = Queue(study, claimant=here)
+    assert not queue.wants(run), "it may live: this is the first look"
     time.sleep(0.25)
     assert queue.wants(run)
-    taken = claim(study, run, here, threads=1)
+    taken = claim(study, run, here, 1, after=queue.seen[run.id])
     assert taken is not None
     assert taken.lease.generation == 2
+
+
+def test_a_run_that_fails_after_it_was_seen_running_is_not_taken_for_a_stale_one(write_study, tmp_path):
+    study = StudyFolder(tmp_path / "tiny")
+    study.path.mkdir()
+    write_lock(study.path, resolve(Study.load(write_study("{grid: {n_layer: [1]}}"))))
+    (run,) = study.lock.runs
+    held = claim(study, run, Claimant(), threads=1)
+    here = Claimant(stale_seconds=0.0)
+    assert held is not None
+    assert not here.finds_stale(held.lease.folder, 1)
+    lease.release(held.lease)
+    assert not here.finds_stale(held.lease.folder, 1), "released: its outcome says what follows, not the clock"
