@@ -24,13 +24,19 @@ $(VENV)/.installed-dev: $(VENV)/.installed tests/oracles.txt
 		echo "tests/oracles.txt could not be installed: the tests against those packages will skip"
 	@touch $@
 
+# Ray is large and not needed to work on this: where it cannot be had, the tests that need it skip.
+$(VENV)/.installed-ray: $(VENV)/.installed-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[default]' || \
+		echo "Ray could not be installed: the tests that need it will skip"
+	@touch $@
+
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m experiments run studies/quickstart.yaml
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-dev $(VENV)/.installed-ray
 	$(BIN)/python -m pytest -m "slow or browser or slurm or ray or faults"
 
 lint: $(VENV)/.installed-dev

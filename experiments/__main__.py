@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config import OneLineParser, UserError
+try:
+    from nanogpt.config import OneLineParser, UserError
+except ImportError as error:
+    sys.exit(f"{error}; `python -m experiments.doctor` tells what is missing")
 
 DEFAULT_OUT = Path("results")
 KINDS = ("error", "oom", "timeout", "crashed", "corrupt")
@@ -91,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--why", action="store_true", help="why each run is in its state, and what `run` would do")
     results.add_argument("--csv", action="store_true", help="the whole table as comma-separated values")
     _add_worker(commands)
+    _add_doctor(commands)
     schema = commands.add_parser("schema", help="print the JSON schema of study files")
     schema.set_defaults(command=_schema)
     schema.add_argument("what", choices=["study"])
@@ -129,6 +133,15 @@ def _add_worker(commands: Any) -> None:
                         help="requeue-command: ask Slurm for this job again after a signal")  # fmt: skip
 
 
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="is everything there: packages, devices, the results folder, launchers")
+    doctor.set_defaults(command=_doctor)
+    doctor.add_argument("study", nargs="?", metavar="STUDY", help="a study's YAML file, or its results folder")
+    doctor.add_argument("--launcher", metavar="NAME", help="the one to ask; default: the study's, else local")
+    doctor.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help="root of results folders")
+    doctor.add_argument("--json", action="store_true", help="the findings, for programs")
+
+
 def _command(commands: Any, name: str, function: Any, help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(command=function)
@@ -149,6 +162,12 @@ def _not_negative(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
     return int(text)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from experiments.doctor import main as examine
+
+    return examine(arguments.study, arguments.out, arguments.launcher, arguments.json)
 
 
 def _schema(arguments: argparse.Namespace) -> int:

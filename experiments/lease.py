@@ -196,6 +196,12 @@ class Claimant:
         # The record may have been published between the first look and the link: then there is nothing to train.
         return None if _is_published(folder) else lease
 
+    def finds_stale(self, folder: Path, generation: int) -> bool:
+        """Whether a lease that looks held is not: by this observer's clock alone, whatever the holder's clock says."""
+        if is_released(folder, generation):
+            return False
+        return self._is_stale(lease_path(folder, generation), generation)
+
     def _may_follow(self, folder: Path, top: int) -> bool:
         if is_released(folder, top):
             return True

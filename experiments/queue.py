@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments import marks
 from experiments.attempt import Settled
-from experiments.lease import lease_path
+from experiments.lease import Claimant, lease_path
 from experiments.lock import LockedRun
 from experiments.store import FINISHED, RunState, StudyFolder, state_of
 
@@ -18,6 +18,7 @@ class Queue:
     study: StudyFolder
     retry_failed: bool = False
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    claimant: Claimant = field(default_factory=Claimant)
 
     def __post_init__(self) -> None:
         self.seen: dict[str, int | None] = {}  # the generation that made us want a run
@@ -73,7 +74,7 @@ class Queue:
             self.drop(run)
         elif self._was_cancelled(run, state):
             self.drop(run)
-        elif state.status != "running":
+        elif state.status != "running" or self.claimant.finds_stale(folder, state.generation):
             has_lease = lease_path(folder, state.generation).exists()
             self.seen[run.id] = state.generation if has_lease or not state.generation else None
             return self._is_due(run, state)

@@ -17,6 +17,7 @@ from experiments.outcomes import failure, read_outcome
 from nanogpt.config import UserError
 from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, read_json, read_published
 
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.I)  # s3://bucket, of which a Path keeps s3:/bucket
 RUN_FOLDER = re.compile(r".*\.([0-9a-f]{12})")
 TRIALS = "trials"
 # What `run` takes up again by itself; a failed run waits until a person asks for a retry.
@@ -62,6 +63,8 @@ class StudyFolder:
 
     def check_writable(self) -> None:
         """Raises UserError when the folder cannot be made or written, before anything is computed for it."""
+        if ADDRESS.match(str(self.path)):
+            raise UserError(f"{self.path}: is an address, not a folder: results need a file system that has hard links")
         nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise UserError(f"{self.path}: cannot be written: {nearest} is not a folder")

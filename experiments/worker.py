@@ -68,7 +68,7 @@ class Worker:
         engine.check_processes(self.setup.nproc)
         self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
         self._claimant = self.claimant or Claimant(self.supervise.lease)
-        self.queue = Queue(self.study, self.setup.retry_failed)
+        self.queue = Queue(self.study, self.setup.retry_failed, claimant=self._claimant)
         self.gpus = GpuPool(visible_gpus(), self.setup.gpus_per_run, self.setup.slots_per_gpu)
         self.parent_fd = self.setup.parent_fd
         self.unsettled: list[tuple[Child, Exit]] = []

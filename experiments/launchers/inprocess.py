@@ -20,7 +20,8 @@ class InProcess:
     def start(self, folder: Path, job: Job) -> "Finished":
         study = StudyFolder(folder)
         supervise = check_supervise(study.lock.supervise, str(folder))
-        queue, claimant, failed = Queue(study, job.retry_failed), Claimant(supervise.lease), 0
+        claimant, failed = Claimant(supervise.lease), 0
+        queue = Queue(study, job.retry_failed, claimant=claimant)
         for run in queue.candidates():
             ending = "retry"
             while ending == "retry" and queue.wants(run):
