@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     for each in (plan, run):
         each.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting for all runs")
         each.add_argument("--jobs", type=_at_least_one, metavar="N", help="runs at a time (default: one per core)")
-    run.add_argument("--launcher", default="local", help="where workers start: local, or inprocess for debugging")
+        each.add_argument("--launcher", metavar="NAME", help="local, slurm, ray, or inprocess; default: the study's")
     run.add_argument("--dry-run", action="store_true", help="as plan")
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again, from their checkpoints")
     run.add_argument("--no-report", action="store_true", help="end after training")
@@ -74,6 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--threads", type=_at_least_one, default=1, help="threads of each run that names none")
     worker.add_argument("--parent-fd", type=int, help="descriptor whose end of file means: stop")
     worker.add_argument("--retry-failed", action="store_true")
+    worker.add_argument(
+        "--gpus-per-run", type=int, default=1, metavar="G", help="GPUs of each run, where there are any"
+    )
+    worker.add_argument("--slots-per-gpu", type=_at_least_one, default=1, metavar="K", help="runs that share a GPU")
+    worker.add_argument("--isolation", choices=["fork", "process"], default="fork", help="process: cold starts")
+    worker.add_argument("--nproc", type=_at_least_one, default=1, help="processes of each run")
+    worker.add_argument("--name", default="", help="what the worker calls itself in its log")
+    worker.add_argument("--on-term", choices=["exit", "requeue-command"], default="exit",
+                        help="requeue-command: ask Slurm for this job again after a signal")  # fmt: skip
     schema = commands.add_parser("schema", help="print the JSON schema of study files")
     schema.set_defaults(command=_schema)
     schema.add_argument("what", choices=["study"])
@@ -109,10 +118,12 @@ def _prepared(arguments: argparse.Namespace) -> Any:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from experiments.launchers.settings import chosen_launcher
     from experiments.planner import drift_text, make_plan, plan_text
     from experiments.runner import default_jobs
 
     prepared = _prepared(arguments)
+    chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
     print(plan_text(make_plan(prepared.study, default_jobs(arguments.jobs))))
     if prepared.drifted:
         print(f"  drifted, so `run` will ask:\n{drift_text(prepared.drifted)}")
@@ -123,15 +134,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _plan(arguments)
     from experiments.launchers import Job
+    from experiments.launchers.settings import chosen_launcher
     from experiments.planner import make_plan, plan_text
     from experiments.progress import for_stream
     from experiments.runner import StudyRun, default_jobs, refuse_drift
 
     prepared = _prepared(arguments)
+    settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
     refuse_drift(prepared)
     plan = make_plan(prepared.study, default_jobs(arguments.jobs))
     print(plan_text(plan), flush=True)
-    run = StudyRun(prepared, arguments.launcher, Job(arguments.jobs, arguments.retry_failed))
+    run = StudyRun(prepared, Job(settings, arguments.jobs, arguments.retry_failed))
     with _terminable():
         try:
             run.start()

@@ -63,6 +63,8 @@ class Lock(_Frozen):
     source: str
     fit: dict[str, Any] | None
     report: dict[str, Any]
+    launcher: dict[str, Any] | None = None
+    supervise: dict[str, Any] = {}
     overrides: dict[str, Any]
     study_hash: str
     files: dict[str, str]
@@ -154,6 +156,8 @@ def resolve(study: Study, old: Lock | None = None) -> Lock:
         source=study.source,
         fit=study.fit,
         report=study.report,
+        launcher=study.launcher,
+        supervise=study.supervise,
         overrides=study.overrides,
         study_hash=study.hash,
         files=study.files,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.engine import INTERRUPTED, child_environment
 from experiments.launchers import Job, Workers, launcher_named
 from experiments.launchers.base import available_cores
+from experiments.launchers.settings import chosen_launcher
 from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress
@@ -77,9 +78,9 @@ def refuse_drift(prepared: Prepared) -> None:
 class StudyRun:
     """A study at work: what `run_grid(wait=False)` returns. Runs end when this process does, and can go on later."""
 
-    def __init__(self, prepared: Prepared, launcher: str = "local", job: Job | None = None) -> None:
+    def __init__(self, prepared: Prepared, job: Job | None = None) -> None:
         self.folder = prepared.study
-        self._prepared, self._launcher, self._job = prepared, launcher, job or Job()
+        self._prepared, self._job = prepared, job or Job()
         self._workers: Workers | None = None
         self.stopped = False
 
@@ -89,7 +90,7 @@ class StudyRun:
         Raises UserError when the folder cannot be written, the launcher is unknown, or runs have drifted.
         """
         refuse_drift(self._prepared)
-        launcher = launcher_named(self._launcher)
+        launcher = launcher_named(self._job.settings.kind)
         self._write_study()
         if self.to_do():
             self._observer = Observer(self.folder)
@@ -194,21 +195,24 @@ class ExperimentRunner:
         seeds: Sequence[int] | int | None = None,
         wait: bool = True,
         jobs: int | None = None,
-        launcher: str = "local",
+        launcher: str | Mapping[str, Any] | None = None,
         retry_failed: bool = False,
         drifted: Drifted = "stop",
+        supervise: Mapping[str, Any] | None = None,
     ) -> Any:
         """Train every combination of `grid_params`, with `base_params` laid over the base config.
 
         Keys are dotted (`model.n_layer`), unique leaf names (`n_layer`) or nanoGPT's flags (`use_rope`). Runs that are
-        finished already are not trained again. Returns the table of the grid's runs, or with `wait=False` a handle
-        with `status()`, `wait()`, `stop()` and `result()`. Raises UserError before anything starts if a run is invalid.
+        finished already are not trained again. `launcher` is a name, or settings with `kind`; `supervise` is that
+        section of a study. Returns the table of the grid's runs, or with `wait=False` a handle with `status()`,
+        `wait()`, `stop()` and `result()`. Raises UserError before anything starts if a run is invalid.
         """
         if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
             raise UserError(f"run_grid: jobs: expected a whole number of at least 1, got {jobs!r}")
-        study = Study.from_grid(grid_name, self.base_config_path, base_params, grid_params, seeds)
+        study = Study.from_grid(grid_name, self.base_config_path, base_params, grid_params, seeds, launcher, supervise)
         prepared = prepare(study, self.output_root / grid_name, drifted)
-        run = StudyRun(prepared, launcher, Job(jobs, retry_failed)).start()
+        job = Job(chosen_launcher(study.launcher), jobs=jobs, retry_failed=retry_failed)
+        run = StudyRun(prepared, job).start()
         self._handles.append(run)
         if not wait:
             return run

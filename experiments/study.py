@@ -17,6 +17,8 @@ from experiments import grid
 from experiments.analysis.filters import Filter
 from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
 from experiments.grid import Point, Sweep
+from experiments.launchers.settings import KINDS, as_section, check_launcher
+from experiments.supervise import Supervise, check_supervise
 from nanogpt.config import Config, UserError, canonical_json, did_you_mean
 from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.layers import Layers
@@ -48,6 +50,8 @@ class StudyFile(BaseModel):
     sweep: Sweep = Field(Sweep(), description="What varies from run to run.")
     fit: dict[str, Any] | None = Field(None, description="The law to fit; see docs/laws.md.")
     report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
+    launcher: Any = Field(None, description="What starts the workers: a name, or `kind` and its settings.")
+    supervise: Any = Field(None, description="Time limits, retries, and when failures end the study.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Study:
     sweep: Sweep
     fit: dict[str, Any] | None
     report: dict[str, Any]
+    launcher: dict[str, Any] | None
+    supervise: dict[str, Any]
     overrides: dict[str, Any]
     files: dict[str, str]
     place: Callable[..., str]
@@ -97,6 +103,7 @@ class Study:
         layers.lay(asked.config, places, str(file.path))
         name = asked.name or file.path.stem
         _check_analysis(asked, lambda *path: file.line(path))
+        _check_execution(asked, lambda *path: file.line(path))
         files = [file.path, *chain]
         return cls._build(name, asked, layers, files, _below(file, "sweep"), str(file.path), _pairs(overrides))
 
@@ -108,6 +115,8 @@ class Study:
         base_params: Mapping[str, Any] | None = None,
         grid_params: Mapping[str, Any] | None = None,
         seeds: Sequence[int] | int | None = None,
+        launcher: str | Mapping[str, Any] | None = None,
+        supervise: Mapping[str, Any] | None = None,
     ) -> Self:
         """The study of a grid given in Python. Keys as in a study file: dotted, unique leaf names, nanoGPT's flags."""
         if not isinstance(name, str):
@@ -120,11 +129,14 @@ class Study:
             "base": str(Path(base_config_path).resolve()),
             "config": base_params,
             "sweep": sweep,
+            **({} if launcher is None else {"launcher": plain(launcher)}),
+            **({} if supervise is None else {"supervise": plain(supervise)}),
         }
         try:
             asked = StudyFile.model_validate(data)
         except ValidationError as error:
             raise UserError(_explain(error, lambda *path: f"grid {name}")) from None
+        _check_execution(asked, lambda *path: "run_grid")
         layers = load_layers(base_config_path)
         layers.lay(asked.config, {}, "base_params")
         study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), lambda *path: "grid_params")
@@ -154,6 +166,8 @@ class Study:
             sweep=asked.sweep,
             fit=asked.fit,
             report=asked.report,
+            launcher=None if asked.launcher is None else as_section(check_launcher(asked.launcher)),
+            supervise=dict(asked.supervise or {}),
             overrides=dict(overrides),
             files={os.path.relpath(path): _sha256(path.read_bytes()) for path in files},
             place=place,
@@ -276,6 +290,12 @@ def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     check_report_spec(asked.report, f"{place('report')}: report")
 
 
+def _check_execution(asked: StudyFile, place: Callable[..., str]) -> None:
+    """As for the analysis: with the place of each key."""
+    check_launcher(asked.launcher, lambda *path: place("launcher", *path))
+    check_supervise(asked.supervise, lambda *path: place("supervise", *path))
+
+
 def _explain(error: ValidationError, place: Callable[..., str]) -> str:
     """The first problem of a study file in one line."""
     problem = error.errors(include_url=False)[0]
@@ -330,7 +350,19 @@ def study_schema() -> dict[str, Any]:
     sweep["filter"] = {**sweep["filter"], "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
     for key in ("type", "items"):
         sweep["filter"].pop(key, None)
+    kinds = {kind: model.model_json_schema() for kind, model in KINDS.items()}
+    schema["properties"]["launcher"] |= {"anyOf": [{"enum": list(kinds)}, *kinds.values()]}
+    schema["properties"]["supervise"] |= _with_durations(Supervise.model_json_schema())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A study", **schema}
+
+
+def _with_durations(schema: dict[str, Any]) -> dict[str, Any]:
+    """Times may be written with a unit, which the model has already turned into seconds."""
+    for key in ("time_limit", "backoff"):
+        field = schema["properties"][key]
+        field.pop("type", None)
+        field["anyOf"] = [{"type": "number"}, {"type": "string"}, *([{"type": "null"}] if key == "time_limit" else [])]
+    return {"properties": schema["properties"], "additionalProperties": False, "type": "object"}
 
 
 def all_keys() -> list[str]:

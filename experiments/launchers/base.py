@@ -1,17 +1,26 @@
 """What a launcher is: it starts workers on a results folder, and says whether any of them still lives."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from experiments.launchers.settings import LauncherSettings, LocalSettings
+from experiments.launchers.submitted import Submission
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the workers are asked to do: how many runs at a time, and whether failed runs are tried again."""
+    """What the workers are asked to do: where, how many runs at a time, and whether failed runs are tried again."""
 
+    settings: LauncherSettings = field(default_factory=LocalSettings)
     jobs: int | None = None
     retry_failed: bool = False
+
+    @property
+    def at_a_time(self) -> int | None:
+        """Runs at a time on one worker, None where the launcher decides."""
+        return self.jobs or self.settings.jobs
 
 
 class Workers(Protocol):
@@ -38,6 +47,12 @@ class Launcher(Protocol):
 
     def start(self, folder: Path, job: Job) -> Workers:
         """Bring up workers for the study in `folder`. Raises UserError when this place cannot have any."""
+
+    def alive(self, submission: Submission) -> int | None:
+        """How many workers of a submission are pending or running; None when the engine cannot be asked."""
+
+    def cancel(self, submission: Submission) -> None:
+        """End a submission's workers: they save checkpoints and give their runs back."""
 
 
 def available_cores() -> int:

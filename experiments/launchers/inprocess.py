@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments import engine, lease
 from experiments.attempt import Attempt, claim, may_train, settle
 from experiments.launchers.base import Job, available_cores
+from experiments.launchers.submitted import Submission
 from experiments.lease import Claimant, LeaseLost
 from experiments.store import StudyFolder
 
@@ -27,6 +28,13 @@ class InProcess:
                     return Finished(engine.INTERRUPTED)
                 failed += ending == "failed"
         return Finished(engine.FAILED if failed else engine.COMPLETED)
+
+    def alive(self, submission: Submission) -> int | None:
+        """Its workers end with the driver: there are no submissions."""
+        return None
+
+    def cancel(self, submission: Submission) -> None:
+        """Its workers end with the driver: there are no submissions."""
 
 
 def _train(attempt: Attempt) -> str:

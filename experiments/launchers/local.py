@@ -11,6 +11,7 @@ from pathlib import Path
 from experiments.attempt import log_tail
 from experiments.engine import CALM_THREADS, child_environment
 from experiments.launchers.base import Job, available_cores
+from experiments.launchers.submitted import Submission
 
 LOGS = "workers"
 
@@ -20,8 +21,15 @@ class Local:
 
     def start(self, folder: Path, job: Job) -> "LocalWorkers":
         cores = available_cores()
-        slots = job.jobs or cores
+        slots = job.at_a_time or cores
         return LocalWorkers(folder, slots, max(1, cores // slots), job.retry_failed)
+
+    def alive(self, submission: Submission) -> int | None:
+        """Its workers end with the driver: there are no submissions."""
+        return None
+
+    def cancel(self, submission: Submission) -> None:
+        """Its workers end with the driver: there are no submissions."""
 
 
 class LocalWorkers:
