@@ -83,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--name", default="", help="what the worker calls itself in its log")
     worker.add_argument("--on-term", choices=["exit", "requeue-command"], default="exit",
                         help="requeue-command: ask Slurm for this job again after a signal")  # fmt: skip
+    propose = commands.add_parser("propose", help="publish the next trials of a search (workers start it)")
+    propose.set_defaults(command=_propose)
+    propose.add_argument("folder", type=Path, metavar="FOLDER")
+    propose.add_argument("--waiting", type=_at_least_one, default=1, metavar="N", help="until N trials wait for a worker")
+    propose.add_argument("--serve", action="store_true", help="N line by line from the standard input")
     schema = commands.add_parser("schema", help="print the JSON schema of study files")
     schema.set_defaults(command=_schema)
     schema.add_argument("what", choices=["study"])
@@ -211,7 +216,7 @@ def _terminable() -> Iterator[None]:
 
 def _failures(folder: Any) -> str:
     states = folder.states()
-    failed = [(run, states[run.id]) for run in folder.lock.runs if states[run.id].status == "failed"]
+    failed = [(run, states[run.id]) for run in folder.runs() if states[run.id].status == "failed"]
     lines = [f"{len(failed)} failed:"]
     for run, state in failed:
         log = folder.folder(run) / "attempts" / str(state.generation) / "log.txt"
@@ -230,7 +235,7 @@ def _status(arguments: argparse.Namespace) -> int:
     folder = _locked_folder(arguments)
     states = folder.states()
     if arguments.json:
-        rows = [{"id": run.id, "label": run.label, **vars(states[run.id])} for run in folder.lock.runs]
+        rows = [{"id": run.id, "label": run.label, **vars(states[run.id])} for run in folder.runs()]
         print(json.dumps({"study": folder.lock.name, "folder": str(folder.path), "runs": rows}, indent=1))
         return SUCCESS
     counts: dict[str, int] = {}
@@ -277,6 +282,12 @@ def _worker(arguments: argparse.Namespace) -> int:
     from experiments.worker import main as work
 
     return work(arguments.folder, arguments.slots, arguments.threads, arguments.parent_fd, arguments.retry_failed)
+
+
+def _propose(arguments: argparse.Namespace) -> int:
+    from experiments.search.propose import main as propose
+
+    return propose(arguments.folder, arguments.waiting, arguments.serve)
 
 
 def _schema(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from experiments import engine, lease
 from experiments.lease import Claimant, Lease
 from experiments.lock import LockedRun
+from experiments.search.pruned import publish_if_pruned
 from experiments.store import StudyFolder, read_record_if_there, state_of, write_run_files
 from nanogpt.config import UserError
 from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, publish, read_history, write_record
@@ -65,6 +66,8 @@ def _publish_earlier(held: Lease, run: LockedRun) -> bool:
         if outcome is not None and outcome.status in PUBLISHED:
             publish(held.folder, number, run.factors)
             return True
+        if publish_if_pruned(held.folder, number, run):
+            return True
     return False
 
 
@@ -88,6 +91,8 @@ def _settle(attempt: Attempt, exit_status: int, stopping: bool) -> Ending:
     outcome = _outcome(attempt)
     if outcome is not None and outcome.status in PUBLISHED:
         publish(attempt.lease.folder, attempt.lease.generation, attempt.run.factors)
+        return "published"
+    if publish_if_pruned(attempt.lease.folder, attempt.lease.generation, attempt.run):
         return "published"
     if outcome is not None:
         return "interrupted" if outcome.status == "interrupted" else "failed"

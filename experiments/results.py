@@ -65,8 +65,8 @@ def load(
 
     folder = study_folder(study, root)
     states = folder.states()
-    rows = [_row(folder, run, states[run.id]) for run in folder.lock.runs]
-    factors = list(dict.fromkeys(name for run in folder.lock.runs for name in run.factors))
+    rows = [_row(folder, run, states[run.id]) for run in folder.runs()]
+    factors = list(dict.fromkeys(name for run in folder.runs() for name in run.factors))
     columns = [*COLUMNS, *(name for name in factors if name not in COLUMNS), "folder"]
     return pd.DataFrame(rows, columns=[*columns, *(("environment", "error") if details else ())])
 
@@ -88,7 +88,7 @@ def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path 
     folder = study_folder(study, root)
     folder.folders()
     rows: list[dict[str, Any]] = []
-    for run in folder.lock.runs:
+    for run in folder.runs():
         for line in read_history(folder.folder(run) / "history.jsonl"):
             plain = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
             sizes = {"n_params": run.n_params, "n_params_non_embedding": run.n_params_non_embedding}

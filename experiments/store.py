@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments import lease
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
+from experiments.search.trials import TrialFiles, runs_of
 from nanogpt.config import UserError
 from nanogpt.configfile import dump_yaml, load_yaml
 from nanogpt.record import (
@@ -46,6 +47,7 @@ class StudyFolder:
         self.path = Path(path)
         self._lock = lock
         self._folders: dict[str, Path] = {}
+        self.trials = TrialFiles(self.path)
 
     @cached_property
     def lock(self) -> Lock:
@@ -79,11 +81,17 @@ class StudyFolder:
         known = self._folders.get(run.id)
         return known if known is not None and known.exists() else self.path / run.name
 
+    def runs(self) -> list[LockedRun]:
+        """The runs of the lock and those that a sampler has proposed since, each once."""
+        known = {run.id for run in self.lock.runs}
+        proposed = {run.id: run for run in runs_of(self.trials.all()) if run.id not in known}
+        return [*self.lock.runs, *proposed.values()]
+
     def states(self) -> dict[str, RunState]:
-        """The state of every run of the lock, by id."""
+        """The state of every run, by id."""
         folders = self.folders()
         missing = RunState("missing")
-        return {run.id: state_of(folders[run.id]) if run.id in folders else missing for run in self.lock.runs}
+        return {run.id: state_of(folders[run.id]) if run.id in folders else missing for run in self.runs()}
 
 
 def state_of(folder: Path) -> RunState:

@@ -22,6 +22,7 @@ from experiments import engine, lease
 from experiments.attempt import Attempt, Ending, claim, may_train, settle
 from experiments.lease import Claimant, LeaseLost
 from experiments.lock import LockedRun
+from experiments.search.at_work import SearchAtWork
 from experiments.store import StudyFolder
 from nanogpt.config import UserError
 
@@ -69,12 +70,13 @@ class Worker:
 
     def __post_init__(self) -> None:
         # Longest first: a long run started last would leave the other slots idle at the end.
-        self.pending: list[LockedRun] = sorted(self.study.lock.runs, key=lambda run: -run.flops)
+        self.pending: list[LockedRun] = sorted(self.study.runs(), key=lambda run: -run.flops)
         self.retry: dict[str, int] = {}
         if self.retry_failed:
             states = self.study.states()
             self.retry = {id: state.generation for id, state in states.items() if state.status == "failed"}
         self._next_look = self._next_beat = 0.0
+        self.search = SearchAtWork(self.study)
 
     def work(self) -> int:
         """Until nothing is left to do, or asked to stop. Returns 0, 1 when runs failed, 75 when stopped early."""
@@ -90,10 +92,12 @@ class Worker:
                         child.stop()
                 else:
                     self._fill_slots()
-                if not self.children and (self.stopping or not self.pending):
+                    self._search()
+                if not self.children and (self.stopping or not (self.pending or self.search.may_grow)):
                     break
                 self._beat()
                 self._wait(wake, TICK_SECONDS)
+        self.search.close()
         if self.stopping and self.pending:
             return engine.INTERRUPTED
         return engine.FAILED if self.failed else engine.COMPLETED
@@ -117,6 +121,16 @@ class Worker:
             self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
         self.pending = left
 
+    def _search(self) -> None:
+        """End what a pruner has given up, and take up or ask for new trials."""
+        for child in self.children.values():
+            if child.asked_to_stop is None and self.search.ends(child.attempt.run, child.attempt.lease.generation):
+                _say(f"{child.attempt.run.name}: pruned")
+                child.stop()
+        if new := self.search.new_runs(self.slots - len(self.children)):
+            self.pending += new
+            self._next_look = 0.0
+
     def _take(self, run: LockedRun) -> bool:
         """Start the run if it can be claimed. Returns whether it must be looked at again later."""
         try:
@@ -133,7 +147,7 @@ class Worker:
 
     def _start(self, attempt: Attempt) -> None:
         # With the pipe's write end, or the worker's own parent pipe, a child would keep itself alive.
-        close = [self._life_write, *([] if self.parent_fd is None else [self.parent_fd])]
+        close = [self._life_write, *self.search.descriptors, *([] if self.parent_fd is None else [self.parent_fd])]
         pid = engine.fork_training(attempt.arguments(self._life_read), attempt.log, close)
         self.children[pid] = Child(attempt, pid)
         _say(f"{attempt.run.name}: attempt {attempt.lease.generation} started, pid {pid}")
@@ -150,6 +164,7 @@ class Worker:
         ending: Ending = settle(child.attempt, exit_status, stopping=child.asked_to_stop is not None)
         _say(f"{child.attempt.run.name}: {ending}, exit status {exit_status}")
         self.failed += ending == "failed"
+        self.search.ended(child.attempt.run)
         if ending in ("interrupted", "superseded"):
             self.pending.insert(0, child.attempt.run)
         self._next_look = 0.0

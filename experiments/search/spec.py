@@ -1,7 +1,6 @@
 """What a study may write under `sweep.sampler`, `sweep.space` and `sweep.pruner`; imports nothing heavy."""
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -157,8 +156,8 @@ PrunerField = Annotated[Pruner, BeforeValidator(_named), WithJsonSchema(_one_wor
 Space = dict[str, Dimension]
 
 
-def problem_of(sampler: Sampler, space: Space, pruner: Pruner, keys: Mapping[str, Any]) -> str | None:
-    """What a sweep's search sections do not mean together; `keys` are the other keys of the sweep."""
+def problem_of(sampler: Sampler, space: Space, pruner: Pruner) -> str | None:
+    """What a sweep's search sections cannot mean together, in one line."""
     if sampler.kind == "grid":
         for name, given in (("space", bool(space)), ("pruner", pruner.kind != "none")):
             if given:

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ STEP_SECONDS = "FAKE_STEP_SECONDS"
 
 def main(argv: list[str]) -> int:
     if argv[0] == "describe":
-        print(json.dumps([describe(Config.model_validate(tree)) for tree in json.load(sys.stdin)]))
+        print(json.dumps(describe_many(json.load(sys.stdin))))
         return 0
     folder = Path(argv[1])
     options = dict(zip(argv[2::2], argv[3::2], strict=True))
     return train(folder, int(options["--attempt"]), Path(options["--fence"]), int(options.get("--parent_fd", -1)))
+
+
+def describe_many(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [describe(Config.model_validate(tree)) for tree in trees]
 
 
 def describe(config: Config) -> dict[str, Any]:
