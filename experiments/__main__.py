@@ -171,16 +171,17 @@ def _finish(run: Any, arguments: argparse.Namespace, worked: bool) -> int:
     has_report = (run.folder.path / "report.html").exists()
     wanted = not arguments.no_report and (worked or not has_report)
     broken = wanted and any(states.get(s) for s in ("completed", "diverged")) and write_report(run.folder.path) != 0
-    total, finished = sum(states.values()), sum(states.get(s, 0) for s in ("completed", "diverged", "pruned"))
+    finished, to_propose = sum(states.get(s, 0) for s in ("completed", "diverged", "pruned")), run.folder.to_propose
+    total = sum(states.values()) + to_propose
     print(f"{finished} of {total} runs are finished" + ("" if worked else "; nothing was left to do"))
     if (run.folder.path / "report.html").exists() and not broken:
         print(f"look at {run.folder.path / 'report.html'}")
     if states.get("failed"):
         print(_failures(run.folder), file=sys.stderr)
         print(f"failed runs wait for: {_again(arguments)} --retry-failed", file=sys.stderr)
-    elif not is_complete(states):
+    elif to_propose or not is_complete(states):
         print(f"go on with: {_again(arguments)}", file=sys.stderr)
-    return SUCCESS if is_complete(states) and not broken else FAILURE
+    return SUCCESS if is_complete(states) and not (broken or to_propose) else FAILURE
 
 
 def _interrupted(run: Any, arguments: argparse.Namespace) -> int:
@@ -242,6 +243,10 @@ def _status(arguments: argparse.Namespace) -> int:
     for state in states.values():
         counts[state.status] = counts.get(state.status, 0) + 1
     print(f"{folder.lock.name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    if folder.to_propose:
+        print(f"{folder.to_propose} trials are still to be proposed")
+    if refused := folder.refused():
+        print(f"{len(refused)} proposals were refused and replaced; the first: {refused[0].reason}")
     if counts.get("failed"):
         print(_failures(folder))
     if _has_changed(arguments.study, folder.lock):

@@ -80,6 +80,12 @@ class Lock(_Frozen):
     search: Search | None = None
     refused: list[Refused] = []
 
+    @property
+    def factors(self) -> list[str]:
+        """The dotted names of everything that varies, also where a search has no trial yet."""
+        searched = self.search.names.values() if self.search is not None else ()
+        return list(dict.fromkeys([*(name for run in self.runs for name in run.factors), *searched]))
+
 
 class Drift(_Frozen):
     """A run that was started under another id: the same factors, but a default, the base or the corpus has changed."""

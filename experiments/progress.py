@@ -47,10 +47,11 @@ class Snapshot:
     flops: float
     seconds: float
     seconds_left: float | None
+    to_propose: int = 0
 
     @property
     def total(self) -> int:
-        return sum(self.states.values())
+        return sum(self.states.values()) + self.to_propose
 
     @property
     def finished(self) -> int:
@@ -67,7 +68,7 @@ class Observer:
     def __post_init__(self) -> None:
         self.states = self.study.states()
         self._began = time.monotonic()
-        self._runs = {run.id: run for run in self.study.lock.runs}
+        self._runs = {run.id: run for run in self.study.runs()}
         self._flops_at_start = self._flops_done(self._look_at_running())
 
     def look(self) -> Snapshot:
@@ -84,11 +85,16 @@ class Observer:
             flops_done=done,
             flops=total,
             seconds=seconds,
-            seconds_left=left,
+            # Trials that are not proposed yet have no size, so nobody knows how long they take.
+            seconds_left=None if self.study.to_propose else left,
+            to_propose=self.study.to_propose,
         )
 
     def _changes(self) -> list[Change]:
         folders = self.study.folders()
+        for run in self.study.runs():  # a sampler proposes runs while the study is at work
+            if run.id not in self._runs:
+                self._runs[run.id], self.states[run.id] = run, RunState("missing")
         changes = []
         for id, before in self.states.items():
             # What is published stays so: only the rest is looked at again.

@@ -35,7 +35,8 @@ def check_columns(study: Study, factors: Iterable[str]) -> None:
 
     Called before anything is trained: a slip of the pen should not be found at the end of a long study.
     """
-    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *factors])
+    tried = ["trial"] if study.sweep.sampler.kind != "grid" else []
+    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *tried, *factors])
     fit = check_fit_spec(study.fit) if study.fit is not None else None
     for key, name in columns_named(fit, check_report_spec(study.report)):
         column_among(columns, name, f"{study.source or study.name}: {key}")
@@ -66,8 +67,8 @@ def load(
     folder = study_folder(study, root)
     states = folder.states()
     rows = [_row(folder, run, states[run.id]) for run in folder.runs()]
-    factors = list(dict.fromkeys(name for run in folder.runs() for name in run.factors))
-    columns = [*COLUMNS, *(name for name in factors if name not in COLUMNS), "folder"]
+    factors = folder.lock.factors
+    columns = [*COLUMNS, *(["trial"] if folder.lock.search is not None else []), *(name for name in factors if name not in COLUMNS), "folder"]
     return pd.DataFrame(rows, columns=[*columns, *(("environment", "error") if details else ())])
 
 
@@ -76,9 +77,10 @@ def _row(study: StudyFolder, run: LockedRun, state: RunState) -> dict[str, Any]:
     record = published_record(folder)
     measured = record.model_dump() if record is not None else {key: getattr(run, key) for key in _FROM_LOCK}
     plain = {key: value for key, value in measured.items() if key in COLUMNS}
+    tried = {} if run.trial is None else {"trial": run.trial}
     known = {"id": run.id, "label": run.label, "status": state.status, "seed": run.config["seed"]}
     objects = {"environment": measured.get("environment"), "error": {"message": state.detail} if state.detail else None}
-    return {**run.factors, **plain, **known, **objects, "folder": str(folder)}
+    return {**run.factors, **plain, **known, **tried, **objects, "folder": str(folder)}
 
 
 def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> "pd.DataFrame":
@@ -109,6 +111,7 @@ def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
 def table_text(table: "pd.DataFrame") -> str:
     """The columns a person compares first, and the best run by name."""
     shown = ["label", "id", "status", "n_params_non_embedding", "tokens", "flops", "val_loss", "val_loss_stderr"]
+    shown = ["trial", *shown] if "trial" in table.columns else shown
     with_numbers = table[shown].to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.5g}")
     if not (table["status"] == "completed").any():
         return f"{with_numbers}\nno run has completed yet"

@@ -52,7 +52,9 @@ def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
     if old is not None and holds(old, study) and drifted != "rerun":
         return Prepared(StudyFolder(folder, old), study.text, [], False)
     new = resolve(study, old)
-    check_columns(study, {name: None for run in new.runs for name in run.factors})
+    if new.search is not None:
+        StudyFolder(folder, new).trials.refuse_others(new.search)
+    check_columns(study, new.factors)
     found = drifts(old, new, StudyFolder(folder, new).folders())
     if found and drifted == "keep":
         new = keep_drifted(new, found)
@@ -112,7 +114,7 @@ class StudyRun:
         """How many runs workers would take up now."""
         wanted = (*TO_DO, "running", *(("failed",) if self._job.retry_failed else ()))
         states = self.status()
-        return sum(states.get(name, 0) for name in wanted)
+        return sum(states.get(name, 0) for name in wanted) + self.folder.to_propose
 
     def status(self) -> dict[str, int]:
         """How many runs are in each state, read from the files."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments import lease
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
+from experiments.search.search import Refused
 from experiments.search.trials import TrialFiles, runs_of
 from nanogpt.config import UserError
 from nanogpt.configfile import dump_yaml, load_yaml
@@ -86,6 +87,19 @@ class StudyFolder:
         known = {run.id for run in self.lock.runs}
         proposed = {run.id: run for run in runs_of(self.trials.all()) if run.id not in known}
         return [*self.lock.runs, *proposed.values()]
+
+    def refused(self) -> list[Refused]:
+        """The proposals of a search that are no runs, with their reasons."""
+        later = [trial for trial in self.trials.all().values() if trial.refused is not None]
+        return [
+            *self.lock.refused,
+            *(Refused(trial=trial.trial, settings=trial.settings, reason=str(trial.refused)) for trial in later),
+        ]
+
+    @property
+    def to_propose(self) -> int:
+        """How many trials of a search are still to be proposed."""
+        return sum(self.trials.lacking(self.lock.search)) if self.lock.search is not None else 0
 
     def states(self) -> dict[str, RunState]:
         """The state of every run, by id."""

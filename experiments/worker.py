@@ -98,7 +98,10 @@ class Worker:
                 self._beat()
                 self._wait(wake, TICK_SECONDS)
         self.search.close()
-        if self.stopping and self.pending:
+        if self.search.is_broken:
+            _say("the child that proposes trials has died: no more are tried")
+            return engine.MISTAKE
+        if self.stopping and (self.pending or self.search.may_grow):
             return engine.INTERRUPTED
         return engine.FAILED if self.failed else engine.COMPLETED
 

@@ -9,9 +9,10 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.analysis import plots, sweeps
+from experiments.analysis import plots, surface, sweeps
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
+from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, ReportSpec
 from nanogpt.config import UserError
 
@@ -27,6 +28,7 @@ class Material:
     curves: pd.DataFrame | None = None
     fit: Fit | None = None
     holdout: Holdout | None = None
+    searched: Searched | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ def _lr_basin(m: Material, s: FigureSpec) -> Figure:
     return sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss")
 
 
+def _response_surface(m: Material, s: FigureSpec) -> Figure:
+    names = [s.x, s.rows] if s.x and s.rows else []
+    return surface.response_surface(m.runs, m.searched, s.y or "val_loss", names)
+
+
 FIGURES: dict[str, Kind] = {
     "loss_vs_compute": Kind(
         _loss_vs_compute,
@@ -122,6 +129,15 @@ FIGURES: dict[str, Kind] = {
     "lr_basin": Kind(
         _lr_basin, "Final loss against learning rate (base-2 axis); stars mark each line's best. " + SEEDS
     ),
+    "response_surface": Kind(
+        _response_surface,
+        "What the search has learnt of its space. Above: every trial over pairs of its most influential factors, on a "
+        "thin-plate spline in those two (smoothing by 5-fold cross-validation, drawn within the hull of the trials; the "
+        "other factors vary from trial to trial). Below: loss against each factor alone. The share is that of the "
+        "variance of the trials' ranks between bins of the factor, adjusted for the number of bins; pruned trials rank "
+        "behind completed ones, diverged ones last. A pruned trial stands at the loss at which it was ended, above what "
+        "it would have reached; orange crosses diverged.",
+    ),
 }
 
 
@@ -130,7 +146,8 @@ def chosen_figures(spec: ReportSpec, material: Material) -> tuple[FigureSpec, ..
     if spec.figures is not None:
         listed = spec.figures
     else:
-        names = ["loss_vs_compute", "training_curves"]
+        names = ["response_surface"] if material.searched is not None else []
+        names += ["loss_vs_compute", "training_curves"]
         names += ["predicted_vs_measured"] if material.holdout is not None else []
         names += ["residuals"] if material.fit is not None else []
         names += ["loss_heatmap"] if spec.x and spec.rows else ["loss_vs"] if spec.x else []

@@ -13,6 +13,7 @@ from experiments.analysis.fit import fit
 from experiments.analysis.fitted import FLOOR_IS_ZERO, Fit
 from experiments.analysis.holdout import Holdout, holdout
 from experiments.analysis.laws import Law, make_law
+from experiments.analysis.searched import Searched, search_sentences
 from experiments.analysis.spec import LAW_INPUTS, FitSpec
 from nanogpt.config import UserError
 
@@ -41,7 +42,9 @@ class Analysis:
     problems: tuple[str, ...]
 
 
-def analyse_table(spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss") -> Analysis:
+def analyse_table(
+    spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss", searched: Searched | None = None
+) -> Analysis:
     """Fit, hold out and state; a table too small for its law gives an Analysis whose `problems` say so."""
     y = spec.y if spec is not None else y
     best = _best(runs, y)
@@ -55,7 +58,7 @@ def analyse_table(spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss")
         except UserError as error:
             problems.append(str(error))
     floor = _true_floor(runs, y)
-    claims = _claims(spec, result, held, floor, best, runs, y)
+    claims = _claims(spec, result, held, floor, best, runs, y, searched)
     return Analysis(spec, result, held, floor, best, claims, tuple(problems))
 
 
@@ -94,7 +97,7 @@ def _true_floor(runs: pd.DataFrame, y: str) -> float | None:
 
 def _claims(
     spec: FitSpec | None, result: Fit | None, held: Holdout | None, floor: float | None,
-    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str,
+    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str, searched: Searched | None,
 ) -> tuple[Claim, ...]:  # fmt: skip
     claims = []
     if result is not None:
@@ -103,7 +106,9 @@ def _claims(
         claims.append(_held_out_claim(held, spec.holdout.max_error))
     if result is not None and floor is not None and _reaches_the_floor(result.law):
         claims.append(_floor_claim(result, floor, held))
-    if best is not None:
+    if searched is not None:
+        claims += [Claim(text) for text in search_sentences(runs, searched, y)]
+    elif best is not None:
         claims += [*_best_mean_claim(runs, y), _best_claim(best, y)]
     return tuple(claims)
 

@@ -17,7 +17,8 @@ LAW_INPUTS: dict[str, tuple[str, ...]] = {
 }
 LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
-    "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap", "lr_basin"
+    "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap", "lr_basin",
+    "response_surface",
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ class SearchAtWork:
     @property
     def may_grow(self) -> bool:
         """Whether trials may still be proposed that this worker does not know of."""
-        return self._proposes and (self._proposer is None or self._proposer.more)
+        return self._proposes and not self.is_broken and self._study.to_propose > 0
 
     @property
     def is_broken(self) -> bool:
@@ -46,6 +46,8 @@ class SearchAtWork:
         """Runs proposed since the last call, by anyone; asks for trials while there are free slots."""
         if not self._proposes or self.is_broken:
             return ()
+        if self._proposer is None and not self.may_grow:
+            return self._unknown()
         if self._proposer is None:
             self._proposer = Proposer(self._study.path)
         answered = self._proposer.has_answered()
@@ -53,6 +55,9 @@ class SearchAtWork:
             self._proposer.ask(free)
         if not (answered or free > 0):
             return ()
+        return self._unknown()
+
+    def _unknown(self) -> list[LockedRun]:
         new = [run for run in self._study.runs() if run.id not in self._known]
         self._known |= {run.id for run in new}
         return new

@@ -34,7 +34,7 @@ class Proposals:
         if search is None or search.sampler.kind != "optuna":
             raise UserError(f"{folder}: its trials are all known; only a search with optuna is proposed one by one")
         self.search: Search = search
-        self.study.trials.refuse_others(search.hash)
+        self.study.trials.refuse_others(search)
         self._describe = describe
         self._settled: dict[int, Outcome] = {}
 
@@ -44,7 +44,7 @@ class Proposals:
         while True:
             trials = self.study.trials.all()
             outcomes = {number: self._outcome(trial) for number, trial in trials.items()}
-            cell = self._next_cell(trials)
+            cell = self._next_cell()
             if cell is None:
                 return Proposed(published, more=False)
             if sum(outcome.state == "waiting" for outcome in outcomes.values()) >= waiting:
@@ -60,20 +60,10 @@ class Proposals:
                 self._settled[trial.trial] = outcome
         return outcome
 
-    def _next_cell(self, trials: Mapping[int, Trial]) -> int | None:
-        """The cell that has the fewest trials of those that lack some."""
-        cells = range(len(self.search.cells))
-        proposed = [sum(self.search.cell(number) == cell for number in trials) for cell in cells]
-        accepted = [
-            sum(bool(trial.runs) and self.search.cell(trial.trial) == cell for trial in trials.values())
-            for cell in cells
-        ]
-        lacking = [
-            cell
-            for cell in cells
-            if accepted[cell] < self.search.trials and proposed[cell] < self.search.most_proposals
-        ]
-        return min(lacking, key=lambda cell: (accepted[cell], cell), default=None)
+    def _next_cell(self) -> int | None:
+        """The cell that lacks the most trials; None when none lacks any."""
+        lacking = self.study.trials.lacking(self.search)
+        return lacking.index(max(lacking)) if any(lacking) else None
 
     def _proposal(self, cell: int, trials: Mapping[int, Trial], outcomes: Mapping[int, Outcome]) -> Trial:
         """What the sampler proposes next for a cell, resolved, or refused with the reason."""

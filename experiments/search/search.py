@@ -78,6 +78,13 @@ class Search(BaseModel):
         """The factors of the grid that stands beside the space."""
         return list(dict.fromkeys(self.names[key] for cell in self.cells for key in cell))
 
+    def lacking(self, accepted: Sequence[int], proposed: Sequence[int]) -> list[int]:
+        """How many trials each cell lacks, given the numbers of its trials and of all its proposals."""
+        have = [sum(self.cell(number) == cell for number in accepted) for cell in range(len(self.cells))]
+        tried = [sum(self.cell(number) == cell for number in proposed) for cell in range(len(self.cells))]
+        pairs = zip(have, tried, strict=True)
+        return [max(0, self.trials - n) if asked < self.most_proposals else 0 for n, asked in pairs]
+
     def cell(self, trial: int) -> int:
         return trial % len(self.cells)
 

@@ -29,7 +29,7 @@ class Sampler(_Section):
 
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Self:
-        if self.kind == "grid" and self.model_fields_set - {"kind"}:
+        if self.kind == "grid" and (self.trials is not None or self.seed or self.optuna):
             raise ValueError("a grid takes no trials, seed or optuna; choose random, sobol or optuna")
         if self.kind != "grid" and self.trials is None:
             raise ValueError(f"{self.kind} needs trials: how many settings are tried")
@@ -119,7 +119,7 @@ class Pruner(_Section):
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Self:
         if self.kind == "none":
-            if self.model_fields_set - {"kind"}:
+            if self.at or self.keep is not None or self.min_trials is not None:
                 raise ValueError("none takes no settings; choose successive_halving, median or percentile")
             return self
         if not self.at or list(self.at) != sorted(set(self.at)):

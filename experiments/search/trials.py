@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments.lock import LockedRun
+from experiments.search.search import Search
 from nanogpt.config import UserError
 from nanogpt.record import read_json, write_atomic
 
@@ -93,9 +94,16 @@ class TrialFiles:
                 self._read[number] = read_trial(trial_path(self.folder, number))
         return {number: self._read[number] for number in numbers}
 
-    def refuse_others(self, search: str) -> None:
+    def lacking(self, search: Search) -> list[int]:
+        """How many trials each cell of a search lacks that is proposed one by one; 0 where all are known."""
+        if search.sampler.kind != "optuna":
+            return [0]
+        trials = self.all()
+        return search.lacking([number for number, trial in trials.items() if trial.runs], list(trials))
+
+    def refuse_others(self, search: Search) -> None:
         """Raises UserError when the folder holds proposals of another search: mixed, they would answer neither."""
-        others = [trial for trial in self.all().values() if trial.search != search]
+        others = [trial for trial in self.all().values() if trial.search != search.hash]
         if others:
             raise UserError(
                 f"{self.folder / TRIALS}: {len(others)} proposals are of another search: the sampler, the space or the "
