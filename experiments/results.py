@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.spec import check_fit_spec, check_report_spec, column_among, columns_named
+from experiments.exclusions import Exclusion, read_exclusions
 from experiments.lock import LockedRun
-from experiments.store import RunState, StudyFolder, published_record
+from experiments.search.verdicts import read_verdict
+from experiments.store import FINISHED, RunState, StudyFolder, published_record
 from experiments.study import Study
 from nanogpt.config import UserError
 from nanogpt.record import read_history
@@ -21,11 +23,13 @@ COLUMNS = (
     "id", "label", "status", "seed", "n_params", "n_params_non_embedding", "n_params_active", "tokens", "flops",
     "val_loss", "val_loss_stderr", "val_entropy", "val_excess_loss", "val_bits_per_byte", "best_val_loss", "best_step",
     "train_loss", "diverged_at_step", "steps", "flops_per_token", "tokens_per_second", "mfu", "wall_seconds",
-    "cpu_seconds", "peak_memory_bytes", "attempts",
+    "cpu_seconds", "peak_memory_bytes", "attempts", "excluded",
 )  # fmt: skip
 _FROM_LOCK = ("flops_per_token", "n_params", "n_params_non_embedding", "n_params_active")
 
 
+# What a search adds: the number of the proposal, and the loss at which all of them were compared first.
+SEARCH_COLUMNS = ("trial", "first_rung_loss")
 # What a line of a history adds, for figures of the training itself.
 CURVE_COLUMNS = ("step", "learning_rate", "grad_norm", "label", "folder")
 
@@ -35,8 +39,8 @@ def check_columns(study: Study, factors: Iterable[str]) -> None:
 
     Called before anything is trained: a slip of the pen should not be found at the end of a long study.
     """
-    tried = ["trial"] if study.sweep.sampler.kind != "grid" else []
-    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *tried, *factors])
+    searched = SEARCH_COLUMNS if study.sweep.sampler.kind != "grid" else ()
+    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *searched, *factors])
     fit = check_fit_spec(study.fit) if study.fit is not None else None
     for key, name in columns_named(fit, check_report_spec(study.report)):
         column_among(columns, name, f"{study.source or study.name}: {key}")
@@ -59,28 +63,41 @@ def load(
 ) -> "pd.DataFrame":
     """One row per run of the study: identity, sizes, losses (nats per token), cost, the varied factors, and its folder.
 
-    A run without a result has its status and sizes, and missing values for the rest. `details` adds the objects
-    `environment` and `error`. Raises UserError naming the file when a record is damaged.
+    A run without a result has its status and sizes, and missing values for the rest; one whose record is damaged has
+    failed. `excluded` says why a run is left out of fits. `details` adds the objects `environment` and `error`.
+    Raises UserError when the study's lock or its exclusions cannot be read.
     """
     import pandas as pd
 
     folder = study_folder(study, root)
-    states = folder.states()
-    rows = [_row(folder, run, states[run.id]) for run in folder.runs()]
+    runs, states = folder.runs(), folder.states()
+    excluded = read_exclusions(folder.path, runs)
+    rows = [{**_row(folder, run, states[run.id]), "excluded": _words(excluded.get(run.id))} for run in runs]
     factors = folder.lock.factors
-    columns = [*COLUMNS, *(["trial"] if folder.lock.search is not None else []), *(name for name in factors if name not in COLUMNS), "folder"]
+    searched = SEARCH_COLUMNS if folder.lock.search is not None else ()
+    columns = [*COLUMNS, *searched, *(name for name in factors if name not in COLUMNS), "folder"]
     return pd.DataFrame(rows, columns=[*columns, *(("environment", "error") if details else ())])
+
+
+def _words(exclusion: Exclusion | None) -> str | None:
+    return None if exclusion is None else str(exclusion)
 
 
 def _row(study: StudyFolder, run: LockedRun, state: RunState) -> dict[str, Any]:
     folder = study.folder(run)
-    record = published_record(folder)
+    record = published_record(folder) if state.status in FINISHED else None
     measured = record.model_dump() if record is not None else {key: getattr(run, key) for key in _FROM_LOCK}
     plain = {key: value for key, value in measured.items() if key in COLUMNS}
-    tried = {} if run.trial is None else {"trial": run.trial}
+    tried = {} if run.trial is None else {"trial": run.trial, "first_rung_loss": _first_rung_loss(folder)}
     known = {"id": run.id, "label": run.label, "status": state.status, "seed": run.config["seed"]}
     objects = {"environment": measured.get("environment"), "error": {"message": state.detail} if state.detail else None}
     return {**run.factors, **plain, **known, **tried, **objects, "folder": str(folder)}
+
+
+def _first_rung_loss(folder: Path) -> float | None:
+    """The loss at the first rung of a pruner, where every trial was measured after the same share of its horizon."""
+    verdict = read_verdict(folder, 0)
+    return None if verdict is None else verdict.value
 
 
 def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> "pd.DataFrame":
@@ -91,7 +108,7 @@ def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path 
     folder.folders()
     rows: list[dict[str, Any]] = []
     for run in folder.runs():
-        for line in read_history(folder.folder(run) / "history.jsonl"):
+        for line in read_history(folder.folder(run) / "history.jsonl", forgiving=True):
             plain = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
             sizes = {"n_params": run.n_params, "n_params_non_embedding": run.n_params_non_embedding}
             rows.append({"id": run.id, "label": run.label, **sizes, **run.factors, **plain})
@@ -102,7 +119,7 @@ def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path 
 
 def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
     """The completed run with the lowest validation loss. Raises UserError when none has completed."""
-    done = table[(table["status"] == "completed") & table["val_loss"].notna()]
+    done = table[(table["status"] == "completed") & table["val_loss"].notna() & table["excluded"].isna()]
     if done.empty:
         raise UserError("no run has completed yet, so none is best")
     return done.iloc[int(done["val_loss"].argmin())]
@@ -110,8 +127,7 @@ def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
 
 def table_text(table: "pd.DataFrame") -> str:
     """The columns a person compares first, and the best run by name."""
-    shown = ["label", "id", "status", "n_params_non_embedding", "tokens", "flops", "val_loss", "val_loss_stderr"]
-    shown = ["trial", *shown] if "trial" in table.columns else shown
+    shown = [*(["trial"] if "trial" in table.columns else []), "label", "id", "status", "n_params_non_embedding", "tokens", "flops", "val_loss", "val_loss_stderr"]
     with_numbers = table[shown].to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.5g}")
     if not (table["status"] == "completed").any():
         return f"{with_numbers}\nno run has completed yet"

@@ -1,14 +1,19 @@
 """The `inprocess` launcher: one run after another in this very process, for a debugger or a traceback on the screen."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import engine, lease
-from experiments.attempt import Attempt, claim, may_train, settle
+from experiments.attempt import Attempt, claim, settle
 from experiments.launchers.base import Job, available_cores
 from experiments.launchers.submitted import Submission
 from experiments.lease import Claimant, LeaseLost
+from experiments.lock import LockedRun
+from experiments.outcomes import Exit
+from experiments.queue import Queue
 from experiments.store import StudyFolder
+from experiments.supervise import Supervise, check_supervise
 
 
 class InProcess:
@@ -16,17 +21,16 @@ class InProcess:
 
     def start(self, folder: Path, job: Job) -> "Finished":
         study = StudyFolder(folder)
-        states = study.states()
-        claimant, failed = Claimant(), 0
-        for run in sorted(study.lock.runs, key=lambda run: -run.flops):
-            state = states[run.id]
-            retry = state.generation if job.retry_failed and state.status == "failed" else None
-            if may_train(study.folder(run), retry):
+        supervise = check_supervise(study.lock.supervise, str(folder))
+        queue, claimant, failed = Queue(study, job.retry_failed), Claimant(), 0
+        for run in _with_proposals(study, queue):
+            ending = "retry"
+            while ending == "retry" and queue.wants(run):
                 attempt = claim(study, run, claimant, available_cores())
-                ending = _train(attempt) if attempt is not None else ""
-                if ending == "interrupted":
-                    return Finished(engine.INTERRUPTED)
-                failed += ending == "failed"
+                ending = _train(attempt, supervise) if attempt is not None else ""
+            if ending == "interrupted":
+                return Finished(engine.INTERRUPTED)
+            failed += ending == "failed"
         return Finished(engine.FAILED if failed else engine.COMPLETED)
 
     def alive(self, submission: Submission) -> int | None:
@@ -37,7 +41,17 @@ class InProcess:
         """Its workers end with the driver: there are no submissions."""
 
 
-def _train(attempt: Attempt) -> str:
+def _with_proposals(study: StudyFolder, queue: Queue) -> Iterator[LockedRun]:
+    """The runs left, and where a sampler learns from them, one trial after the other."""
+    yield from queue.candidates()
+    while study.to_propose:
+        from experiments.search.propose import Proposals
+
+        Proposals(study.path).propose(1)
+        yield from queue.candidates()
+
+
+def _train(attempt: Attempt, supervise: Supervise) -> str:
     attempt.folder.mkdir(parents=True, exist_ok=True)
     done = threading.Event()
     beats = threading.Thread(target=_beat_until, args=(done, attempt), daemon=True)
@@ -45,12 +59,12 @@ def _train(attempt: Attempt) -> str:
     try:
         status = engine.train(attempt.arguments(None))
     except BaseException:
-        settle(attempt, engine.FAILED)
+        settle(attempt, Exit(engine.FAILED), supervise)
         raise  # that is what this launcher is for: the error arrives where the debugger is
     finally:
         done.set()
         beats.join()
-    return settle(attempt, status)
+    return settle(attempt, Exit(status, "interrupted" if status == engine.INTERRUPTED else ""), supervise).ending
 
 
 def _beat_until(done: threading.Event, attempt: Attempt) -> None:

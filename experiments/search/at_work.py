@@ -1,11 +1,12 @@
 """What a search asks of a worker: end the runs that a pruner gives up, and propose trials as slots get free."""
 
-from collections.abc import Sequence
+import contextlib
 
 from experiments.lock import LockedRun
 from experiments.search.proposer import Proposer
 from experiments.search.pruning import Judge
 from experiments.store import StudyFolder
+from nanogpt.config import UserError
 
 
 class SearchAtWork:
@@ -16,7 +17,6 @@ class SearchAtWork:
         self._judge = Judge(study, search) if search is not None and search.pruner.kind != "none" else None
         self._proposes = search is not None and search.sampler.kind == "optuna"
         self._proposer: Proposer | None = None
-        self._known = {run.id for run in study.runs()}
 
     @property
     def may_grow(self) -> bool:
@@ -35,32 +35,30 @@ class SearchAtWork:
 
     def ends(self, run: LockedRun, generation: int) -> bool:
         """Whether a run at work is to end now, judged at the rungs that it has reached."""
-        return self._judge is not None and self._judge.ends(run, generation)
+        try:
+            return self._judge is not None and self._judge.ends(run, generation)
+        except (UserError, OSError):  # a damaged or full folder: the run goes on, and its end will say what is wrong
+            return False
 
     def ended(self, run: LockedRun) -> None:
         """Write down what later runs compare with."""
-        if self._judge is not None:
-            self._judge.conclude(run)
+        with contextlib.suppress(UserError, OSError):
+            if self._judge is not None:
+                self._judge.conclude(run)
 
-    def new_runs(self, free: int) -> Sequence[LockedRun]:
-        """Runs proposed since the last call, by anyone; asks for trials while there are free slots."""
-        if not self._proposes or self.is_broken:
-            return ()
+    def has_proposed(self, free: int) -> bool:
+        """Whether there may be trials that were not there at the last call; asks for some while slots are free."""
         if self._proposer is None and not self.may_grow:
-            return self._unknown()
+            return False
         if self._proposer is None:
             self._proposer = Proposer(self._study.path)
-        answered = self._proposer.has_answered()
-        if free > 0:
+        if free > 0 and self.may_grow:
             self._proposer.ask(free)
-        if not (answered or free > 0):
-            return ()
-        return self._unknown()
+        return self._proposer.has_answered()
 
-    def _unknown(self) -> list[LockedRun]:
-        new = [run for run in self._study.runs() if run.id not in self._known]
-        self._known |= {run.id for run in new}
-        return new
+    def clear(self) -> None:
+        """Nothing further is proposed."""
+        self._proposes = False
 
     def close(self) -> None:
         if self._proposer is not None:
