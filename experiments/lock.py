@@ -196,7 +196,9 @@ class Resolver:
         described = self._describe([trees[index] for index in fresh])
         for index, facts in zip(fresh, described, strict=True):
             self.data_files |= _data_files(facts.pop("files", {}))
-            self._known[asked[index]] = facts["error"] if "error" in facts else locked(specs[index], asked[index], facts)
+            self._known[asked[index]] = (
+                facts["error"] if "error" in facts else locked(specs[index], asked[index], facts)
+            )
         return [_as_asked(self._known[digest], spec) for spec, digest in zip(specs, asked, strict=True)]
 
 

@@ -127,7 +127,17 @@ def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
 
 def table_text(table: "pd.DataFrame") -> str:
     """The columns a person compares first, and the best run by name."""
-    shown = [*(["trial"] if "trial" in table.columns else []), "label", "id", "status", "n_params_non_embedding", "tokens", "flops", "val_loss", "val_loss_stderr"]
+    shown = [
+        *(["trial"] if "trial" in table.columns else []),
+        "label",
+        "id",
+        "status",
+        "n_params_non_embedding",
+        "tokens",
+        "flops",
+        "val_loss",
+        "val_loss_stderr",
+    ]
     with_numbers = table[shown].to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.5g}")
     if not (table["status"] == "completed").any():
         return f"{with_numbers}\nno run has completed yet"

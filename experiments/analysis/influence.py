@@ -37,7 +37,9 @@ def influence(values: "pd.Series", ranks: "pd.Series[float]", is_choice: bool) -
     n = len(ranks)
     if n < 8 or float(ranks.var()) == 0.0:
         return float("nan")
-    bins = values.map(str) if is_choice else pd.qcut(values, int(np.clip(n // 4, 2, 5)), labels=False, duplicates="drop")
+    bins = (
+        values.map(str) if is_choice else pd.qcut(values, int(np.clip(n // 4, 2, 5)), labels=False, duplicates="drop")
+    )
     groups = ranks.groupby(bins)
     k = groups.ngroups
     if k < 2 or n <= k:
@@ -58,7 +60,9 @@ def fitted_surface(points: np.ndarray, losses: np.ndarray) -> Surface | None:
         return None
 
     def spline(chosen: Sequence[bool] | np.ndarray, smoothing: float) -> Surface:
-        return RBFInterpolator(points[chosen], losses[chosen], kernel="thin_plate_spline", smoothing=smoothing, degree=1)
+        return RBFInterpolator(
+            points[chosen], losses[chosen], kernel="thin_plate_spline", smoothing=smoothing, degree=1
+        )
 
     fold = np.arange(len(points)) % FOLDS
     best, least = SMOOTHINGS[-1], np.inf

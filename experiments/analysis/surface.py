@@ -146,7 +146,9 @@ def _surfaces(runs: pd.DataFrame, factors: Sequence[_Factor], searched: Searched
     if not cells or not pairs:
         return [(runs, pair, "") for pair in pairs[:MOST_SURFACES]]
     groups = runs.groupby(cells if len(cells) > 1 else cells[0], sort=True, dropna=False)
-    said = [(group, ", ".join(f"{c.rpartition('.')[2]} = {_say(group[c].iloc[0])}" for c in cells)) for _, group in groups]
+    said = [
+        (group, ", ".join(f"{c.rpartition('.')[2]} = {_say(group[c].iloc[0])}" for c in cells)) for _, group in groups
+    ]
     return [(group, pairs[0], title) for group, title in said[: 2 * MOST_SURFACES]]
 
 
@@ -274,7 +276,9 @@ def _plain(axes: Axes) -> None:
 def _legend(runs: pd.DataFrame) -> list[Line2D]:
     """Only what the figure holds."""
     shown = [
-        Line2D([], [], marker="o", ls="", mfc="#6ccd5a", mec=INK, ms=6, label=f"completed ({int(finished(runs).sum())})"),
+        Line2D(
+            [], [], marker="o", ls="", mfc="#6ccd5a", mec=INK, ms=6, label=f"completed ({int(finished(runs).sum())})"
+        ),
         Line2D([], [], marker="*", ls="", mfc="none", mec=ALARM, mew=1.4, ms=11, label="lowest loss"),
     ]
     pruned, lost = int(_pruned(runs).sum()), int(diverged(runs).sum())

@@ -125,7 +125,9 @@ def _judge(search: Search, cell: _Cell, found: Known, place: str) -> None:
             raise UserError(_all_refused(place, refused))
         found.notes.append(f"the filters drop the search at {_said(search.cells[cell.index])}")
     elif cell.trials < search.trials:
-        found.notes.append(f"only {cell.trials} trial{'s' * (cell.trials != 1)} {where}instead of {search.trials}: the space holds no more")
+        found.notes.append(
+            f"only {cell.trials} trial{'s' * (cell.trials != 1)} {where}instead of {search.trials}: the space holds no more"
+        )
     elif refused:
         count = f"{len(refused)} proposal{'s' * (len(refused) != 1)}"
         found.notes.append(f"{count} {where}refused and replaced; the first: {refused[0].reason}")

@@ -161,7 +161,9 @@ def problem_of(sampler: Sampler, space: Space, pruner: Pruner) -> str | None:
     if sampler.kind == "grid":
         for name, given in (("space", bool(space)), ("pruner", pruner.kind != "none")):
             if given:
-                return f"{name}: means nothing to a grid; give sampler: {{kind: random, trials: 40}}, or sobol or optuna"
+                return (
+                    f"{name}: means nothing to a grid; give sampler: {{kind: random, trials: 40}}, or sobol or optuna"
+                )
         return None
     if not space:
         return f"sampler: {sampler.kind} needs a space, such as space: {{learning_rate: {{log: [1e-4, 1e-1]}}}}"
