@@ -45,7 +45,7 @@ def report_meta(folder: StudyFolder) -> "StudyMeta":
         fit=lock.fit,
         report=lock.report,
         commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),
-        notes=tuple([*lock.notes, *_refusals(folder)]),
+        notes=(*lock.notes, *_refusals(folder)),
         searched=_searched(folder),
     )
 
@@ -57,7 +57,12 @@ def _searched(folder: StudyFolder) -> "Searched | None":
     if search is None:
         return None
     cells = search.cell_factors if len(search.cells) > 1 else []
-    return Searched(scales=search.scales, cells=tuple(cells))
+    return Searched(
+        scales=search.scales,
+        cells=tuple(cells),
+        first_rung=search.pruner.at[0] if search.pruner.at else None,
+        planned_flops=sum(run.flops for run in folder.runs()) if search.pruner.at else None,
+    )
 
 
 def _refusals(folder: StudyFolder) -> list[str]:

@@ -178,7 +178,7 @@ def resolve(study: Study, old: Lock | None = None) -> Lock:
 
 
 class Resolver:
-    """Describes configs, once each: what an earlier lock knows is kept while the files it was made from are the same."""
+    """Describes configs, once each; what an earlier lock knows is kept while the files that entered it are the same."""
 
     def __init__(self, old: Lock | None = None, describe: Describe = engine.describe) -> None:
         self._describe = describe

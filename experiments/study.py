@@ -16,7 +16,7 @@ import nanogpt.config
 from experiments import grid
 from experiments.analysis.filters import Filter
 from experiments.factors import factor_names, takes_whole_numbers
-from experiments.grid import Point, Sweep
+from experiments.grid import Sweep
 from experiments.launchers.settings import KINDS, as_section, check_launcher
 from experiments.runspec import RunSpec, make_spec
 from experiments.search.locking import first_specs

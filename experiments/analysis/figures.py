@@ -132,11 +132,11 @@ FIGURES: dict[str, Kind] = {
     "response_surface": Kind(
         _response_surface,
         "What the search has learnt of its space. Above: every trial over pairs of its most influential factors, on a "
-        "thin-plate spline in those two (smoothing by 5-fold cross-validation, drawn within the hull of the trials; the "
+        "thin-plate spline in those two (smoothing by 5-fold cross-validation, within the hull of the trials; the "
         "other factors vary from trial to trial). Below: loss against each factor alone. The share is that of the "
-        "variance of the trials' ranks between bins of the factor, adjusted for the number of bins; pruned trials rank "
-        "behind completed ones, diverged ones last. A pruned trial stands at the loss at which it was ended, above what "
-        "it would have reached; orange crosses diverged.",
+        "variance of the trials' ranks between bins of the factor, adjusted for the number of bins. Where trials were "
+        "pruned, the loss is the one at the first rung, where every trial was measured after the same share of its "
+        "training; the star is the lowest final loss. Orange crosses diverged, and rank last.",
     ),
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.analysis.columns import diverged, finished
+from experiments.analysis.columns import diverged
 
 FOLDS = 5
 SMOOTHINGS = (0.0, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -13,18 +13,10 @@ FEWEST_FOR_SURFACE = 8
 Surface = Callable[[np.ndarray], np.ndarray]
 
 
-def order_of_merit(runs: pd.DataFrame, y: str) -> "pd.Series[float]":
-    """Ranks from best to worst. A pruned run ranks behind the completed ones, the earlier it ended the further; a
-    diverged one behind all; NaN for runs without a result."""
-    table = pd.DataFrame({"loss": pd.to_numeric(runs[y], errors="coerce")}, index=runs.index)
-    pruned = runs["status"].eq("pruned") if "status" in runs.columns else pd.Series(False, index=runs.index)
-    lost = diverged(runs)
-    table["class"] = np.select([finished(runs), pruned, lost], [0, 1, 2], 3)
-    table["early"] = -runs["steps"].astype(float).where(pruned, 0.0) if "steps" in runs.columns else 0.0
-    table["loss"] = table["loss"].where(~lost, np.inf)
-    known = table[(table["class"] < 3) & table["loss"].notna()].sort_values(["class", "early", "loss"], kind="stable")
-    groups = known.groupby(["class", "early", "loss"], sort=False).ngroup()
-    return groups.rank(method="average").reindex(runs.index)
+def order_of_merit(runs: pd.DataFrame, loss: str) -> "pd.Series[float]":
+    """Ranks from best to worst, equal losses sharing theirs; diverged runs last, NaN for runs without a loss."""
+    losses = pd.to_numeric(runs[loss], errors="coerce").astype(float)
+    return losses.where(~diverged(runs), np.inf).rank(method="average")
 
 
 def influence(values: "pd.Series", ranks: "pd.Series[float]", is_choice: bool) -> float:

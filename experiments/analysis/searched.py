@@ -12,50 +12,63 @@ if TYPE_CHECKING:  # the command line describes a search without pandas
 @dataclass(frozen=True)
 class Searched:
     """The factors of a search by column: `log`, `uniform`, `int` or `choice`. `cells` are the columns of the grid that
-    stands beside it: every combination of theirs was searched on its own.
+    stands beside it: every combination of theirs was searched on its own. `first_rung` is the share of the horizon at
+    which a pruner judges first, `planned_flops` what training every trial to its end would take.
     """
 
     scales: Mapping[str, str]
     cells: tuple[str, ...] = ()
+    first_rung: float | None = None
+    planned_flops: float | None = None
 
 
 def search_sentences(runs: "pd.DataFrame", searched: Searched, y: str) -> list[str]:
-    """One sentence per search: what became of its trials, the best one with its interval, and why it flatters."""
+    """One sentence per search: what became of its trials, the best one with its interval, and why it flatters.
+
+    Then what ending trials early has saved.
+    """
     cells = [name for name in searched.cells if name in runs.columns]
-    if not cells:
-        return [_sentence(runs, searched, y, "")]
-    groups = runs.groupby(cells if len(cells) > 1 else cells[0], sort=True, dropna=False)
     said = []
-    for _, part in groups:
+    for _, part in (
+        runs.groupby(cells if len(cells) > 1 else cells[0], sort=True, dropna=False) if cells else [(0, runs)]
+    ):
         where = ", ".join(f"{name.rpartition('.')[2]}={part[name].iloc[0]}" for name in cells)
-        said.append(_sentence(part, searched, y, f"At {where}: "))
-    return said
+        said.append(_sentence(part, searched, y, f"At {where}, of" if where else "Of"))
+    return [*said, *_spent(runs, searched)]
 
 
-def _sentence(runs: "pd.DataFrame", searched: Searched, y: str, where: str) -> str:
+def _spent(runs: "pd.DataFrame", searched: Searched) -> list[str]:
+    """The training compute of the finished trials, beside that of training all of them to their end."""
+    if not searched.planned_flops or runs["flops"].isna().any():
+        return []
+    share = float(runs["flops"].sum()) / searched.planned_flops
+    return [f"Ending trials early, the search spent {share:.0%} of the compute that every trial to its end would take."]
+
+
+def _sentence(runs: "pd.DataFrame", searched: Searched, y: str, of: str) -> str:
     import pandas as pd
 
     trials = runs.groupby("trial")
     states = trials["status"].agg(lambda status: _state(list(status))).value_counts().sort_index()
-    became = ", ".join(f"{count} {state}" for state, count in states.items())
-    total = f"{where}of {trials.ngroups} trials {became}"
+    start = f"{of} {trials.ngroups} trials {', '.join(f'{count} {state}' for state, count in states.items())}"
     done = runs[runs["status"].eq("completed") & pd.to_numeric(runs[y], errors="coerce").notna()]
     # A trial counts with all its seeds or not at all: a mean over the lucky ones would win.
     whole = done.groupby("trial")[y].agg(["mean", "std", "count"])
     whole = whole[whole["count"] == trials.size().reindex(whole.index)]
     if whole.empty:
-        return f"{total[0].upper()}{total[1:]}; none has completed, so none is best."
-    best = whole.loc[whole["mean"].idxmin()]
-    number = int(best.name)  # type: ignore[call-overload]
+        return f"{start}; none has completed, so none is best."
+    at = int(whole["mean"].to_numpy().argmin())
+    best, number = whole.iloc[at], int(whole.index[at])
     row = done[done["trial"] == number].iloc[0]
     settings = ", ".join(f"{_leaf(name)}={_value(row[name])}" for name in searched.scales if name in runs.columns)
-    text = f"{total[0].upper()}{total[1:]}; trial {number} ({settings}) reached the lowest {y}, {_with_interval(best, row, y)}."
-    if len(whole) < 2:
+    text = f"{start}; trial {number} ({settings}) reached the lowest {y}, {_with_interval(best, row, y)}."
+    if trials.ngroups < 2:
         return text
-    second = float(whole["mean"].nsmallest(2).iloc[1])
+    second = float(whole["mean"].nsmallest(2).iloc[-1])
+    beside = f" (the next one is {second:.4f})" if len(whole) > 1 else ""
     return (
-        f"{text} As the best of {len(whole)} it is optimistic: part of its lead (the next one is {second:.4f}) is luck, and "
-        "only new seeds at these settings give an honest loss."
+        f"{text} As the best of {trials.ngroups} it is optimistic: part of its lead{beside} is luck, and only new "
+        "seeds at these settings give an honest loss."
     )
 
 

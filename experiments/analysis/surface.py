@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from experiments.analysis.axes import ALARM, FAINT, INK, counts, human, label, log_axis, results_of
+from experiments.analysis.axes import ALARM, INK, counts, human, label, log_axis, results_of
 from experiments.analysis.columns import column, diverged, finished
 from experiments.analysis.influence import fitted_surface, influence, inside_hull, order_of_merit
+from experiments.analysis.page import Page
 from experiments.analysis.searched import Searched
 from nanogpt.config import UserError
 
@@ -26,7 +27,9 @@ MOST_SURFACES = 3
 COLUMNS = 3
 COLOURS = "viridis_r"
 GRID = 80
-WORST_SHOWN = 0.85  # quantile of the completed trials' losses at which the colours end
+WORST_SHOWN = 0.85  # quantile of the losses at which the colours end
+MIDDLE = "#6ccd5a"  # of the colours, for the legend
+STAR: dict[str, Any] = {"marker": "*", "ms": 15, "mfc": "none", "mec": ALARM, "mew": 1.6, "zorder": 7}
 
 
 @dataclass(frozen=True)
@@ -49,78 +52,79 @@ class _Factor:
         return (numbers - low) / (high - low)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What the figure shows of each trial: `loss` is the one that is drawn, `y` the final one that decides the best."""
+
+    runs: pd.DataFrame
+    y: str
+    loss: str
+    words: str
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """Completed and pruned trials that have the loss that is drawn."""
+        return self.runs[(finished(self.runs) | _pruned(self.runs)) & self.runs[self.loss].notna()]
+
+    @property
+    def lost(self) -> pd.DataFrame:
+        return self.runs[diverged(self.runs)]
+
+    @property
+    def best(self) -> Any | None:
+        """The index of the trial of lowest final loss."""
+        good = self.runs[finished(self.runs) & self.runs[self.y].notna()]
+        return good[self.y].astype(float).idxmin() if len(good) else None
+
+    def among(self, part: pd.DataFrame) -> "_Seen":
+        return _Seen(part, self.y, self.loss, self.words)
+
+
 def response_surface(
     runs: pd.DataFrame, searched: Searched | None, y: str = "val_loss", names: Sequence[str] = ()
 ) -> Figure:
-    """Pairs of the most influential factors as an interpolated surface with every trial on it, and one slice per factor.
+    """Pairs of the most influential factors as an interpolated surface under every trial, and a slice for each factor.
 
-    `names` chooses the two factors of the surface. Where a grid stands beside the search, the surface is drawn for each
-    of its points. Raises UserError when the study is no search or has no finished trial.
+    Where trials were pruned, the loss that is drawn is the one at the first rung: there all were measured after the
+    same share of their training. `names` chooses the two factors of the surface. Where a grid stands beside the search,
+    the surface is drawn for each of its points. Raises UserError for a study that is no search, or has no result yet.
     """
     if searched is None:
         raise UserError("response_surface: the study is no search; it has no sweep.space")
-    good = results_of(runs, y, "response_surface")
-    y = column(runs, y, "response_surface")
-    factors = _factors(runs, searched, y)
-    norm = Normalize(float(good[y].min()), max(float(good[y].quantile(WORST_SHOWN)), float(good[y].min()) + 1e-9))
-    surfaces = _surfaces(runs, factors, searched, names)
+    results_of(runs, y, "response_surface")
+    seen = _seen(runs, searched, column(runs, y, "response_surface"))
+    factors = _factors(seen, searched)
+    losses = seen.measured[seen.loss].astype(float)
+    low = float(losses.min())
+    norm = Normalize(low, max(float(losses.quantile(WORST_SHOWN)), low + 1e-9))
+    surfaces = _surfaces(seen, factors, searched, names)
     slices = factors[:MOST_SLICES]
     columns = min(COLUMNS, max(len(surfaces), len(slices)))
-    rows = -(-len(surfaces) // columns) + -(-len(slices) // columns)
-    page = _Page(columns, rows)
-    for index, (part, pair, title) in enumerate(surfaces):
-        _surface(page.panel(index), part, pair, y, norm, title)
     first = -(-len(surfaces) // columns) * columns
+    page = Page(columns, rows=first // columns + -(-len(slices) // columns))
+    for index, (part, pair, title) in enumerate(surfaces):
+        _surface(page.panel(index), part, pair, norm, title)
     for index, factor in enumerate(slices):
-        _slice(page.panel(first + index), runs, factor, y, norm)
-    page.write(f"{label(y).partition(' (')[0].capitalize()} over the space that was searched", _note(runs, factors))
-    page.colour_bar(norm, label(y))
-    page.legend(_legend(runs))
+        _slice(page.panel(first + index), seen, factor, norm)
+    page.write(f"{seen.words[0].upper()}{seen.words[1:]} over the space that was searched", _note(seen, factors))
+    page.colour_bar(ScalarMappable(norm=norm, cmap=COLOURS), label(seen.y))
+    page.legend(_legend(seen))
     return page.figure
 
 
-class _Page:
-    """Panels in rows at fixed sizes, room at the right for the colours and below for the note, all in inches."""
-
-    SIDE, ACROSS, DOWN, LEFT, RIGHT, TOP, BOTTOM = 2.7, 0.85, 0.95, 0.8, 1.15, 0.95, 1.35
-
-    def __init__(self, columns: int, rows: int) -> None:
-        self._columns = columns
-        self.width = self.LEFT + columns * self.SIDE + (columns - 1) * self.ACROSS + self.RIGHT
-        self.height = self.TOP + rows * self.SIDE + (rows - 1) * self.DOWN + self.BOTTOM
-        self.figure = Figure(figsize=(max(self.width, 8.0), self.height), facecolor="white")
-        self.width = max(self.width, 8.0)
-
-    def panel(self, index: int) -> Axes:
-        row, place = divmod(index, self._columns)
-        left = self.LEFT + place * (self.SIDE + self.ACROSS)
-        bottom = self.height - self.TOP - self.SIDE - row * (self.SIDE + self.DOWN)
-        return self.figure.add_axes(self._box(left, bottom, self.SIDE, self.SIDE))
-
-    def _box(self, left: float, bottom: float, width: float, height: float) -> tuple[float, float, float, float]:
-        return left / self.width, bottom / self.height, width / self.width, height / self.height
-
-    def write(self, title: str, note: str) -> None:
-        self.figure.suptitle(title, x=0.35 / self.width, y=1 - 0.18 / self.height, ha="left", va="top", fontsize=12)
-        self.figure.supxlabel(note, x=0.35 / self.width, y=0.12 / self.height, ha="left", va="bottom", fontsize=8,
-                              color="#555555")  # fmt: skip
-
-    def colour_bar(self, norm: Normalize, text: str) -> None:
-        left = self.LEFT + self._columns * (self.SIDE + self.ACROSS) - self.ACROSS + 0.2
-        bottom = self.height - self.TOP - self.SIDE
-        place = self.figure.add_axes(self._box(left, bottom, 0.13, self.SIDE))
-        self.figure.colorbar(ScalarMappable(norm=norm, cmap=COLOURS), cax=place, extend="max", label=text)
-        place.tick_params(labelsize=8)
-        place.yaxis.label.set_size(9)
-
-    def legend(self, handles: Sequence[Line2D]) -> None:
-        self.figure.legend(handles=handles, loc="upper left", ncols=len(handles), fontsize=8, frameon=False,
-                           bbox_to_anchor=(0.27 / self.width, 1 - 0.36 / self.height))  # fmt: skip
+def _seen(runs: pd.DataFrame, searched: Searched, y: str) -> _Seen:
+    """The final losses, or where trials were pruned those at the first rung."""
+    words = label(y).partition(" (")[0]
+    at_rung = "first_rung_loss" in runs.columns and runs["first_rung_loss"].notna().any()
+    if y != "val_loss" or not at_rung or not _pruned(runs).any():
+        return _Seen(runs, y, y, words)
+    share = f" after {searched.first_rung:.0%} of the training" if searched.first_rung else " at the first rung"
+    return _Seen(runs, y, "first_rung_loss", words + share)
 
 
-def _factors(runs: pd.DataFrame, searched: Searched, y: str) -> list[_Factor]:
+def _factors(seen: _Seen, searched: Searched) -> list[_Factor]:
     """The factors of the search that took several values, the most influential first."""
-    merit = order_of_merit(runs, y)
+    runs, merit = seen.runs, order_of_merit(seen.runs, seen.loss)
     found = []
     for name, scale in searched.scales.items():
         if name in runs.columns and runs[name].map(repr).nunique() > 1:
@@ -132,11 +136,12 @@ def _factors(runs: pd.DataFrame, searched: Searched, y: str) -> list[_Factor]:
     return sorted(found, key=lambda factor: -factor.share if math.isfinite(factor.share) else 0.0)
 
 
-_Panel = tuple[pd.DataFrame, tuple[_Factor, _Factor], str]
+_Panel = tuple[_Seen, tuple[_Factor, _Factor], str]
 
 
-def _surfaces(runs: pd.DataFrame, factors: Sequence[_Factor], searched: Searched, names: Sequence[str]) -> list[_Panel]:
+def _surfaces(seen: _Seen, factors: Sequence[_Factor], searched: Searched, names: Sequence[str]) -> list[_Panel]:
     """The panels with a surface: pairs of factors, or the first pair at every point of the grid beside the search."""
+    runs = seen.runs
     numbers = [factor for factor in factors if factor.is_number]
     if names:
         chosen = [column(runs, name, "response_surface") for name in names]
@@ -144,35 +149,34 @@ def _surfaces(runs: pd.DataFrame, factors: Sequence[_Factor], searched: Searched
     pairs = list(itertools.combinations(numbers[:3], 2))
     cells = [name for name in searched.cells if name in runs.columns]
     if not cells or not pairs:
-        return [(runs, pair, "") for pair in pairs[:MOST_SURFACES]]
+        return [(seen, pair, "") for pair in pairs[:MOST_SURFACES]]
     groups = runs.groupby(cells if len(cells) > 1 else cells[0], sort=True, dropna=False)
     said = [
         (group, ", ".join(f"{c.rpartition('.')[2]} = {_say(group[c].iloc[0])}" for c in cells)) for _, group in groups
     ]
-    return [(group, pairs[0], title) for group, title in said[: 2 * MOST_SURFACES]]
+    return [(seen.among(group), pairs[0], title) for group, title in said[: 2 * MOST_SURFACES]]
 
 
-def _surface(
-    axes: Axes, runs: pd.DataFrame, pair: tuple[_Factor, _Factor], y: str, norm: Normalize, title: str
-) -> None:
+def _surface(axes: Axes, seen: _Seen, pair: tuple[_Factor, _Factor], norm: Normalize, title: str) -> None:
     """One pair: the spline within the hull of its trials, and the trials in the colours of their own losses."""
     x, v = pair
     axes.set_title(title or f"{_leaf(x.name)} and {_leaf(v.name)}", loc="left", fontsize=9, color=INK)
-    usable = runs[(finished(runs) | _pruned(runs)) & runs[y].notna()]
-    limits = [(float(runs[f.name].min()), float(runs[f.name].max())) for f in pair]
+    usable = seen.measured
+    limits = [(float(seen.runs[f.name].min()), float(seen.runs[f.name].max())) for f in pair]
     if all(low < high for low, high in limits) and len(usable):
         points = np.column_stack([f.unit(usable[f.name], *ends) for f, ends in zip(pair, limits, strict=True)])
         # Far above the colours' end nothing is shown, and a steep wall would make the spline ring.
-        cap = norm.vmax + 0.25 * (norm.vmax - norm.vmin)  # type: ignore[operator]
-        surface = fitted_surface(points, np.minimum(usable[y].to_numpy(dtype=float), cap))
+        low, high = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
+        cap = high + 0.25 * (high - low)
+        surface = fitted_surface(points, np.minimum(usable[seen.loss].to_numpy(dtype=float), cap))
         if surface is not None:
             side = np.linspace(0, 1, GRID)
             mesh = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
             heights = np.where(inside_hull(points, mesh), surface(mesh), np.nan).reshape(GRID, GRID)
             across, up = (_from_unit(f, side, *ends) for f, ends in zip(pair, limits, strict=True))
-            levels = np.linspace(float(norm.vmin or 0.0), float(norm.vmax or 0.0), 13)
+            levels = np.linspace(low, high, 13)
             axes.contourf(across, up, heights, levels=levels, cmap=COLOURS, extend="both", alpha=0.75)
-    _trials(axes, runs, x.name, v.name, y, norm)
+    _trials(axes, seen, x.name, v.name, norm)
     for factor, which, ends in ((x, "x", limits[0]), (v, "y", limits[1])):
         _scale(axes, factor, which, ends)
     axes.set(xlabel=_label(x.name), ylabel=_label(v.name))
@@ -183,42 +187,45 @@ def _from_unit(factor: _Factor, side: np.ndarray, low: float, high: float) -> np
     return low * (high / low) ** side if factor.scale == "log" else low + (high - low) * side
 
 
-def _trials(axes: Axes, runs: pd.DataFrame, x: str, v: str, y: str, norm: Normalize) -> None:
-    good, pruned, lost = runs[finished(runs)], runs[_pruned(runs)], runs[diverged(runs)]
-    axes.plot(pruned[x], pruned[v], "v", ms=5, mfc="white", mec=FAINT, mew=1.0, ls="", zorder=4)
-    axes.plot(lost[x], lost[v], "X", ms=7, color=ALARM, ls="", zorder=5)
-    axes.scatter(good[x], good[v], c=good[y], cmap=COLOURS, norm=norm, s=38, edgecolors=INK, linewidths=0.8, zorder=6)
-    if len(good):
-        best = good.loc[good[y].idxmin()]
-        axes.plot([best[x]], [best[v]], "*", ms=15, mfc="none", mec=ALARM, mew=1.6, zorder=7)
+def _trials(axes: Axes, seen: _Seen, x: str, v: str, norm: Normalize) -> None:
+    axes.plot(seen.lost[x], seen.lost[v], "X", ms=7, color=ALARM, ls="", zorder=5)
+    for part, marker, size, edge in _kinds(seen):
+        axes.scatter(part[x], part[v], c=part[seen.loss], cmap=COLOURS, norm=norm, s=size, marker=marker,
+                     edgecolors=edge, linewidths=0.8, zorder=6)  # fmt: skip
+    if seen.best is not None:
+        best = seen.runs.loc[seen.best]
+        axes.plot([best[x]], [best[v]], **STAR)
 
 
-def _slice(axes: Axes, runs: pd.DataFrame, factor: _Factor, y: str, norm: Normalize) -> None:
+def _kinds(seen: _Seen) -> list[tuple[pd.DataFrame, str, float, str]]:
+    """Pruned trials as triangles, completed ones as dots above them."""
+    measured = seen.measured
+    return [(measured[_pruned(measured)], "v", 28.0, INK), (measured[finished(measured)], "o", 38.0, INK)]
+
+
+def _slice(axes: Axes, seen: _Seen, factor: _Factor, norm: Normalize) -> None:
     """Loss against one factor: every trial, those beyond the axis at its upper edge."""
-    good, pruned, lost = runs[finished(runs)], runs[_pruned(runs)], runs[diverged(runs)]
-    losses = good[y].astype(float)
+    losses, place = seen.measured[seen.loss].astype(float), _positions(seen.runs, factor)
     low, high = float(losses.min()), float(losses.quantile(0.95))
     pad = max(high - low, 1e-3 * abs(low) + 1e-12)
     bottom, top = low - 0.12 * pad, high + 0.45 * pad
-    place = pd.Series(_positions(runs, factor), dtype=float)
-    axes.plot(place[pruned.index], pruned[y].astype(float).clip(upper=top), "v", ms=5, mfc="white", mec=FAINT,
-              clip_on=False, zorder=3)  # fmt: skip
-    axes.plot(place[lost.index], np.full(len(lost), top), "X", ms=7, color=ALARM, clip_on=False, zorder=5)
-    axes.scatter(place[good.index], losses.clip(upper=top), c=good[y], cmap=COLOURS, norm=norm, s=34, edgecolors=INK,
-                 linewidths=0.8, zorder=6, clip_on=False)  # fmt: skip
-    _median_line(axes, place[good.index], losses, factor)
-    best = losses.idxmin()
-    axes.plot([place[best]], [losses[best]], "*", ms=15, mfc="none", mec=ALARM, mew=1.6, zorder=7)
+    axes.plot(place[seen.lost.index], np.full(len(seen.lost), top), "X", ms=7, color=ALARM, clip_on=False, zorder=5)
+    for part, marker, size, edge in _kinds(seen):
+        axes.scatter(place[part.index], losses[part.index].clip(upper=top), c=part[seen.loss], cmap=COLOURS, norm=norm,
+                     s=size, marker=marker, edgecolors=edge, linewidths=0.8, zorder=6, clip_on=False)  # fmt: skip
+    _median_line(axes, place[losses.index], losses, factor)
+    if seen.best is not None and seen.best in losses.index:
+        axes.plot([float(place.loc[seen.best])], [min(float(losses.loc[seen.best]), top)], **STAR)
     axes.set_ylim(bottom, top)
     if factor.is_number:
-        _scale(axes, factor, "x", (float(runs[factor.name].min()), float(runs[factor.name].max())))
+        _scale(axes, factor, "x", (float(place.min()), float(place.max())))
     else:
-        choices = _choices(runs, factor)
+        choices = _choices(seen.runs, factor)
         axes.set_xticks(range(len(choices)), [_say(choice) for choice in choices], fontsize=8)
         axes.set_xlim(-0.6, len(choices) - 0.4)
     share = f"{factor.share:.0%} of the rank variance" if math.isfinite(factor.share) else "too few trials to weigh"
     axes.set_title(f"{_leaf(factor.name)}: {share}", loc="left", fontsize=9, color=INK)
-    axes.set(xlabel=_label(factor.name), ylabel=label(y).replace("validation", "val."))
+    axes.set(xlabel=_label(factor.name), ylabel=label(seen.y).replace("validation", "val."))
     _plain(axes)
 
 
@@ -227,17 +234,19 @@ def _choices(runs: pd.DataFrame, factor: _Factor) -> list[Any]:
     return sorted(values) if all(isinstance(value, int | float) for value in values) else sorted(values, key=str)
 
 
-def _positions(runs: pd.DataFrame, factor: _Factor) -> dict[Any, float]:
+def _positions(runs: pd.DataFrame, factor: _Factor) -> "pd.Series[float]":
     """Where each run stands along a slice; choices side by side, spread a little so that equal ones do not hide."""
     if factor.is_number:
-        return {index: float(value) for index, value in runs[factor.name].items()}
+        return runs[factor.name].astype(float)
     choices = _choices(runs, factor)
     spread = itertools.cycle((0.0, 0.12, -0.12, 0.24, -0.24))
-    return {index: choices.index(value) + next(spread) for index, value in runs[factor.name].items()}
+    return runs[factor.name].map(choices.index).astype(float) + pd.Series(
+        [next(spread) for _ in runs.index], runs.index
+    )
 
 
 def _median_line(axes: Axes, place: "pd.Series[float]", losses: "pd.Series[float]", factor: _Factor) -> None:
-    """Medians of the completed trials in bins of equal count, or of each choice."""
+    """Medians of the trials in bins of equal count, or of each choice."""
     if len(losses) < 8:
         return
     bins = place.round() if not factor.is_number else pd.qcut(place, int(np.clip(len(place) // 4, 2, 6)), labels=False,
@@ -269,34 +278,30 @@ def _plain(axes: Axes) -> None:
     axes.grid(True, color="#ececec", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
-    axes.xaxis.label.set_size(9)
-    axes.yaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
 
 
-def _legend(runs: pd.DataFrame) -> list[Line2D]:
+def _legend(seen: _Seen) -> list[Line2D]:
     """Only what the figure holds."""
-    shown = [
-        Line2D(
-            [], [], marker="o", ls="", mfc="#6ccd5a", mec=INK, ms=6, label=f"completed ({int(finished(runs).sum())})"
-        ),
-        Line2D([], [], marker="*", ls="", mfc="none", mec=ALARM, mew=1.4, ms=11, label="lowest loss"),
-    ]
-    pruned, lost = int(_pruned(runs).sum()), int(diverged(runs).sum())
+    done, pruned, lost = (int(mask(seen.runs).sum()) for mask in (finished, _pruned, diverged))
+    shown = [Line2D([], [], marker="o", ls="", mfc=MIDDLE, mec=INK, ms=6, label=f"completed ({done})")]
     if pruned:
-        shown.append(Line2D([], [], marker="v", ls="", mfc="white", mec=FAINT, ms=5, label=f"pruned ({pruned})"))
+        shown.append(Line2D([], [], marker="v", ls="", mfc=MIDDLE, mec=INK, ms=6, label=f"pruned ({pruned})"))
     if lost:
         shown.append(Line2D([], [], marker="X", ls="", color=ALARM, ms=6, label=f"diverged ({lost})"))
-    return shown
+    final = "lowest final loss" if pruned else "lowest loss"
+    return [*shown, Line2D([], [], marker="*", ls="", mfc="none", mec=ALARM, mew=1.4, ms=11, label=final)]
 
 
-def _note(runs: pd.DataFrame, factors: Sequence[_Factor]) -> str:
-    lines = [f"{counts(runs)}; line in a slice: median in bins of equal count",
-             "surface: thin-plate spline in the two factors, smoothing by 5-fold cross-validation, within the hull"]  # fmt: skip
-    if len(factors) > 2:
-        lines.append("of the trials; the other factors vary from trial to trial")
-    lines.append("trials above a slice's axis stand at its upper edge")
-    if _pruned(runs).any():
-        lines[-1] += "; a pruned one at the loss at which it was ended"
+def _note(seen: _Seen, factors: Sequence[_Factor]) -> str:
+    lines = [counts(seen.runs)]
+    if seen.loss != seen.y:
+        lines[0] += f"; all are shown at their {seen.words}, where every trial was measured"
+    lines.append("surface: thin-plate spline in the two factors, smoothing by 5-fold cross-validation, within the hull")
+    varying = "; the other factors vary from trial to trial" if len(factors) > 2 else ""
+    lines.append(f"of the trials{varying}")
+    lines.append("line in a slice: median in bins of equal count; trials above the axis stand at its upper edge")
     return "\n".join(lines)
 
 

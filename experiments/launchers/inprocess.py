@@ -44,11 +44,12 @@ class InProcess:
 def _with_proposals(study: StudyFolder, queue: Queue) -> Iterator[LockedRun]:
     """The runs left, and where a sampler learns from them, one trial after the other."""
     yield from queue.candidates()
-    while study.to_propose:
+    if study.to_propose:
         from experiments.search.propose import Proposals
 
-        Proposals(study.path).propose(1)
-        yield from queue.candidates()
+        proposals = Proposals(study.path)
+        while proposals.propose(1).published:
+            yield from queue.candidates()
 
 
 def _train(attempt: Attempt, supervise: Supervise) -> str:

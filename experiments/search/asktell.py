@@ -1,4 +1,4 @@
-"""Optuna by ask and tell: a study rebuilt in memory from earlier trials, asked for one more. Optuna keeps no state here.
+"""Optuna by ask and tell: a study rebuilt in memory from earlier trials, asked for one more. Optuna stores nothing.
 
 Run as a module it checks a sampler: one line and status 2 when it cannot be made. Nothing else imports optuna.
 """

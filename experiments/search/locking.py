@@ -126,7 +126,8 @@ def _judge(search: Search, cell: _Cell, found: Known, place: str) -> None:
         found.notes.append(f"the filters drop the search at {_said(search.cells[cell.index])}")
     elif cell.trials < search.trials:
         found.notes.append(
-            f"only {cell.trials} trial{'s' * (cell.trials != 1)} {where}instead of {search.trials}: the space holds no more"
+            f"only {cell.trials} trial{'s' * (cell.trials != 1)} {where}instead of {search.trials}: "
+            "the space holds no more"
         )
     elif refused:
         count = f"{len(refused)} proposal{'s' * (len(refused) != 1)}"

@@ -17,7 +17,7 @@ def check_sampler(search: Search, place: str) -> None:
     """Raises UserError when optuna is missing or the sampler refuses its settings, before anything is run."""
     if importlib.util.find_spec("optuna") is None:
         raise UserError(
-            f"{place}: sweep.sampler: optuna is not installed; pip install 'nanogpt-scaling[hpo]', or use random or sobol"
+            f"{place}: sweep.sampler: optuna is not installed; pip install 'nanogpt-scaling[hpo]', or use random, sobol"
         )
     command = [sys.executable, "-m", "experiments.search.asktell"]
     sampler = search.sampler.model_dump_json()

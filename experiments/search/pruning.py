@@ -105,7 +105,7 @@ class Judge:
         )
 
     def _others(self, run: LockedRun, rung: int) -> Iterator[tuple[int, float]]:
-        """Trial and loss of the runs of the same search and seed that have been at a rung; infinite where it had none."""
+        """Trial and loss of the runs of the same search and seed that were at a rung; infinite where it had none."""
         assert run.trial is not None, "only trials are judged"
         for other in self.study.runs():
             if other.trial is None or other.id == run.id or other.config["seed"] != run.config["seed"]:

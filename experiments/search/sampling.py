@@ -33,7 +33,7 @@ def random_point(seed: int, dimensions: int, index: int) -> list[float]:
 
 
 def sobol_points(seed: int, dimensions: int, power: int) -> Points:
-    """2^power points of a Sobol sequence with Owen's scrambling (scipy.stats.qmc; Owen 1998), which any prefix keeps."""
+    """2^power points of a Sobol sequence, scrambled as in Matousek 1998 by scipy.stats.qmc; any prefix is kept."""
     from scipy.stats import qmc
 
     return qmc.Sobol(dimensions, scramble=True, seed=seed).random_base2(power).tolist()

@@ -1,4 +1,4 @@
-"""`Search`: everything that a proposal is made from, as it stands in a study's lock, and from there to a run's config."""
+"""`Search`: everything that a proposal is made from, as it stands in a study's lock, and the runs it means."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -104,8 +104,7 @@ class Search(BaseModel):
         base.lay(self.settled, {}, "the study")
         cell = self.cells[self.cell(trial)]
         place, specs = f"trial {trial}", []
-        for seed in self.seeds or [None]:
-            seeded = {} if seed is None else {"seed": seed}
+        for seeded in [{"seed": seed} for seed in self.seeds] if self.seeds else [{}]:
             point = Point({**cell, **settings, **seeded}, {})
             specs.append(make_spec(base, point, self.names, place, trial))
         for text in self.filters:
