@@ -250,7 +250,7 @@ class Worker:
 
     def _wait(self, wake: int, seconds: float) -> None:
         """Sleep until a child ends, a signal comes, the parent goes, or a tick has passed."""
-        sources = [wake] if self.parent_fd is None else [wake, self.parent_fd]
+        sources = [wake, *self.search.answers, *([] if self.parent_fd is None else [self.parent_fd])]
         ready, _, _ = select.select(sources, [], [], seconds)
         if wake in ready:
             os.read(wake, 4096)

@@ -33,6 +33,11 @@ class SearchAtWork:
         """What a run's process must not hold."""
         return self._proposer.descriptors if self._proposer is not None else ()
 
+    @property
+    def answers(self) -> list[int]:
+        """Descriptors that become readable when there may be new trials."""
+        return self._proposer.answers if self._proposer is not None else []
+
     def ends(self, run: LockedRun, generation: int) -> bool:
         """Whether a run at work is to end now, judged at the rungs that it has reached."""
         try:

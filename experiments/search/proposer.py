@@ -49,6 +49,11 @@ class Proposer:
         """What a forked run must not hold: it would keep the child waiting for a worker that is gone."""
         return self._out.fileno(), self._in.fileno()
 
+    @property
+    def answers(self) -> list[int]:
+        """The descriptor at which an answer will come; none while nothing is asked."""
+        return [self._in.fileno()] if self._is_asked else []
+
     def ask(self, waiting: int) -> None:
         """Ask for trials until so many wait for a worker; returns at once."""
         if self._is_asked or self.broken or not self.more:
