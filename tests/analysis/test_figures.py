@@ -14,6 +14,7 @@ from experiments.analysis import plots, sweeps
 from experiments.analysis.figures import FIGURES, Material, chosen_figures, draw_all, inline_svg, png_bytes, svg_text
 from experiments.analysis.fit import fit
 from experiments.analysis.holdout import holdout
+from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, check_report_spec
 from nanogpt.config import UserError
 from tests.analysis.tables import planted_curves, planted_runs, with_diverged
@@ -27,8 +28,9 @@ def material() -> Material:
     runs = with_diverged(planted_runs(), 17)
     law = {"bootstrap": 30}
     return Material(
-        runs, planted_curves(runs), fit("chinchilla", runs, **law), holdout("chinchilla", runs, largest=5, **law)
-    )
+        runs, planted_curves(runs), fit("chinchilla", runs, **law), holdout("chinchilla", runs, largest=5, **law),
+        Searched({"model.n_embd": "log", "tokens": "log"}),
+    )  # fmt: skip
 
 
 def drawn(name: str, material: Material) -> Figure:
