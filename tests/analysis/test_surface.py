@@ -69,9 +69,9 @@ def test_pruned_trials_are_shown_where_all_were_measured():
     figure = response_surface(trials(pruned=20, lost=2), Searched(SCALES, first_rung=0.25))
     said = words(figure)
     assert "Validation loss after 25% of the training over the space" in said
-    assert {"completed (18)", "pruned (20)", "diverged (2)", "lowest final loss"} <= set(
+    assert {"completed (18)", "pruned (20)", "diverged (2)", "lowest final loss"} <= {
         text.get_text() for legend in figure.legends for text in legend.get_texts()
-    )
+    }
     plain = words(response_surface(trials(), Searched(SCALES)))
     assert "after" not in plain
     assert "lowest loss" in plain

@@ -24,25 +24,45 @@ RANDOM = "sampler: {kind: random, trials: 6}"
         (f"{{sampler: rando, space: {{{LR}}}}}", "sweep.sampler.kind: no such choice 'rando'; did you mean 'random'?"),
         (f"{{sampler: random, space: {{{LR}}}}}", "sweep.sampler: random needs trials: how many settings are tried"),
         (f"{{sampler: {{kind: random, trails: 3}}, space: {{{LR}}}}}", "trails: no such key; did you mean 'trials'?"),
-        (f"{{sampler: {{kind: random, trials: 0}}, space: {{{LR}}}}}", "sampler.trials: expected greater than or equal to 1, got 0"),
+        (
+            f"{{sampler: {{kind: random, trials: 0}}, space: {{{LR}}}}}",
+            "sampler.trials: expected greater than or equal to 1, got 0",
+        ),
         (f"{{{RANDOM}}}", "sweep: sampler: random needs a space"),
         (f"{{grid: {{n_layer: [1]}}, space: {{{LR}}}}}", "sweep: space: means nothing to a grid"),
         ("{grid: {n_layer: [1]}, pruner: {kind: median, at: 0.5}}", "sweep: pruner: means nothing to a grid"),
-        (f"{{{RANDOM}, space: {{learning_rte: {{log: [1, 2]}}}}}}", "learning_rte: no such key; did you mean 'learning_rate'?"),
-        (f"{{{RANDOM}, space: {{learning_rate: {{lg: [1, 2]}}}}}}", "learning_rate.lg: no such key; did you mean 'log'?"),
+        (
+            f"{{{RANDOM}, space: {{learning_rte: {{log: [1, 2]}}}}}}",
+            "learning_rte: no such key; did you mean 'learning_rate'?",
+        ),
+        (
+            f"{{{RANDOM}, space: {{learning_rate: {{lg: [1, 2]}}}}}}",
+            "learning_rate.lg: no such key; did you mean 'log'?",
+        ),
         (f"{{{RANDOM}, space: {{learning_rate: {{log: [0, 2]}}}}}}", "log: both ends must be above 0, got 0.0"),
-        (f"{{{RANDOM}, space: {{learning_rate: {{uniform: [2, 1]}}}}}}", "expected a low and a higher end, got 2.0 and 1.0"),
+        (
+            f"{{{RANDOM}, space: {{learning_rate: {{uniform: [2, 1]}}}}}}",
+            "expected a low and a higher end, got 2.0 and 1.0",
+        ),
         (f"{{{RANDOM}, space: {{n_layer: {{}}}}}}", "n_layer: expected one of log, uniform, int, choice"),
         (f"{{{RANDOM}, space: {{n_layer: {{choice: [1, 1]}}}}}}", "choice: holds a value twice"),
         (f"{{{RANDOM}, space: {{seed: {{int: [1, 9]}}}}}}", "space: the seed is no setting to search; name seeds"),
         (f"{{{RANDOM}, grid: {{learning_rate: [1]}}, space: {{{LR}}}}}", "learning_rate: varied twice"),
-        (f"{{{RANDOM}, space: {{{LR}}}, pruner: {{kind: medain, at: 0.5}}}}", "no such choice 'medain'; did you mean 'median'?"),
+        (
+            f"{{{RANDOM}, space: {{{LR}}}, pruner: {{kind: medain, at: 0.5}}}}",
+            "no such choice 'medain'; did you mean 'median'?",
+        ),
         (f"{{{RANDOM}, space: {{{LR}}}, pruner: {{kind: median, at: [0.5, 0.2]}}}}", "at: expected rising fractions"),
-        (f"{{{RANDOM}, space: {{{LR}}}, pruner: {{kind: percentile, at: [0.5]}}}}", "percentile needs the share that goes on"),
-        (f"{{sampler: {{kind: optuna, trials: 3, optuna: {{sampler: tpee}}}}, space: {{{LR}}}}}",
-         "optuna.sampler: no such sampler 'tpee'; did you mean 'tpe'?"),
+        (
+            f"{{{RANDOM}, space: {{{LR}}}, pruner: {{kind: percentile, at: [0.5]}}}}",
+            "percentile needs the share that goes on",
+        ),
+        (
+            f"{{sampler: {{kind: optuna, trials: 3, optuna: {{sampler: tpee}}}}, space: {{{LR}}}}}",
+            "optuna.sampler: no such sampler 'tpee'; did you mean 'tpe'?",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_with_its_place(write_study, sweep, message):
     with pytest.raises(UserError) as error:
         Study.load(write_study(sweep)).runs()
@@ -131,10 +151,13 @@ def test_a_small_space_ends_with_a_note(write_study):
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        (f"{{{RANDOM}, space: {{n_head: {{choice: [3, 5]}}}}}}", "proposals is a valid run; the first: trial 0: model: n_embd=8"),
+        (
+            f"{{{RANDOM}, space: {{n_head: {{choice: [3, 5]}}}}}}",
+            "proposals is a valid run; the first: trial 0: model: n_embd=8",
+        ),
         (f"{{{RANDOM}, space: {{{LR}}}, filter: learning_rate > 1}}", "the first: trial 0: sweep.filter drops it"),
     ],
-)  # fmt: skip
+)
 def test_a_space_without_a_valid_run_is_refused(write_study, sweep, message):
     with pytest.raises(UserError, match=re.escape(message)):
         resolve(Study.load(write_study(sweep)))
