@@ -176,6 +176,7 @@ def resolve(study: Study, old: Lock | None = None) -> Lock:
     elif search.sampler.kind == "optuna":
         # Its trials are proposed one by one by the workers: here it is only made sure that they can be.
         search, kept, notes = probed(search, resolver.runs, study.place("space")), [], []
+        search = search.model_copy(update={"data": sorted(file.sha256 for file in resolver.data_files.values())})
     else:
         known = known_trials(search, resolver.runs, study.place("space"))
         kept, refused, notes = known.runs, known.refused, known.notes

@@ -33,7 +33,8 @@ class Search(BaseModel):
 
     `cells` are the points of the sweep's grid: each is searched on its own. Proposal `trial` is number
     `trial // len(cells)` of the search in cell `trial % len(cells)`. `names` are the factors by the keys that set them,
-    `whole` the keys that take whole numbers, `settled` the values of `auto` as the study was locked.
+    `whole` the keys that take whole numbers, `settled` the values of `auto` as the study was locked, `data` the
+    sha256 of the files that the probed runs read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -49,6 +50,7 @@ class Search(BaseModel):
     base: dict[str, Any]
     flags: dict[str, Any]
     settled: dict[str, Any] = {}
+    data: list[str] = []
 
     @property
     def trials(self) -> int:
@@ -66,6 +68,7 @@ class Search(BaseModel):
         """Changes with anything that makes earlier proposals those of another search; not with how many are wanted."""
         tree = self.model_dump(mode="json", exclude={"pruner", "settled"})
         tree["sampler"].pop("trials")
+        tree["base"].pop("runtime", None)  # where and how a run is trained is no part of what it is
         return sha256(canonical_json(tree).encode()).hexdigest()[:12]
 
     @property

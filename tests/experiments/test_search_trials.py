@@ -213,3 +213,10 @@ def test_trials_of_a_search_have_their_number_in_every_view(write_study, results
     assert [row["trial"] for row in rows] == [0, 1, 2]
     table = command("results", results / "tiny", "--csv").stdout.splitlines()
     assert "trial" in table[0].split(",")
+
+
+def test_where_runs_are_trained_does_not_make_another_search(write_study):
+    one = Study.load(write_study(tpe(3))).search()
+    assert Study.load(write_study(tpe(9), "config: {threads: 3}")).search().hash == one.hash
+    assert Study.load(write_study(tpe(3), "config: {n_layer: 2}")).search().hash != one.hash
+    assert one.model_copy(update={"data": ["0" * 64]}).hash != one.hash
