@@ -95,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--csv", action="store_true", help="the whole table as comma-separated values")
     _add_worker(commands)
     _add_doctor(commands)
+    propose = commands.add_parser("propose", help="publish the next trials of a search (workers start it)")
+    propose.set_defaults(command=_propose)
+    propose.add_argument("folder", type=Path, metavar="FOLDER")
+    propose.add_argument("--waiting", type=_at_least_one, default=1, metavar="N", help="until N trials wait")
+    propose.add_argument("--serve", action="store_true", help="N line by line from the standard input")
     schema = commands.add_parser("schema", help="print the JSON schema of study files")
     schema.set_defaults(command=_schema)
     schema.add_argument("what", choices=["study"])
@@ -168,6 +173,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from experiments.doctor import main as examine
 
     return examine(arguments.study, arguments.out, arguments.launcher, arguments.json)
+
+
+def _propose(arguments: argparse.Namespace) -> int:
+    from experiments.search.propose import main as propose
+
+    return propose(arguments.folder, arguments.waiting, arguments.serve)
 
 
 def _schema(arguments: argparse.Namespace) -> int:

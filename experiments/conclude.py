@@ -7,6 +7,7 @@ from experiments.store import StudyFolder
 from nanogpt.config import UserError
 
 if TYPE_CHECKING:
+    from experiments.analysis.searched import Searched
     from experiments.report import StudyMeta
 
 
@@ -51,8 +52,30 @@ def report_meta(folder: StudyFolder) -> "StudyMeta":
         optimum=lock.optimum,
         report=lock.report,
         commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),
-        notes=tuple(lock.notes),
+        notes=(*lock.notes, *_refusals(folder)),
+        searched=_searched(folder),
     )
+
+
+def _searched(folder: StudyFolder) -> "Searched | None":
+    from experiments.analysis.searched import Searched
+
+    search = folder.lock.search
+    if search is None:
+        return None
+    cells = search.cell_factors if len(search.cells) > 1 else []
+    return Searched(
+        scales=search.scales,
+        cells=tuple(cells),
+        first_rung=search.pruner.at[0] if search.pruner.at else None,
+        planned_flops=sum(run.flops for run in folder.runs()) if search.pruner.at else None,
+    )
+
+
+def _refusals(folder: StudyFolder) -> list[str]:
+    """Proposals of a sampler that learns, which no lock could have a note on."""
+    refused = [] if folder.lock.refused else folder.refused()
+    return [f"{len(refused)} proposals were refused and replaced; the first: {refused[0].reason}"] if refused else []
 
 
 def draw_losses(folder: StudyFolder) -> None:

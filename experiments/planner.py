@@ -29,6 +29,7 @@ class Plan:
     jobs: int
     limits: str
     notes: list[str]
+    to_propose: int = 0
 
     @property
     def runs(self) -> int:
@@ -36,7 +37,7 @@ class Plan:
 
     @property
     def to_do(self) -> int:
-        return sum(self.states.get(status, 0) for status in TO_DO)
+        return sum(self.states.get(status, 0) for status in TO_DO) + self.to_propose
 
 
 def make_plan(study: StudyFolder, jobs: int) -> Plan:
@@ -58,6 +59,7 @@ def make_plan(study: StudyFolder, jobs: int) -> Plan:
         jobs=jobs,
         limits=lock.limits,
         notes=lock.notes,
+        to_propose=study.to_propose,
     )
 
 
@@ -70,7 +72,9 @@ def checkpoint_disk(run: LockedRun) -> int:
 
 def plan_text(plan: Plan) -> str:
     """The plan for people."""
-    states = ", ".join(f"{count} {status}" for status, count in sorted(plan.states.items()))
+    counts = [f"{count} {status}" for status, count in sorted(plan.states.items())]
+    # What a sampler has not proposed yet has no size: the sums below are of the runs that are known.
+    states = ", ".join([*counts, *([f"{plan.to_propose} trials to propose"] if plan.to_propose else [])])
     lines = [
         f"{plan.name}: {plan.question}",
         f"  runs         {plan.runs} ({states})",

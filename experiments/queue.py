@@ -55,7 +55,8 @@ class Queue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is left to start or to wait for."""
+        """Whether nothing is left to start or to wait for, trials proposed a moment ago included."""
+        self._find_runs()
         return not self._left and not self._at_work
 
     def candidates(self) -> Iterator[LockedRun]:

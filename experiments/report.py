@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # pandas and matplotlib take seconds to import, and only a re
     from experiments.analysis.figures import Drawn
     from experiments.analysis.findings import Analysis
     from experiments.analysis.fitted import Fit
+    from experiments.analysis.searched import Searched
 
 CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MAX_FACTORS = 8  # columns of varied factors shown in the report; table.csv has them all
@@ -40,6 +41,7 @@ class StudyMeta:
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    searched: "Searched | None" = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def analyse(meta: StudyMeta, runs: "pd.DataFrame") -> "Analysis":
     spec = check_fit_spec(meta.fit, f"{meta.name}: fit") if meta.fit is not None else None
     optimum = check_optimum_spec(meta.optimum, f"{meta.name}: optimum") if meta.optimum is not None else None
     y = check_report_spec(meta.report, f"{meta.name}: report").y
-    return analyse_table(spec, runs.infer_objects(), y, optimum)
+    return analyse_table(spec, runs.infer_objects(), y, optimum, meta.searched)
 
 
 def print_analysis(analysis: "Analysis") -> str:
@@ -96,7 +98,7 @@ def write_report(
 
     runs = runs.infer_objects()  # a table of records with gaps comes as objects, and numbers must be drawn as numbers
     analysis = analysis if analysis is not None else analyse(meta, runs)
-    material = Material(runs, curves, analysis.fit, analysis.holdout, analysis.optima)
+    material = Material(runs, curves, analysis.fit, analysis.holdout, analysis.optima, meta.searched)
     spec = check_report_spec(meta.report, f"{meta.name}: report")
     drawn = draw_all(chosen_figures(spec, material), material)
     content = _content(meta, runs, analysis, drawn)
@@ -264,7 +266,7 @@ def _runs_grid(runs: "pd.DataFrame", analysis: "Analysis") -> Grid:
     loss = analysis.spec.y if analysis.spec is not None else "val_loss"
     numbers = ("val_loss", "n_params", "n_params_non_embedding", "tokens", "flops", "wall_seconds")
     errors = ["error"] if "error" in runs.columns and runs["error"].notna().any() else []
-    wanted = dict.fromkeys(("label", "status", "seed", loss, *factors, *numbers, "id", *errors))
+    wanted = dict.fromkeys(("trial", "label", "status", "seed", loss, *factors, *numbers, "id", *errors))
     names = [name for name in wanted if name in runs.columns]
     rows = tuple(tuple(_cell(name, row[name]) for name in names) for row in runs.to_dict(orient="records"))
     heads = tuple(str(name).rpartition(".")[2] for name in names)
@@ -282,7 +284,7 @@ def _cell(name: Any, value: Any) -> str:
         return " ".join(str(value[key]) for key in ("class", "message") if value.get(key))
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if name == "seed":
+    if name in ("seed", "trial"):
         return str(int(value))
     return f"{value:.4f}" if str(name).endswith("loss") and math.isfinite(value) else _number(value)
 

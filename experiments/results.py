@@ -14,6 +14,7 @@ from experiments.analysis.spec import (
 )
 from experiments.exclusions import Exclusion, read_exclusions
 from experiments.lock import LockedRun
+from experiments.search.verdicts import read_verdict
 from experiments.store import FINISHED, RunState, StudyFolder, published_record
 from experiments.study import Study
 from nanogpt.config import UserError
@@ -33,6 +34,8 @@ COLUMNS = (
 _FROM_LOCK = ("flops_per_token", "n_params", "n_params_non_embedding", "n_params_active")
 
 
+# What a search adds: the number of the proposal, and the loss at which all of them were compared first.
+SEARCH_COLUMNS = ("trial", "first_rung_loss")
 # What a line of a history adds, for figures of the training itself.
 CURVE_COLUMNS = ("step", "learning_rate", "grad_norm", "label", "folder")
 
@@ -42,7 +45,8 @@ def check_columns(study: Study, factors: Iterable[str]) -> None:
 
     Called before anything is trained: a slip of the pen should not be found at the end of a long study.
     """
-    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *factors])
+    searched = SEARCH_COLUMNS if study.sweep.sampler.kind != "grid" else ()
+    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *searched, *factors])
     fit = check_fit_spec(study.fit) if study.fit is not None else None
     optimum = check_optimum_spec(study.optimum) if study.optimum is not None else None
     for key, name in columns_named(fit, check_report_spec(study.report), optimum):
@@ -98,8 +102,9 @@ def load(
     runs, states = folder.runs(), folder.states()
     excluded = read_exclusions(folder.path, runs)
     rows = [{**_row(folder, run, states[run.id]), "excluded": _words(excluded.get(run.id))} for run in runs]
-    factors = list(dict.fromkeys(name for run in runs for name in run.factors))
-    columns = [*COLUMNS, *(name for name in factors if name not in COLUMNS), "folder"]
+    factors = folder.lock.factors
+    searched = SEARCH_COLUMNS if folder.lock.search is not None else ()
+    columns = [*COLUMNS, *searched, *(name for name in factors if name not in COLUMNS), "folder"]
     return pd.DataFrame(rows, columns=[*columns, *(("environment", "error") if details else ())])
 
 
@@ -112,9 +117,16 @@ def _row(study: StudyFolder, run: LockedRun, state: RunState) -> dict[str, Any]:
     record = published_record(folder) if state.status in FINISHED else None
     measured = record.model_dump() if record is not None else {key: getattr(run, key) for key in _FROM_LOCK}
     plain = {key: value for key, value in measured.items() if key in COLUMNS}
+    tried = {} if run.trial is None else {"trial": run.trial, "first_rung_loss": _first_rung_loss(folder)}
     known = {"id": run.id, "label": run.label, "status": state.status, "seed": run.config["seed"]}
     objects = {"environment": measured.get("environment"), "error": {"message": state.detail} if state.detail else None}
-    return {**run.factors, **plain, **known, **objects, "folder": str(folder)}
+    return {**run.factors, **plain, **known, **tried, **objects, "folder": str(folder)}
+
+
+def _first_rung_loss(folder: Path) -> float | None:
+    """The loss at the first rung of a pruner, where every trial was measured after the same share of its horizon."""
+    verdict = read_verdict(folder, 0)
+    return None if verdict is None else verdict.value
 
 
 def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> "pd.DataFrame":
@@ -144,7 +156,17 @@ def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
 
 def table_text(table: "pd.DataFrame") -> str:
     """The columns a person compares first, and the best run by name."""
-    shown = ["label", "id", "status", "n_params_non_embedding", "tokens", "flops", "val_loss", "val_loss_stderr"]
+    shown = [
+        *(["trial"] if "trial" in table.columns else []),
+        "label",
+        "id",
+        "status",
+        "n_params_non_embedding",
+        "tokens",
+        "flops",
+        "val_loss",
+        "val_loss_stderr",
+    ]
     with_numbers = table[shown].to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.5g}")
     if not (table["status"] == "completed").any():
         return f"{with_numbers}\nno run has completed yet"

@@ -56,7 +56,9 @@ def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
     if old is not None and holds(old, study) and drifted != "rerun":
         return Prepared(StudyFolder(folder, old), study.text, [], False)
     new = resolve(study, old)
-    check_columns(study, {name: None for run in new.runs for name in run.factors})
+    if new.search is not None:
+        StudyFolder(folder, new).trials.refuse_others(new.search)
+    check_columns(study, new.factors)
     check_base(study, new.runs)
     found = drifts(old, new, StudyFolder(folder, new).folders())
     if drifted == "keep":
@@ -142,7 +144,7 @@ class StudyRun:
     def to_do(self) -> int:
         """How many runs workers would take up now."""
         states = self.status()
-        return sum(states.get(name, 0) for name in (*TO_DO, "running"))
+        return sum(states.get(name, 0) for name in (*TO_DO, "running")) + self.folder.to_propose
 
     def status(self) -> dict[str, int]:
         """How many runs are in each state, read from the files."""

@@ -15,17 +15,19 @@ from pydantic import ValidationError
 import nanogpt.config
 from experiments import grid
 from experiments.analysis.filters import Filter
-from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
-from experiments.grid import Point, Sweep
+from experiments.factors import factor_names, takes_whole_numbers
+from experiments.grid import Sweep
 from experiments.launchers.settings import KINDS, as_section, check_launcher
+from experiments.runspec import RunSpec, make_spec
+from experiments.search.locking import first_specs
+from experiments.search.search import Search
 from experiments.studyfile import StudyFile, Variant, explain, variant_named, with_variant
 from experiments.supervise import Supervise, check_supervise
-from nanogpt.config import Config, UserError, canonical_json
+from nanogpt.config import UserError, canonical_json
 from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.layers import Layers
 from nanogpt.configfile import (
     YamlFile,
-    build_config,
     dump_yaml,
     find_base,
     lay_overrides,
@@ -37,16 +39,6 @@ from nanogpt.configfile import (
 )
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSpec:
-    """One point of the sweep: a validated config that is not yet resolved, and what varies in it."""
-
-    config: Config
-    factors: Mapping[str, Any]
-    label: str
-    place: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,28 +183,49 @@ class Study:
         return _sha256(canonical_json(parts).encode())
 
     def runs(self) -> list[RunSpec]:
-        """Every run of the sweep, each with its whole config validated.
+        """Every run of the sweep, each with its whole config validated; of a search, those known beforehand.
 
         Raises UserError with file and line for the first thing wrong, and when the filters leave nothing.
         """
-        whole = {key: takes_whole_numbers(resolve_key(key, place)) for key, place in self._keys()}
-        points = grid.expand(self.sweep, self.place, whole.__getitem__)
+        search = self.search()
+        if search is not None:
+            return first_specs(search, self.place("space"))
+        points = grid.expand(self.sweep, self.place, self._whole().__getitem__)
         names = factor_names(points)
-        specs = [self._spec(point, names) for point in points]
+        specs = [make_spec(self.layers, point, names, self.place()) for point in points]
         filters = [Filter(text, self.place("filter", str(i))) for i, text in enumerate(self.sweep.filters)]
         kept = [spec for spec in specs if all(each.keeps(spec.factors) for each in filters)]
         if not kept:
             raise UserError(f"{self.place('filter')}: sweep.filter: none of the {len(specs)} runs is left")
         return kept
 
-    def _spec(self, point: Point, names: Mapping[str, str]) -> RunSpec:
-        layers = self.layers.copy()
-        layers.lay(point.settings, {(key,): place for key, place in point.places.items()}, self.place())
-        place = next(iter(point.places.values()), self.place())
-        config = build_config(layers, place)
-        _refuse_folders(config, layers, place)
-        factors = factor_values(config, point, names)
-        return RunSpec(config, factors, label_of(factors), place)
+    def search(self) -> Search | None:
+        """What a search of this study proposes from; None where the sweep is a grid. Raises UserError as `runs`."""
+        sweep = self.sweep
+        if sweep.sampler.kind == "grid":
+            return None
+        whole = self._whole()
+        cells = grid.expand(sweep.model_copy(update={"seeds": None}), self.place, whole.__getitem__)
+        example = {key: dimension.value(0.0, whole[key]) for key, dimension in sweep.space.items()}
+        seeded = {} if sweep.seeds is None else {"seed": 0}
+        for index, text in enumerate(sweep.filters):
+            Filter(text, self.place("filter", str(index)))
+        return Search(
+            sampler=sweep.sampler,
+            space=sweep.space,
+            pruner=sweep.pruner,
+            cells=[dict(cell.settings) for cell in cells],
+            seeds=sweep.seeds,
+            filters=sweep.filters,
+            names=factor_names([*cells, grid.Point({**example, **seeded}, {})]),
+            whole=[key for key in sweep.space if whole[key]],
+            base=self.layers.tree,
+            flags={flag: value for flag, (value, _) in self.layers.deferred.items()},
+        )
+
+    def _whole(self) -> dict[str, bool]:
+        """Whether each key that varies takes whole numbers. An unknown key is found here, with its place."""
+        return {key: takes_whole_numbers(resolve_key(key, place)) for key, place in self._keys()}
 
     def _keys(self) -> list[tuple[str, str]]:
         """Every key that the sweep varies, and where it stands."""
@@ -222,8 +235,9 @@ class Study:
         """The keys that meet in one run: those of all axes, and those of each single point."""
         axes = [(key, self.place("grid", key)) for key in self.sweep.grid]
         axes += [(key, self.place("zip", str(i), key)) for i, group in enumerate(self.sweep.zips) for key in group]
+        space = [(key, self.place("space", key)) for key in self.sweep.space]
         points = [[(key, self.place("points", str(i), key)) for key in p] for i, p in enumerate(self.sweep.points)]
-        return [axes, *points]
+        return [axes + space, *(point + space for point in points)]
 
     def _refuse_double_keys(self) -> None:
         """A key on two axes, or both varied and overridden, would silently take the last value."""
@@ -239,18 +253,6 @@ class Study:
                 if dotted in seen:
                     raise UserError(f"{place}: {key}: varied twice (first at {seen[dotted]})")
                 seen[dotted] = place
-
-
-def _refuse_folders(config: Config, layers: Layers, place: str) -> None:
-    """Settings that only mean something for a single run a person starts by hand."""
-    settings = config.runtime
-    for key, is_set in (("out_dir", settings.out_dir is not None), ("resume", settings.resume != "auto")):
-        if is_set:
-            where = layers.place(("runtime", key)) or place
-            raise UserError(f"{where}: runtime.{key}: a study decides itself where its runs lie and when they resume")
-    if settings.branch_from is not None and not (Path(settings.branch_from) / "config.yaml").is_file():
-        where = layers.place(("runtime", "branch_from")) or place
-        raise UserError(f"{where}: runtime.branch_from: no run's folder: {settings.branch_from}")
 
 
 def _refuse_empty(sweep: Sweep, place: Callable[..., str]) -> None:

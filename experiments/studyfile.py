@@ -1,12 +1,14 @@
 """The keys of a study's YAML file, and its `sizes:`: the same question at other scales, each a layer over the rest."""
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.grid import Sweep
 from nanogpt.config import UserError, did_you_mean
+from nanogpt.config.keys import arms
 
 
 class Variant(BaseModel):
@@ -63,9 +65,10 @@ def explain(error: ValidationError, place: Callable[..., str]) -> str:
     """The first problem of a study file in one line."""
     problem = error.errors(include_url=False)[0]
     path = tuple(str(part) for part in problem["loc"])
-    names = [field.alias or key for key, field in _owner(path).model_fields.items()]
     messages = {
-        "extra_forbidden": f"no such key{did_you_mean(path[-1], names)}",
+        "extra_forbidden": f"no such key{did_you_mean(path[-1], _keys_beside(path))}",
+        "value_error": str(problem.get("ctx", {}).get("error", "")),
+        "literal_error": f"no such choice {problem['input']!r}{_nearest_choice(problem)}",
         "missing": "is missing; a study says it before it runs",
         "string_too_short": "is empty; a study says it before it runs",
     }
@@ -73,9 +76,16 @@ def explain(error: ValidationError, place: Callable[..., str]) -> str:
     return f"{place(*path)}: {'.'.join(path)}: {messages.get(problem['type'], fallback)}"
 
 
-def _owner(path: tuple[str, ...]) -> type[BaseModel]:
-    """The model whose key stands at a path of the file."""
-    inner = path[2:] if path[0] == "sizes" else path
-    if inner[:1] == ("sweep",) and len(inner) > 1:
-        return Sweep
-    return Variant if path[0] == "sizes" else StudyFile
+def _nearest_choice(problem: Mapping[str, Any]) -> str:
+    return did_you_mean(problem["input"], re.findall(r"'([^']*)'", problem.get("ctx", {}).get("expected", "")))
+
+
+def _keys_beside(path: Sequence[str]) -> list[str]:
+    """The keys that may stand where the last one of `path` does."""
+    section: type[BaseModel] = StudyFile
+    for key in path[:-1]:
+        fields = {field.alias or name: field for name, field in section.model_fields.items()}
+        if key in fields:  # a mapping from a person's own keys to sections, as `space` is, counts as one of them
+            parts = (fields[key].annotation, *get_args(fields[key].annotation))
+            section = next((arm for part in parts for arm in arms(part)), section)
+    return [field.alias or name for name, field in section.model_fields.items()]

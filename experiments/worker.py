@@ -27,6 +27,7 @@ from experiments.lease import Claimant, LeaseLost
 from experiments.lock import LockedRun
 from experiments.outcomes import Exit
 from experiments.queue import Queue
+from experiments.search.at_work import SearchAtWork
 from experiments.signals import woken_by_signals
 from experiments.store import StudyFolder
 from experiments.supervise import Supervise, check_supervise
@@ -69,6 +70,7 @@ class Worker:
         self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
         self._claimant = self.claimant or Claimant(self.supervise.lease)
         self.queue = Queue(self.study, self.setup.retry_failed, claimant=self._claimant)
+        self.search = SearchAtWork(self.study)
         self.gpus = GpuPool(visible_gpus(), self.setup.gpus_per_run, self.setup.slots_per_gpu)
         self.parent_fd = self.setup.parent_fd
         self.unsettled: list[tuple[Child, Exit]] = []
@@ -91,14 +93,19 @@ class Worker:
                         child.stop(self.stopping)
                 else:
                     self._fill_slots()
-                if not self.children and (self.stopping or self.queue.is_empty):
+                    self._search()
+                if not self.children and (self.stopping or (self.queue.is_empty and not self.search.may_grow)):
                     break
                 self._beat()
                 self._wait(wake, TICK_SECONDS)
             self._settle_again(last=True)
-        if self.stopping and not self.queue.is_empty:
+        self.search.close()
+        if self.stopping and (self.search.may_grow or not self.queue.is_empty):
             self._requeue()
             return engine.INTERRUPTED
+        if self.search.is_broken:
+            say("the child that proposes trials has died: no more are tried")
+            return engine.MISTAKE
         return engine.FAILED if self.failed else engine.COMPLETED
 
     def _on_signal(self, number: int) -> None:
@@ -131,6 +138,16 @@ class Worker:
         # All were looked at, and those left are held by others: no need to look all the time.
         self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
 
+    def _search(self) -> None:
+        """End what a pruner gives up, and ask for trials where slots are free."""
+        for child in self.children.values():
+            held = child.attempt.lease
+            if child.asked_to_stop is None and self.search.ends(child.attempt.run, held.generation):
+                say(f"{child.attempt.run.name}: the pruner ends it")
+                child.stop("interrupted")
+        if self.search.has_proposed(self.setup.slots - len(self.children)):
+            self._next_look = 0.0
+
     def _is_stopped_by_failures(self) -> bool:
         stop = policy.study_stop(self.queue.failures, self.supervise)
         if stop is None:
@@ -139,6 +156,7 @@ class Worker:
             say(f"no further run is started: {stop[0]}: {', '.join(stop[1])}")
             self.failed += 1
             self.queue.clear()
+        self.search.clear()
         return True
 
     def _take(self, run: LockedRun) -> None:
@@ -165,7 +183,7 @@ class Worker:
 
     def _nursery(self) -> Nursery:
         # With the pipe's write end, or the worker's own parent pipe, a child would keep itself alive.
-        close = [self._life_write, *([] if self.parent_fd is None else [self.parent_fd])]
+        close = [self._life_write, *self.search.descriptors, *([] if self.parent_fd is None else [self.parent_fd])]
         return Nursery(self._life_read, close, self.setup.isolation, self.setup.nproc, self.supervise.time_limit)
 
     def _leave_alone(self, run: LockedRun, error: Exception) -> None:
@@ -199,6 +217,7 @@ class Worker:
         if settled.ending == "failed":
             self.failed += 1
         self.queue.ended(run, settled)
+        self.search.ended(run)
         self._next_look = 0.0
 
     def _settle_again(self, last: bool = False) -> None:
@@ -232,7 +251,7 @@ class Worker:
 
     def _wait(self, wake: int, seconds: float) -> None:
         """Sleep until a child ends, a signal comes, the parent goes, or a tick has passed."""
-        sources = [wake] if self.parent_fd is None else [wake, self.parent_fd]
+        sources = [wake, *self.search.answers, *([] if self.parent_fd is None else [self.parent_fd])]
         ready, _, _ = select.select(sources, [], [], seconds)
         if wake in ready:
             os.read(wake, 4096)

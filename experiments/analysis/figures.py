@@ -9,10 +9,11 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.analysis import basins, plots, sweeps
+from experiments.analysis import basins, plots, surface, sweeps
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
 from experiments.analysis.optimum import Optima
+from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, ReportSpec
 from nanogpt.config import UserError
 
@@ -29,6 +30,7 @@ class Material:
     fit: Fit | None = None
     holdout: Holdout | None = None
     optima: Optima | None = None
+    searched: Searched | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ def _lr_transfer(m: Material, s: FigureSpec) -> Figure:
     return basins.lr_transfer(m.runs, m.optima)
 
 
+def _response_surface(m: Material, s: FigureSpec) -> Figure:
+    names = [s.x, s.rows] if s.x and s.rows else []
+    return surface.response_surface(m.runs, m.searched, s.y or "val_loss", names)
+
+
 FIGURES: dict[str, Kind] = {
     "loss_vs_compute": Kind(
         _loss_vs_compute,
@@ -135,6 +142,15 @@ FIGURES: dict[str, Kind] = {
         "The basin of each size, a panel per parametrization. Diamonds are fitted optima with their intervals over "
         "seeds, the dashed line the base's optimum: where diamonds leave it, the optimum does not transfer. " + SEEDS,
     ),
+    "response_surface": Kind(
+        _response_surface,
+        "What the search has learnt of its space. Above: every trial over pairs of its most influential factors, on a "
+        "thin-plate spline in those two (smoothing by 5-fold cross-validation, within the hull of the trials; the "
+        "other factors vary from trial to trial). Below: loss against each factor alone. The share is that of the "
+        "variance of the trials' ranks between bins of the factor, adjusted for the number of bins. Where trials were "
+        "pruned, the loss is the one at the first rung, where every trial was measured after the same share of its "
+        "training; the star is the lowest final loss. Orange crosses diverged, and rank last.",
+    ),
 }
 
 
@@ -144,6 +160,7 @@ def chosen_figures(spec: ReportSpec, material: Material) -> tuple[FigureSpec, ..
         listed = spec.figures
     else:
         names = ["lr_transfer"] if material.optima is not None else []
+        names += ["response_surface"] if material.searched is not None else []
         names += ["loss_vs_compute", "training_curves"]
         names += ["predicted_vs_measured"] if material.holdout is not None else []
         names += ["residuals"] if material.fit is not None else []

@@ -15,6 +15,7 @@ from experiments.analysis.fitted import FLOOR_IS_ZERO, Fit
 from experiments.analysis.holdout import Holdout, holdout
 from experiments.analysis.laws import Law, make_law
 from experiments.analysis.optimum import Optima, find_optima
+from experiments.analysis.searched import Searched, search_sentences
 from experiments.analysis.spec import LAW_INPUTS, FitSpec, OptimumSpec
 from experiments.analysis.transfer import transfer_claims, transfer_text
 from nanogpt.config import UserError
@@ -39,7 +40,11 @@ class Analysis:
 
 
 def analyse_table(
-    spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss", optimum: OptimumSpec | None = None
+    spec: FitSpec | None,
+    runs: pd.DataFrame,
+    y: str = "val_loss",
+    optimum: OptimumSpec | None = None,
+    searched: Searched | None = None,
 ) -> Analysis:
     """Fit, hold out and state; a table too small for its law gives an Analysis whose `problems` say so."""
     y = spec.y if spec is not None else y
@@ -56,7 +61,7 @@ def analyse_table(
     optima = _optima(optimum, runs, problems)
     floor = _true_floor(runs, y)
     about_optima = transfer_claims(optima, optimum) if optima is not None and optimum is not None else ()
-    claims = (*about_optima, *_claims(spec, result, held, floor, best, runs, y))
+    claims = (*about_optima, *_claims(spec, result, held, floor, best, runs, y, searched))
     return Analysis(spec, result, held, floor, best, claims, tuple(problems), optima)
 
 
@@ -106,7 +111,7 @@ def _true_floor(runs: pd.DataFrame, y: str) -> float | None:
 
 def _claims(
     spec: FitSpec | None, result: Fit | None, held: Holdout | None, floor: float | None,
-    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str,
+    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str, searched: Searched | None,
 ) -> tuple[Claim, ...]:  # fmt: skip
     claims = []
     if result is not None:
@@ -115,7 +120,9 @@ def _claims(
         claims.append(_held_out_claim(held, spec.holdout.max_error))
     if result is not None and floor is not None and _reaches_the_floor(result.law):
         claims.append(_floor_claim(result, floor, held))
-    if best is not None:
+    if searched is not None:
+        claims += [Claim(text) for text in search_sentences(runs, searched, y)]
+    elif best is not None:
         claims += [*_best_mean_claim(runs, y), _best_claim(best, y)]
     return tuple(claims)
 

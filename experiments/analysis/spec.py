@@ -18,7 +18,7 @@ LAW_INPUTS: dict[str, tuple[str, ...]] = {
 LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
     "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap",
-    "lr_basin", "lr_transfer",
+    "lr_basin", "lr_transfer", "response_surface",
 ]  # fmt: skip
 
 

@@ -61,6 +61,10 @@ def _print_reasons(study: StudyFolder, states: dict[str, RunState], drifted: dic
 def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: argparse.Namespace) -> None:
     if stop := stop_text(study, states):
         print(f"stopped: {stop}; `retry` makes them start again")
+    if study.to_propose:
+        print(f"{study.to_propose} trials are still to be proposed")
+    if refused := study.refused():
+        print(f"{len(refused)} proposals were refused and replaced; the first: {refused[0].reason}")
     for each in submissions(study.path):
         print(f"submitted: {each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}")
     excluded = read_exclusions(study.path, study.runs())
@@ -79,6 +83,7 @@ def _as_data(
     rows = []
     for run in study.runs():
         row: dict[str, Any] = {"id": run.id, "label": run.label, **vars(states[run.id])}
+        row |= {} if run.trial is None else {"trial": run.trial}
         if arguments.why:
             row |= {"why": why(states[run.id]), "next": next_step(states[run.id], bool(stop))}
         if run.id in excluded:

@@ -79,7 +79,8 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
     report = run.folder.path / "report.html"
     wanted = not arguments.no_report and (worked or not report.exists())
     broken = wanted and any(states.get(s) for s in ("completed", "diverged")) and write_report(run.folder.path) != 0
-    total, finished = sum(states.values()), sum(states.get(status, 0) for status in FINISHED)
+    to_propose, finished = run.folder.to_propose, sum(states.get(status, 0) for status in FINISHED)
+    total = sum(states.values()) + to_propose
     print(f"{finished} of {total} runs are finished" + ("" if worked else "; nothing was left to do"))
     if report.exists() and not broken:
         print(f"look at {report}")
@@ -88,9 +89,9 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
         print(f"failed runs wait for: {_again(arguments, 'retry')} --failed", file=sys.stderr)
     if stop := stop_text(run.folder):
         print(f"stopped: {stop}", file=sys.stderr)
-    elif not is_complete({status: count for status, count in states.items() if status != "failed"}):
+    elif to_propose or not is_complete({status: count for status, count in states.items() if status != "failed"}):
         print(f"go on with: {_again(arguments)}", file=sys.stderr)
-    return SUCCESS if is_complete(states) and not broken else FAILURE
+    return SUCCESS if is_complete(states) and not (broken or to_propose) else FAILURE
 
 
 def _interrupted(run: StudyRun, arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The `inprocess` launcher: one run after another in this very process, for a debugger or a traceback on the screen."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import engine, lease
@@ -8,6 +9,7 @@ from experiments.attempt import Attempt, claim, settle
 from experiments.launchers.base import Job, available_cores
 from experiments.launchers.submitted import Submission
 from experiments.lease import Claimant, LeaseLost
+from experiments.lock import LockedRun
 from experiments.outcomes import Exit
 from experiments.queue import Queue
 from experiments.store import StudyFolder
@@ -22,7 +24,7 @@ class InProcess:
         supervise = check_supervise(study.lock.supervise, str(folder))
         claimant, failed = Claimant(supervise.lease), 0
         queue = Queue(study, job.retry_failed, claimant=claimant)
-        for run in queue.candidates():
+        for run in _with_proposals(study, queue):
             ending = "retry"
             while ending == "retry" and queue.wants(run):
                 attempt = claim(study, run, claimant, available_cores())
@@ -38,6 +40,17 @@ class InProcess:
 
     def cancel(self, submission: Submission) -> None:
         """Its workers end with the driver: there are no submissions."""
+
+
+def _with_proposals(study: StudyFolder, queue: Queue) -> Iterator[LockedRun]:
+    """The runs left, and where a sampler learns from them, one trial after the other."""
+    yield from queue.candidates()
+    if study.to_propose:
+        from experiments.search.propose import Proposals
+
+        proposals = Proposals(study.path)
+        while proposals.propose(1).published:
+            yield from queue.candidates()
 
 
 def _train(attempt: Attempt, supervise: Supervise, beat_seconds: float) -> str:

@@ -148,7 +148,7 @@ class RayWorkers:
         asked, due = False, 0.0
         while not self._over.wait(1.0):
             if time.monotonic() >= due:
-                due = time.monotonic() + lease.BEAT_SECONDS
+                due = time.monotonic() + lease.STALE_SECONDS / lease.BEATS
                 with contextlib.suppress(OSError):  # cancelled, so renamed already; or out of reach for a while
                     os.utime(record)
             if not asked and record.with_suffix(CANCEL).exists():

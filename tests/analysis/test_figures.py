@@ -15,6 +15,7 @@ from experiments.analysis.figures import FIGURES, Material, chosen_figures, draw
 from experiments.analysis.fit import fit
 from experiments.analysis.holdout import holdout
 from experiments.analysis.optimum import find_optima
+from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, check_report_spec
 from nanogpt.config import UserError
 from tests.analysis.tables import planted_curves, planted_runs, with_diverged
@@ -28,7 +29,8 @@ def material() -> Material:
     runs = with_diverged(planted_runs(), 17)
     law = {"bootstrap": 30}
     held, optima = holdout("chinchilla", runs, largest=5, **law), find_optima(runs, "tokens", "n_embd")
-    return Material(runs, planted_curves(runs), fit("chinchilla", runs, **law), held, optima)
+    searched = Searched({"model.n_embd": "log", "tokens": "log"})
+    return Material(runs, planted_curves(runs), fit("chinchilla", runs, **law), held, optima, searched)
 
 
 def drawn(name: str, material: Material) -> Figure:
