@@ -17,7 +17,7 @@ from experiments.launchers.base import Job
 from experiments.launchers.slurm_script import Array, array_script, array_sizes, torchrun_script
 from experiments.launchers.slurm_settings import SlurmSettings
 from experiments.launchers.submitted import WORKERS, Submission, end_submission, submissions, write_submission
-from experiments.store import FINISHED, TO_DO, StudyFolder
+from experiments.store import FINISHED, StudyFolder
 from nanogpt.config import UserError
 
 KIND = "slurm"
@@ -165,14 +165,16 @@ class SlurmWorkers:
             self._nothing_runs(tasks)
 
     def _nothing_runs(self, tasks: list[client.Task]) -> None:
-        states = StudyFolder(self.folder).states().values()
-        if not any(state.status in (*TO_DO, "running") for state in states):
+        if all(state.status in FINISHED for state in StudyFolder(self.folder).states().values()):
             # Requeued ones, mostly: they would start, find nothing left, and end.
             client.cancel(self._jobs, "--state=PENDING")
             self._pause = FIRST_POLL_SECONDS
             return
-        reasons = Counter(task.reason for task in tasks)
-        self._say_once("waiting for Slurm: " + ", ".join(f"{count} ({reason})" for reason, count in reasons.items()))
+        # Without a reason, the scheduler has not come by yet.
+        reasons = Counter(task.reason for task in tasks if task.reason != "None")
+        if reasons:
+            waiting = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
+            self._say_once(f"workers wait for their turn: {waiting}")
 
     def _say_once(self, line: str) -> None:
         if line != self._said:
@@ -189,7 +191,9 @@ class SlurmWorkers:
         """End the watching. The workers go on: they are Slurm's, and `cancel` is what ends them."""
         if self._status is None:
             self._status = INTERRUPTED
-            _say(f"job {', '.join(self._jobs)} goes on without this command; to watch again, `run` again, and to end it:")
+            _say(
+                f"job {', '.join(self._jobs)} goes on without this command; to watch again, `run` again, and to end it:"
+            )
             _say(f"  python -m experiments cancel {self.folder}    (or scancel {' '.join(self._jobs)})")
 
     def kill(self) -> None:

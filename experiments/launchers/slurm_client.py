@@ -117,7 +117,9 @@ def ended(jobs: Sequence[str]) -> list[Ended]:
             found += parse_jobs(answer.text)
             continue
         # The controller forgets a job after MinJobAge, five minutes by default.
-        answer = ask("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=JobID,State,ExitCode")
+        answer = ask(
+            "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=JobID,State,ExitCode"
+        )
         found += parse_accounts(answer.text) if answer.status == 0 else []
     return found
 

@@ -42,11 +42,11 @@ def array_script(array: Array, script: Path, torchrun: Path) -> str:
     threads = max(1, settings.cpus // (slots * settings.nproc_per_node))
     lines = [
         "#!/bin/bash",
-        f"# Workers for the study {array.folder.name} under Slurm. `sbatch {script.name}` starts as many again: each",
-        "# trains what is not finished, and nothing is trained twice.",
+        f"# Workers for the study {array.folder.name} under Slurm, each of which trains what is not finished.",
+        f"# `sbatch {script.name}` starts as many again; no run is trained twice.",
         *(_directive(name, value) for name, value in _options(array).items()),
         "",
-        "# Until the worker listens, a warning would end it. Ignored, Slurm ends the job by itself, and starts it again.",
+        "# Until the worker listens, a warning would end it, and Slurm would not start it again: let it pass.",
         f"trap '' TERM {WARNING}",
         *settings.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in _environment(threads, settings, torchrun).items()),
@@ -95,7 +95,7 @@ def _directive(name: str, value: str) -> str:
 def _environment(threads: int, settings: SlurmSettings, torchrun: Path) -> dict[str, str]:
     """What a worker needs to find these packages and our own settings, whoever submits the script."""
     ours = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NANOGPT_")}
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     return {
         **ours,
         **({TORCHRUN_VARIABLE: str(torchrun)} if settings.nodes > 1 else {}),

@@ -26,7 +26,8 @@ def _slurm_seconds(text: str) -> float:
         raise ValueError(f"expected a time such as 90m, 4h, 1d, or Slurm's D-HH:MM:SS, got {text!r}")
     parts = [int(part) for part in found["clock"].split(":")]
     # With days, the first number is hours; without, the last one is seconds.
-    hours, minutes, seconds = (parts + [0, 0])[:3] if found["days"] else ([0, 0] + parts)[-3:]
+    padding = [0] * (3 - len(parts))
+    hours, minutes, seconds = [*parts, *padding] if found["days"] else [*padding, *parts]
     return ((int(found["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 

@@ -153,9 +153,7 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """As when a node loses its power: its daemon and everything on it end at once, and nobody reports anything."""
-        daemon = self._pid(f"slurmd.{name}.pid")
-        if daemon is not None:
-            os.kill(daemon, signal.SIGKILL)
+        self._kill_daemon(f"slurmd.{name}.pid")
         # Until nothing is left: a process may be started while we look.
         while doomed := self._processes_of(name):
             for pid in doomed:
@@ -173,28 +171,29 @@ class Cluster:
         return found
 
     def _is_of(self, process: Path, name: str) -> bool:
-        if not (process / "cmdline").read_bytes():
-            return False  # a zombie
-        variables = (process / "environ").read_bytes().split(b"\0")
-        mine = f"SLURM_CONF={self.home / 'slurm.conf'}".encode() in variables
-        is_job = f"SLURMD_NODENAME={name}".encode() in variables
-        is_daemon = f"slurmd.{name}.log" in _open_files(process) or f"slurmstepd.{name}" in _open_files(process)
-        return mine and (is_job or is_daemon) and int(process.name) != os.getpid()
+        if int(process.name) == os.getpid() or not self._is_ours(process):
+            return False
+        is_job = f"SLURMD_NODENAME={name}".encode() in (process / "environ").read_bytes().split(b"\0")
+        return is_job or f"slurmd.{name}.log" in _open_files(process)
 
-    def _pid(self, name: str) -> int | None:
-        path = self.home / name
-        text = path.read_text().strip() if path.exists() else ""
-        return int(text) if text.isdigit() else None
+    def _is_ours(self, process: Path) -> bool:
+        """Whether a process was started for this very cluster. A zombie has no environment, and needs no end."""
+        return f"SLURM_CONF={self.home / 'slurm.conf'}".encode() in (process / "environ").read_bytes().split(b"\0")
+
+    def _kill_daemon(self, pid_file: str) -> None:
+        path = self.home / pid_file
+        # The number of a daemon that is gone may be somebody else's by now.
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.read_text())
+            if self._is_ours(Path("/proc", str(pid))):
+                os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """End all daemons, and the jobs that are left."""
         for name in NODES:
             self.kill_node(name)
-        for name in ("slurmctld.pid", "munged.pid"):
-            pid = self._pid(name)
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid_file in ("slurmctld.pid", "munged.pid"):
+            self._kill_daemon(pid_file)
 
 
 def _open_files(process: Path) -> str:
