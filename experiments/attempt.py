@@ -1,26 +1,30 @@
 """One attempt at a run by a worker: claim it, prepare its folder, and settle how it ended."""
 
 import contextlib
-import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from experiments import engine, lease
+from experiments import engine, lease, marks, policy
 from experiments.lease import Claimant, Lease
 from experiments.lock import LockedRun
-from experiments.store import StudyFolder, read_record_if_there, state_of, write_run_files
-from nanogpt.config import UserError
-from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, publish, read_history, write_record
-
-LOG_NAME = "log.txt"
-OUTCOME_NAME = "outcome.json"
-LOG_LINES = 20
-# Killed from outside, a run goes on from its checkpoint; killed this often in a row, it is the cause: memory, mostly.
-MOST_KILLS = 3
-KILLED = "Killed"
-# Someone asked these runs to end. Other signals (a segmentation fault, an abort) come from the run itself.
-ENDED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from experiments.outcomes import (
+    LOG_NAME,
+    OUTCOME_NAME,
+    Ended,
+    Exit,
+    classify,
+    failure,
+    log_tail,
+    read_outcome,
+    signature,
+    written_off,
+)
+from experiments.policy import MOST_WITHOUT_ADVANCE, Try, judge
+from experiments.runfiles import current_config, write_run_files
+from experiments.store import StudyFolder
+from experiments.supervise import Supervise
+from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, publish, write_record
 
 
 @dataclass(frozen=True)
@@ -45,141 +49,128 @@ class Attempt:
 def claim(study: StudyFolder, run: LockedRun, claimant: Claimant, threads: int | None) -> Attempt | None:
     """Take a run and prepare its folder; None when it is held by another worker, or needs no training.
 
-    A finished attempt whose worker died before it could publish is published here instead of trained again.
+    A finished attempt whose worker died before it could publish is published here instead of trained again; a run
+    whose workers keep dying is written off here. Raises OSError when the folder cannot be written.
     """
     folder = study.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     held = claimant.claim(folder)
     if held is None:
         return None
-    if _publish_earlier(held, run):
-        lease.release(held)
-        return None
-    write_run_files(folder, run, threads)
+    try:
+        if _publish_earlier(held, run) or _write_off(held, run):
+            lease.release(held)
+            return None
+        retry = marks.read_retry(folder, held.generation - 1)
+        write_run_files(folder, run, threads, retry.micro_batch_size if retry is not None else None)
+    except BaseException:
+        give_back(held)
+        raise
     return Attempt(run, held)
+
+
+def give_back(held: Lease) -> None:
+    """Release a lease under which nothing was started, as far as the folder lets us."""
+    with contextlib.suppress(OSError):
+        lease.release(held)
 
 
 def _publish_earlier(held: Lease, run: LockedRun) -> bool:
     for number in reversed(attempt_numbers(held.folder)):
-        outcome = read_record_if_there(attempt_folder(held.folder, number) / OUTCOME_NAME)
+        outcome = read_outcome(held.folder, number)
         if outcome is not None and outcome.status in PUBLISHED:
             publish(held.folder, number, run.factors)
             return True
     return False
 
 
-Ending = Literal["published", "failed", "interrupted", "superseded"]
+def _write_off(held: Lease, run: LockedRun) -> bool:
+    """Whether the run was lost so often that nobody should try it again unasked; then this attempt says so."""
+    if not policy.keeps_dying(tries(held.folder, held.generation - 1)):
+        return False
+    attempt = Attempt(run, held)
+    _write(attempt, None, _standstill({"class": "Lost", "message": "its worker died"}))
+    return True
 
 
-def settle(attempt: Attempt, exit_status: int, stopping: bool = False) -> Ending:
+def tries(folder: Path, last: int) -> list[Try]:
+    """The attempts of a run up to `last`, as its files tell them."""
+    return [Try(_ended(folder, g), _saved_step(folder, g), marks.read_retry(folder, g)) for g in range(1, last + 1)]
+
+
+def _ended(folder: Path, generation: int) -> Ended:
+    outcome = read_outcome(folder, generation)
+    if outcome is not None:
+        return Ended("failed" if outcome.status == "failed" else "interrupted", outcome.error)
+    given_back = lease.is_released(folder, generation)
+    return Ended("interrupted", None if given_back else {"kind": "lost", "class": "Lost"})
+
+
+def _saved_step(folder: Path, generation: int) -> int | None:
+    """The furthest step that an attempt saved."""
+    names = (path.stem.partition("-")[2] for path in attempt_folder(folder, generation).glob("checkpoint-*.pt"))
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+Ending = Literal["published", "failed", "retry", "interrupted", "superseded", "deleted"]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How an attempt ended, in one line for the log, and for a failure its class and signature."""
+
+    ending: Ending
+    detail: str = ""
+    ended: Ended | None = None
+
+
+def settle(attempt: Attempt, ending: Exit, supervise: Supervise | None = None) -> Settled:
     """Record how an attempt ended, publish its result if it has one, and give the lease back.
 
-    `exit_status` is the engine's, or minus the signal that ended it. `stopping` says that the worker asked it to end.
+    Raises OSError when the folder cannot be written: then the lease is still held, and this may be called again.
     """
+    if not attempt.lease.path.exists():
+        return Settled("deleted", "its folder was deleted or moved away while it ran")
     if not lease.owns(attempt.lease):
-        return "superseded"
-    try:
-        return _settle(attempt, exit_status, stopping)
-    finally:
-        lease.release(attempt.lease)
+        return Settled("superseded", "another worker took it over")
+    settled = _settle(attempt, ending, supervise or Supervise())
+    lease.release(attempt.lease)
+    return settled
 
 
-def _settle(attempt: Attempt, exit_status: int, stopping: bool) -> Ending:
-    outcome = _outcome(attempt)
+def _settle(attempt: Attempt, ending: Exit, supervise: Supervise) -> Settled:
+    outcome = read_outcome(attempt.lease.folder, attempt.lease.generation)
     if outcome is not None and outcome.status in PUBLISHED:
         publish(attempt.lease.folder, attempt.lease.generation, attempt.run.factors)
-        return "published"
-    if outcome is not None:
-        return "interrupted" if outcome.status == "interrupted" else "failed"
-    if exit_status == engine.INTERRUPTED or (stopping and exit_status < 0):
-        return "interrupted"
-    killed = -exit_status in ENDED_FROM_OUTSIDE
-    again = killed and _kills_before(attempt) + 1 < MOST_KILLS
-    write_record(
-        attempt.folder / OUTCOME_NAME, _crash_record(attempt, exit_status, "interrupted" if again else "failed")
-    )
-    return "interrupted" if again else "failed"
+        return Settled("published", outcome.status)
+    ended = classify(ending, outcome, log_tail(attempt.log))
+    if ended.error is not None:
+        _write(attempt, outcome, ended)
+    past = tries(attempt.lease.folder, attempt.lease.generation)
+    if ended.status == "interrupted" and policy.keeps_dying(past):
+        ended = _standstill(ended.error or {})
+        _write(attempt, outcome, ended)
+        return Settled("failed", failure(ended.error), ended)
+    if ended.status == "interrupted":
+        return Settled("interrupted", failure(ended.error), ended)
+    verdict = judge(past, supervise, current_config(attempt.lease.folder, attempt.run))
+    told = f"{ended.kind}: {failure(ended.error)}"
+    if verdict.retry is None:
+        return Settled("failed", f"{told} (not tried again: {verdict.why})", ended)
+    marks.ask_retry(attempt.lease.folder, attempt.lease.generation, verdict.retry)
+    return Settled("retry", f"{told} (tried again: {verdict.retry.why})", ended)
 
 
-def _outcome(attempt: Attempt) -> Record | None:
-    """What the child wrote about its end. A damaged outcome is as good as none: the child broke while writing."""
-    with contextlib.suppress(UserError):
-        return read_record_if_there(attempt.folder / OUTCOME_NAME)
-    return None
+def _standstill(error: dict[str, object]) -> Ended:
+    """The end of a run that was taken away again and again without getting any further."""
+    message = f"{error.get('message')}, {MOST_WITHOUT_ADVANCE + 1} times in a row without a new checkpoint"
+    told = {**error, "class": "Killed", "message": message}
+    return Ended("failed", {**told, "kind": "crashed", "signature": signature(told)})
 
 
-def _kills_before(attempt: Attempt) -> int:
-    """How many attempts right before this one were killed from outside."""
-    count = 0
-    for number in range(attempt.lease.generation - 1, 0, -1):
-        outcome = read_record_if_there(attempt_folder(attempt.lease.folder, number) / OUTCOME_NAME)
-        if outcome is None or (outcome.error or {}).get("class") != KILLED:
-            break
-        count += 1
-    return count
-
-
-def _crash_record(attempt: Attempt, exit_status: int, status: Literal["failed", "interrupted"]) -> Record:
-    """The outcome of a child that could not write one itself."""
+def _write(attempt: Attempt, outcome: Record | None, ended: Ended) -> None:
+    """The outcome with its class: the child's own where it left one."""
+    record = outcome or written_off(attempt.run, attempt.folder, attempt.lease.generation, ended)
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    run, history = attempt.run, _history(attempt)
-    steps = int(history[-1]["step"]) if history else 0
-    done = steps / max(run.steps, 1)
-    return Record(
-        id=run.id,
-        status=status,
-        steps=steps,
-        tokens=round(run.tokens * done),
-        flops=run.flops * done,
-        flops_per_token=run.flops_per_token,
-        n_params=run.n_params,
-        n_params_non_embedding=run.n_params_non_embedding,
-        n_params_active=run.n_params_active,
-        wall_seconds=0.0,
-        cpu_seconds=0.0,
-        seed=run.config["seed"],
-        attempts=attempt.lease.generation,
-        config=run.config,
-        factors=run.factors,
-        parameters=run.parameters,
-        environment={},
-        error=_error(attempt, exit_status),
-    )
-
-
-def _history(attempt: Attempt) -> list[dict[str, Any]]:
-    with contextlib.suppress(UserError):
-        return read_history(attempt.folder / "history.jsonl")
-    return []
-
-
-def _error(attempt: Attempt, exit_status: int) -> dict[str, Any]:
-    tail = log_tail(attempt.log)
-    if -exit_status in ENDED_FROM_OUTSIDE:
-        name = signal.Signals(-exit_status).name
-        return {"class": KILLED, "message": f"ended by {name}", "exit_status": exit_status, "log_tail": tail}
-    if exit_status < 0:
-        name = signal.Signals(-exit_status).name
-        return {"class": "Crashed", "message": f"died of {name}", "exit_status": exit_status, "log_tail": tail}
-    kind = "UserError" if exit_status == engine.MISTAKE else "NoRecord"
-    message = tail[-1] if tail else f"exit status {exit_status} and no record"
-    return {"class": kind, "message": message, "exit_status": exit_status, "log_tail": tail}
-
-
-def log_tail(log: Path, lines: int = LOG_LINES) -> list[str]:
-    """The last lines of a log; empty when there is none."""
-    try:
-        return log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    except OSError:
-        return []
-
-
-def may_train(folder: Path, retry_generation: int | None) -> bool:
-    """Whether a run still needs a worker: neither finished, nor failed without anyone asking for a retry.
-
-    `retry_generation` is the failed attempt after which a person asked to try again.
-    """
-    state = state_of(folder)
-    if state.status == "failed":
-        return state.generation == retry_generation
-    return state.status not in PUBLISHED
+    update = {"status": ended.status, "error": ended.error}
+    write_record(attempt.folder / OUTCOME_NAME, record.model_copy(update=update))

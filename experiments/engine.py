@@ -20,7 +20,8 @@ ENGINE_VARIABLE = "NANOGPT_ENGINE"
 COMPLETED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75  # exit statuses of `train`
 ROOT = Path(__file__).resolve().parent.parent
 
-_HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)  # those a worker has handlers for
+# Those a worker has handlers for.
+HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # libgomp's threads spin while they wait, and two runs side by side then slow each other down by 30 to 80 times.
 CALM_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -82,19 +83,55 @@ def _main() -> Callable[[list[str]], int]:
     return main
 
 
-def fork_training(arguments: list[str], log: Path, close: Sequence[int]) -> int:
+def check_processes(nproc: int) -> None:
+    """Raises UserError when one run is to use several processes and the engine cannot do that."""
+    if nproc > 1 and not has_distributed():
+        raise UserError(f"launcher.nproc: {nproc}: one run uses one process in this version; leave nproc at 1")
+
+
+def has_distributed() -> bool:
+    """Whether the engine trains one run in several processes."""
+    return engine_name() != "nanogpt"
+
+
+def train_command(arguments: list[str], nproc: int = 1) -> list[str]:
+    """The command line of a cold start: the engine itself, under torchrun where a run has several processes."""
+    if nproc == 1:
+        return [sys.executable, "-m", engine_name(), *arguments]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    return [*torchrun, "-m", engine_name(), *arguments]
+
+
+def spawn_training(
+    arguments: list[str], log: Path, keep: Sequence[int], nproc: int = 1, variables: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a child that trains in a process group of its own, from nothing, writing to `log`. `keep` are the
+    descriptors it inherits."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**child_environment(), **CALM_THREADS, **(variables or {})}
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            train_command(arguments, nproc), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment,
+            pass_fds=tuple(keep), process_group=0,
+        )  # fmt: skip
+
+
+def fork_training(
+    arguments: list[str], log: Path, close: Sequence[int], variables: Mapping[str, str] | None = None
+) -> int:
     """Fork a child that trains in a process group of its own, writing to `log`; returns its pid.
 
-    `close` are the descriptors the child must not hold: with the write end of its own parent pipe open, it would
-    never see that the parent is gone.
+    `variables` are set in the child before it touches a device. `close` are the descriptors the child must not hold:
+    with the write end of its own parent pipe open, it would never see that the parent is gone.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     # A signal that reached the child while it still had the worker's handlers would be lost: it waits instead.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     try:
         pid = os.fork()
         if pid == 0:
+            os.environ.update(variables or {})
             os._exit(_in_child(arguments, log, close))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -106,6 +143,10 @@ def _in_child(arguments: list[str], log: Path, close: Sequence[int]) -> int:
     status = FAILED
     try:
         _leave_parent(log, close)
+    except OSError as error:
+        print(f"{error.filename or log}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return status
+    try:
         status = train(arguments)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else FAILED
@@ -120,9 +161,9 @@ def _in_child(arguments: list[str], log: Path, close: Sequence[int]) -> int:
 def _leave_parent(log: Path, close: Sequence[int]) -> None:
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    for number in _HANDLED:
+    for number in HANDLED:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     for descriptor in close:
         os.close(descriptor)
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ _LEASE = re.compile(r"lease\.(\d+)")
 
 
 class LeaseLost(Exception):
-    """A later generation exists: someone else took the run over."""
+    """A later generation exists: someone else took the run over. Or the run's folder is gone, and the lease with it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ def top_generation(folder: Path) -> int:
         names = os.listdir(folder)
     except FileNotFoundError:
         return 0
+    return highest(names)
+
+
+def highest(names: Iterable[str]) -> int:
+    """The highest generation among the names in a run folder."""
     return max((int(found[1]) for name in names if (found := _LEASE.fullmatch(name))), default=0)
 
 
@@ -126,6 +132,19 @@ def _process_state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""
+
+
+def link_text(text: str, target: Path) -> bool:
+    """Make a file appear whole under its name, once. Returns False when the name exists; link(2) works on NFS too."""
+    draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.link(draft, target)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+    return True
 
 
 def released_path(folder: Path, generation: int) -> Path:
@@ -192,16 +211,7 @@ def _is_published(folder: Path) -> bool:
 
 
 def _create(lease: Lease, holder: Holder) -> bool:
-    """Link a complete file to the lease's name. link(2) fails when the name exists, on NFS too."""
-    draft = lease.folder / f".lease.{uuid.uuid4().hex}"
-    draft.write_text(json.dumps(asdict(holder)))
-    try:
-        os.link(draft, lease.path)
-    except FileExistsError:
-        return False
-    finally:
-        draft.unlink()
-    return True
+    return link_text(json.dumps(asdict(holder)), lease.path)
 
 
 def owns(lease: Lease) -> bool:
@@ -209,10 +219,13 @@ def owns(lease: Lease) -> bool:
 
 
 def beat(lease: Lease) -> None:
-    """Show that the holder lives. Raises LeaseLost when the run has been taken over."""
+    """Show that the holder lives. Raises LeaseLost when the run has been taken over, or its folder is gone."""
     if not owns(lease):
         raise LeaseLost(f"{lease.folder}: generation {lease.generation} was superseded")
-    os.utime(lease.path)
+    try:
+        os.utime(lease.path)
+    except FileNotFoundError:
+        raise LeaseLost(f"{lease.folder}: was deleted or moved away") from None
 
 
 def release(lease: Lease) -> None:

@@ -70,6 +70,7 @@ class Lock(_Frozen):
     files: dict[str, str]
     data_files: dict[str, DataFile]
     notes: list[str]
+    former: dict[str, str] = {}  # ids of runs that drifted and were trained anew, and those of their successors
     runs: list[LockedRun]
 
 

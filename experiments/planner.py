@@ -40,19 +40,19 @@ class Plan:
 
 def make_plan(study: StudyFolder, jobs: int) -> Plan:
     """Read the states of a study's runs and add up what is left."""
-    lock, states = study.lock, study.states()
-    left = [run for run in lock.runs if states[run.id].status not in FINISHED]
+    lock, runs, states = study.lock, study.runs(), study.states()
+    left = [run for run in runs if states[run.id].status not in FINISHED]
     largest = sorted((run.memory_bytes for run in left), reverse=True)
     return Plan(
         name=lock.name,
         question=lock.question,
         folder=study.path,
-        states=dict(Counter(states[run.id].status for run in lock.runs)),
-        flops=sum(run.flops for run in lock.runs),
+        states=dict(Counter(states[run.id].status for run in runs)),
+        flops=sum(run.flops for run in runs),
         flops_left=sum(run.flops for run in left),
-        tokens=sum(run.tokens for run in lock.runs),
+        tokens=sum(run.tokens for run in runs),
         tokens_left=sum(run.tokens for run in left),
-        disk_bytes=sum(checkpoint_disk(run) for run in lock.runs),
+        disk_bytes=sum(checkpoint_disk(run) for run in runs),
         memory_bytes=sum(largest[:jobs]),
         jobs=jobs,
         notes=lock.notes,

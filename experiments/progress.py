@@ -1,5 +1,6 @@
 """The progress of a study while it runs: seen in its files, shown live on a terminal and as plain lines elsewhere."""
 
+import contextlib
 import io
 import os
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from experiments.lock import LockedRun
-from experiments.store import FINISHED, RunState, StudyFolder, published_record, state_of
+from experiments.store import FINISHED, RunState, StudyFolder, published_record
+from nanogpt.config import UserError
 from nanogpt.record import Record, attempt_folder
 
 HEARTBEAT_SECONDS = 60.0
@@ -67,7 +69,7 @@ class Observer:
     def __post_init__(self) -> None:
         self.states = self.study.states()
         self._began = time.monotonic()
-        self._runs = {run.id: run for run in self.study.lock.runs}
+        self._runs = {run.id: run for run in self.study.runs()}
         self._flops_at_start = self._flops_done(self._look_at_running())
 
     def look(self) -> Snapshot:
@@ -88,36 +90,43 @@ class Observer:
         )
 
     def _changes(self) -> list[Change]:
-        folders = self.study.folders()
+        # What is published stays so: only the rest is looked at again.
+        settled = {id for id, state in self.states.items() if state.status in FINISHED}
         changes = []
-        for id, before in self.states.items():
-            # What is published stays so: only the rest is looked at again.
-            if before.status in FINISHED or id not in folders:
-                continue
-            now = state_of(folders[id])
-            if now != before:
-                self.states[id] = now
-                record = published_record(folders[id])
-                changes.append(Change(self._runs[id], now, record))
+        for id, now in self.study.states(settled).items():
+            if now != self.states.get(id, RunState("missing")):
+                changes.append(Change(self._run(id), now, self._record(id) if now.status in FINISHED else None))
+            self.states[id] = now
         # What ended made room for what started, so it is told first.
         return sorted(changes, key=lambda change: change.state.status == "running")
+
+    def _record(self, id: str) -> Record | None:
+        with contextlib.suppress(UserError):  # a table will name the damage; a line of progress does without
+            return published_record(self.study.folder(self._run(id)))
+        return None
+
+    def _run(self, id: str) -> LockedRun:
+        """A run by its id; a sampler may have proposed it since the last look."""
+        if id not in self._runs:
+            self._runs = {run.id: run for run in self.study.runs()}
+        return self._runs[id]
 
     def _look_at_running(self) -> dict[str, Running]:
         running = {}
         for id, state in self.states.items():
             if state.status == "running":
-                run = self._runs[id]
+                run = self._run(id)
                 line = last_line(attempt_folder(self.study.folder(run), state.generation) / "history.jsonl")
                 loss = line.get("val_loss") or line.get("train_loss")
                 running[id] = Running(run.label, int(line.get("step", 0)), run.steps, loss)
         return running
 
     def _flops_done(self, running: dict[str, Running]) -> float:
-        finished = (self._runs[id].flops for id, state in self.states.items() if state.status in FINISHED)
-        return sum(finished) + sum(self._runs[id].flops * now.step / max(now.steps, 1) for id, now in running.items())
+        finished = (self._run(id).flops for id, state in self.states.items() if state.status in FINISHED)
+        return sum(finished) + sum(self._run(id).flops * now.step / max(now.steps, 1) for id, now in running.items())
 
     def _flops_lost(self) -> float:
-        return sum(self._runs[id].flops for id, state in self.states.items() if state.status == "failed")
+        return sum(self._run(id).flops for id, state in self.states.items() if state.status == "failed")
 
 
 def last_line(path: Path) -> dict[str, Any]:
@@ -207,7 +216,9 @@ def change_text(change: Change) -> str:
         parts.append(f"val_loss {change.record.val_loss:.4f}")
     if change.record is not None:
         parts.append(f"in {duration(change.record.wall_seconds)}")
-    return "  ".join([*parts, *filter(None, [change.state.detail if change.state.status == "failed" else ""])])
+    return "  ".join(
+        [*parts, *filter(None, [change.state.detail if change.state.status not in ("running", "queued") else ""])]
+    )
 
 
 def summary_text(snapshot: Snapshot) -> str:

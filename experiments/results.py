@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.spec import check_fit_spec, check_report_spec, column_among, columns_named
+from experiments.exclusions import Exclusion, read_exclusions
 from experiments.lock import LockedRun
-from experiments.store import RunState, StudyFolder, published_record
+from experiments.store import FINISHED, RunState, StudyFolder, published_record
 from experiments.study import Study
 from nanogpt.config import UserError
 from nanogpt.record import read_history
@@ -21,7 +22,7 @@ COLUMNS = (
     "id", "label", "status", "seed", "n_params", "n_params_non_embedding", "n_params_active", "tokens", "flops",
     "val_loss", "val_loss_stderr", "val_entropy", "val_excess_loss", "val_bits_per_byte", "best_val_loss", "best_step",
     "train_loss", "diverged_at_step", "steps", "flops_per_token", "tokens_per_second", "mfu", "wall_seconds",
-    "cpu_seconds", "peak_memory_bytes", "attempts",
+    "cpu_seconds", "peak_memory_bytes", "attempts", "excluded",
 )  # fmt: skip
 _FROM_LOCK = ("flops_per_token", "n_params", "n_params_non_embedding", "n_params_active")
 
@@ -58,22 +59,28 @@ def load(
 ) -> "pd.DataFrame":
     """One row per run of the study: identity, sizes, losses (nats per token), cost, the varied factors, and its folder.
 
-    A run without a result has its status and sizes, and missing values for the rest. `details` adds the objects
-    `environment` and `error`. Raises UserError naming the file when a record is damaged.
+    A run without a result has its status and sizes, and missing values for the rest; one whose record is damaged has
+    failed. `excluded` says why a run is left out of fits. `details` adds the objects `environment` and `error`.
+    Raises UserError when the study's lock or its exclusions cannot be read.
     """
     import pandas as pd
 
     folder = study_folder(study, root)
-    states = folder.states()
-    rows = [_row(folder, run, states[run.id]) for run in folder.lock.runs]
-    factors = list(dict.fromkeys(name for run in folder.lock.runs for name in run.factors))
+    runs, states = folder.runs(), folder.states()
+    excluded = read_exclusions(folder.path, runs)
+    rows = [{**_row(folder, run, states[run.id]), "excluded": _words(excluded.get(run.id))} for run in runs]
+    factors = list(dict.fromkeys(name for run in runs for name in run.factors))
     columns = [*COLUMNS, *(name for name in factors if name not in COLUMNS), "folder"]
     return pd.DataFrame(rows, columns=[*columns, *(("environment", "error") if details else ())])
 
 
+def _words(exclusion: Exclusion | None) -> str | None:
+    return None if exclusion is None else str(exclusion)
+
+
 def _row(study: StudyFolder, run: LockedRun, state: RunState) -> dict[str, Any]:
     folder = study.folder(run)
-    record = published_record(folder)
+    record = published_record(folder) if state.status in FINISHED else None
     measured = record.model_dump() if record is not None else {key: getattr(run, key) for key in _FROM_LOCK}
     plain = {key: value for key, value in measured.items() if key in COLUMNS}
     known = {"id": run.id, "label": run.label, "status": state.status, "seed": run.config["seed"]}
@@ -88,8 +95,8 @@ def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path 
     folder = study_folder(study, root)
     folder.folders()
     rows: list[dict[str, Any]] = []
-    for run in folder.lock.runs:
-        for line in read_history(folder.folder(run) / "history.jsonl"):
+    for run in folder.runs():
+        for line in read_history(folder.folder(run) / "history.jsonl", forgiving=True):
             plain = {key: value for key, value in line.items() if not isinstance(value, dict | list)}
             sizes = {"n_params": run.n_params, "n_params_non_embedding": run.n_params_non_embedding}
             rows.append({"id": run.id, "label": run.label, **sizes, **run.factors, **plain})
@@ -100,7 +107,7 @@ def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path 
 
 def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
     """The completed run with the lowest validation loss. Raises UserError when none has completed."""
-    done = table[(table["status"] == "completed") & table["val_loss"].notna()]
+    done = table[(table["status"] == "completed") & table["val_loss"].notna() & table["excluded"].isna()]
     if done.empty:
         raise UserError("no run has completed yet, so none is best")
     return done.iloc[int(done["val_loss"].argmin())]

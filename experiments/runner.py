@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments import engine
 from experiments.engine import INTERRUPTED, child_environment
 from experiments.launchers import Job, Workers, launcher_named
 from experiments.launchers.base import available_cores
 from experiments.launchers.settings import chosen_launcher
+from experiments.launchers.submitted import end_submission, submissions
 from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
 from experiments.planner import drift_text
-from experiments.progress import Observer, Plain, Progress
+from experiments.progress import Observer, Plain, Progress, Snapshot
 from experiments.results import check_columns
 from experiments.store import FINISHED, TO_DO, StudyFolder
 from experiments.study import Study
@@ -54,8 +56,13 @@ def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
     new = resolve(study, old)
     check_columns(study, {name: None for run in new.runs for name in run.factors})
     found = drifts(old, new, StudyFolder(folder, new).folders())
-    if found and drifted == "keep":
+    if drifted == "keep":
         new = keep_drifted(new, found)
+    former = dict(old.former) if old is not None else {}
+    if drifted == "rerun":
+        former |= {drift.old.id: drift.new.id for drift in found}
+    now = {run.id for run in new.runs}
+    new = new.model_copy(update={"former": {then: id for then, id in former.items() if then not in now}})
     return Prepared(StudyFolder(folder, new), study.text, found if drifted == "stop" else [], True)
 
 
@@ -82,6 +89,7 @@ class StudyRun:
         self.folder = prepared.study
         self._prepared, self._job = prepared, job or Job()
         self._workers: Workers | None = None
+        self._observer: Observer | None = None
         self.stopped = False
 
     def start(self) -> "StudyRun":
@@ -90,12 +98,27 @@ class StudyRun:
         Raises UserError when the folder cannot be written, the launcher is unknown, or runs have drifted.
         """
         refuse_drift(self._prepared)
+        engine.check_processes(getattr(self._job.settings, "nproc", 1))
         launcher = launcher_named(self._job.settings.kind)
         self._write_study()
-        if self.to_do():
+        self._end_submissions()
+        if self.to_do() and not self._is_submitted():
             self._observer = Observer(self.folder)
             self._workers = launcher.start(self.folder.path, self._job)
         return self
+
+    def _end_submissions(self) -> None:
+        """Note which submissions are over: then what they were to train is no longer queued."""
+        for submission in submissions(self.folder.path):
+            if launcher_named(submission.launcher).alive(submission) == 0:
+                end_submission(self.folder.path, submission.name)
+
+    def _is_submitted(self) -> bool:
+        """Whether workers of this very launcher wait or work already: more would only stand in the queue."""
+        sent = [each for each in submissions(self.folder.path) if each.launcher == self._job.settings.kind]
+        for each in sent:
+            print(f"already submitted: {each.name}, {each.workers} workers, since {each.submitted}", file=sys.stderr)
+        return bool(sent)
 
     def _write_study(self) -> None:
         prepared, path = self._prepared, self.folder.path
@@ -121,6 +144,11 @@ class StudyRun:
             counts[state.status] = counts.get(state.status, 0) + 1
         return counts
 
+    def progress(self) -> Snapshot:
+        """The study at this moment: counts by state, what is running and how far, and the seconds left."""
+        self._observer = self._observer or Observer(self.folder)
+        return self._observer.look()
+
     @property
     def is_working(self) -> bool:
         return self._workers is not None and self._workers.poll() is None
@@ -134,11 +162,11 @@ class StudyRun:
             began = time.monotonic()
             status = self._workers.wait(0)
             if progress is not None:
-                progress.show(self._observer.look())
+                progress.show(self.progress())
             # Thousands of runs take a while to look at: most of the time should still be theirs.
             status = self._workers.wait(max(LOOK_SECONDS, 5 * (time.monotonic() - began))) if status is None else status
         if progress is not None:
-            progress.show(self._observer.look())
+            progress.show(self.progress())
         if status not in (0, 1, INTERRUPTED):
             words = "\n  ".join(["", *self._workers.last_words()])
             print(f"the worker ended with status {status}; its last words:{words}", file=sys.stderr)
@@ -205,7 +233,7 @@ class ExperimentRunner:
         Keys are dotted (`model.n_layer`), unique leaf names (`n_layer`) or nanoGPT's flags (`use_rope`). Runs that are
         finished already are not trained again. `launcher` is a name, or settings with `kind`; `supervise` is that
         section of a study. Returns the table of the grid's runs, or with `wait=False` a handle with `status()`,
-        `wait()`, `stop()` and `result()`. Raises UserError before anything starts if a run is invalid.
+        `progress()`, `wait()`, `stop()` and `result()`. Raises UserError before anything starts if a run is invalid.
         """
         if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
             raise UserError(f"run_grid: jobs: expected a whole number of at least 1, got {jobs!r}")

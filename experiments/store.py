@@ -3,40 +3,44 @@
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from experiments import lease
+from pydantic import ValidationError
+
+from experiments import lease, marks
+from experiments.launchers.submitted import submissions
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
+from experiments.outcomes import failure, read_outcome
 from nanogpt.config import UserError
-from nanogpt.configfile import dump_yaml, load_yaml
-from nanogpt.record import (
-    PUBLISHED,
-    Record,
-    attempt_folder,
-    attempt_numbers,
-    launch_script,
-    read_published,
-    read_record,
-    write_atomic,
-)
+from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, read_json, read_published
 
 RUN_FOLDER = re.compile(r".*\.([0-9a-f]{12})")
-CONFIG_NAME = "config.yaml"
+TRIALS = "trials"
 # What `run` takes up again by itself; a failed run waits until a person asks for a retry.
-TO_DO = ("missing", "interrupted", "lost")
+TO_DO = ("missing", "queued", "interrupted", "preempted", "lost")
 FINISHED = PUBLISHED
+# The start of a record as it is written: enough to tell a state, a hundred times faster than validating all of it.
+_HEAD = re.compile(
+    rb'\{\s*"schema_version": (\d+),\s*"id": "([0-9a-f]{12})",\s*"status": "(completed|diverged|pruned)"'
+)
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of one run, the attempt that tells it, and a failed run's error or a running one's host."""
+    """The state of one run, the attempt that tells it, and a failed run's error or a running one's host.
+
+    `kind` is the class of a failure (error, oom, timeout, crashed, corrupt), also of one that is to be tried again;
+    `signature` is equal for failures of one cause.
+    """
 
     status: str
     generation: int = 0
     detail: str = ""
+    kind: str = ""
+    signature: str = ""
 
 
 class StudyFolder:
@@ -46,6 +50,7 @@ class StudyFolder:
         self.path = Path(path)
         self._lock = lock
         self._folders: dict[str, Path] = {}
+        self._trials: dict[str, LockedRun] = {}
 
     @cached_property
     def lock(self) -> Lock:
@@ -79,36 +84,131 @@ class StudyFolder:
         known = self._folders.get(run.id)
         return known if known is not None and known.exists() else self.path / run.name
 
-    def states(self) -> dict[str, RunState]:
-        """The state of every run of the lock, by id."""
-        folders = self.folders()
+    def runs(self) -> list[LockedRun]:
+        """The runs of the lock and those that a sampler has proposed since, each once."""
+        return [*self.lock.runs, *self._proposed()]
+
+    def _proposed(self) -> list[LockedRun]:
+        """`trials/<k>.json` in the order of k. They appear whole and never change, so each is read once."""
+        try:
+            names = [name for name in os.listdir(self.path / TRIALS) if re.fullmatch(r"\d+\.json", name)]
+        except OSError:
+            return []
+        for name in names:
+            if name not in self._trials:
+                self._trials[name] = _trial(self.path / TRIALS / name)
+        known = {run.id for run in self.lock.runs}
+        ordered = (self._trials[name] for name in sorted(names, key=lambda name: int(name.partition(".")[0])))
+        return [run for run in {run.id: run for run in ordered}.values() if run.id not in known]
+
+    def states(self, without: Collection[str] = ()) -> dict[str, RunState]:
+        """The state of every run but those `without`, by id."""
+        folders, queued = self.folders(), bool(submissions(self.path))
         missing = RunState("missing")
-        return {run.id: state_of(folders[run.id]) if run.id in folders else missing for run in self.lock.runs}
+        ids = [run.id for run in self.runs() if run.id not in without]
+        states = {id: state_of(folders[id]) if id in folders else missing for id in ids}
+        if not queued:
+            return states
+        return {id: _queued(state) if state.status in TO_DO else state for id, state in states.items()}
+
+    def drifted(self) -> dict[str, RunState]:
+        """The folders of runs whose config changed since, kept beside their successors, by their old id."""
+        folders = self.folders()
+        return {
+            old: RunState("drifted", detail=f"trained anew as {new}")
+            for old, new in self.lock.former.items()
+            if old in folders
+        }
+
+
+def _trial(path: Path) -> LockedRun:
+    data = read_json(path)
+    known = data.get("run", data)
+    try:
+        return LockedRun.model_validate({key: known[key] for key in LockedRun.model_fields if key in known})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise UserError(f"{path}: damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def _queued(state: RunState) -> RunState:
+    before = "" if state.status == "missing" else ": ".join(filter(None, [state.status, state.detail]))
+    return RunState("queued", state.generation, before, state.kind)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The names in a run's folder, read in one go: what there is, and the highest generation of its leases."""
+
+    folder: Path
+    names: frozenset[str]
+    top: int
+
+    @property
+    def is_published(self) -> bool:
+        return lease.RECORD_NAME in self.names
+
+    def has_mark(self, mark: str) -> bool:
+        """Whether a request (`released`, `retry`, `cancel`) lies beside the highest lease."""
+        return f"lease.{self.top}.{mark}" in self.names
+
+
+def look(folder: Path) -> Look:
+    """Raises OSError when the folder cannot be read; one that is not there is empty."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        names = []
+    return Look(folder, frozenset(names), lease.highest(names))
 
 
 def state_of(folder: Path) -> RunState:
-    """The state of a run folder. Raises UserError naming the file when its record is damaged."""
-    top = lease.top_generation(folder)
-    published = _published(folder, top)
-    if published is not None:
-        return published
-    state = _unpublished(folder, top)
-    # A worker publishes before it gives its lease back: what looked given up may have been published meanwhile.
-    return state if state.status == "running" else _published(folder, top) or state
+    """The state of a run folder. Damage of any kind is a state, too: the other runs do not suffer from it."""
+    try:
+        seen = look(folder)
+        if seen.is_published:
+            return _published(folder, seen.top)
+        state = _unpublished(seen)
+        # A worker publishes before it gives its lease back: what looked given up may have been published meanwhile.
+        is_over = state.status != "running" and (folder / lease.RECORD_NAME).exists()
+        return _published(folder, seen.top) if is_over else state
+    except OSError as error:
+        return RunState("failed", 0, f"{folder}: cannot be read: {error.strerror or error}", "corrupt")
+    except UserError as error:
+        return RunState("failed", seen.top, str(error), "corrupt")
 
 
-def _published(folder: Path, top: int) -> RunState | None:
-    record = published_record(folder)
-    return None if record is None else RunState(record.status, top)
+def _published(folder: Path, top: int) -> RunState:
+    descriptor = os.open(folder / lease.RECORD_NAME, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.read(descriptor, size)
+    finally:
+        os.close(descriptor)
+    head = _HEAD.match(data)
+    if head and int(head[1]) <= SCHEMA_VERSION and data.endswith(b"}\n") and folder.name.endswith(head[2].decode()):
+        return RunState(head[3].decode(), top)
+    record = published_record(folder)  # which says what is wrong with it
+    assert record is not None
+    return RunState(record.status, top)
 
 
-def _unpublished(folder: Path, top: int) -> RunState:
+def _unpublished(seen: Look) -> RunState:
+    folder, top = seen.folder, seen.top
     if not top:
-        return _without_lease(folder)
-    outcome = read_record_if_there(attempt_folder(folder, top) / "outcome.json")
+        return _without_lease(folder) if "attempts" in seen.names else RunState("missing")
+    outcome = read_outcome(folder, top)
+    error = (outcome.error if outcome is not None else None) or {}
+    kind, signature = str(error.get("kind", "")), str(error.get("signature", ""))
     if outcome is not None and outcome.status == "failed":
-        return RunState("failed", top, failure(outcome))
-    if lease.is_released(folder, top) or (outcome is not None and outcome.status == "interrupted"):
+        detail = failure(error)
+        if not seen.has_mark("retry"):
+            return RunState("failed", top, detail, kind or "error", signature)
+        retry = marks.read_retry(folder, top) or marks.Retry()
+        return RunState("interrupted", top, f"{detail}; to be tried again: {retry.why}", kind or "error", signature)
+    if outcome is not None and outcome.status == "interrupted":
+        return RunState(kind if kind in ("preempted", "lost") else "interrupted", top, failure(error))
+    if seen.has_mark("released"):
         return RunState("interrupted", top)
     # With a finished outcome that is not published yet, its worker is about to do so.
     return _held(folder, top)
@@ -140,33 +240,3 @@ def published_record(folder: Path) -> Record | None:
     if not folder.name.endswith(f".{record.id}"):
         raise UserError(f"{folder / lease.RECORD_NAME}: is the record of run {record.id}, not of this folder's run")
     return record
-
-
-def read_record_if_there(path: Path) -> Record | None:
-    return read_record(path) if path.exists() else None
-
-
-def failure(record: Record) -> str:
-    """The error of a failed attempt in one line."""
-    error = record.error or {}
-    message = str(error.get("message", "")).strip().splitlines()
-    return ": ".join(filter(None, [str(error.get("class", "")), message[0] if message else ""]))
-
-
-def write_run_files(folder: Path, run: LockedRun, threads: int | None) -> None:
-    """Write config.yaml and launch.sh. The claiming worker calls it, before the attempt starts.
-
-    The thread count of the first attempt is kept, since another one changes the last bits of the losses.
-    """
-    runtime = dict(run.config["runtime"])
-    if runtime.get("threads") is None:
-        runtime["threads"] = _earlier_threads(folder) or threads
-    comment = f"# The run {run.name}, fully resolved; `sh launch.sh` trains it.\n"
-    write_atomic(folder / CONFIG_NAME, comment + dump_yaml({**run.config, "runtime": runtime}))
-    write_atomic(folder / "launch.sh", launch_script(run.name))
-    (folder / "launch.sh").chmod(0o755)
-
-
-def _earlier_threads(folder: Path) -> int | None:
-    config = folder / CONFIG_NAME
-    return (load_yaml(config).data.get("runtime") or {}).get("threads") if config.exists() else None

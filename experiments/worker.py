@@ -1,4 +1,4 @@
-"""A worker: claim a run by a lease, train it in a forked child, beat, publish once, claim the next.
+"""A worker: claim a run by a lease, train it in a child, beat, publish once, claim the next.
 
 The worker is a fork server: it imports torch once and then only forks, so a run starts in milliseconds and a crash
 takes down that run alone. It starts no threads and never computes, which is what makes forking safe.
@@ -6,6 +6,8 @@ takes down that run alone. It starts no threads and never computes, which is wha
 Two pipes tie the processes together. The worker reads one from whoever started it: end of file means that the runner
 is gone, so it stops. Every child reads one from the worker: end of file means that the worker is gone, so the child
 saves a checkpoint and stops. A kill -9 of both therefore leaves nothing behind.
+
+Nothing that a run, its folder or the disk does ends the worker: it says so in one line and goes on with the others.
 """
 
 import contextlib
@@ -13,44 +15,42 @@ import gc
 import os
 import select
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from experiments import engine, lease
-from experiments.attempt import Attempt, Ending, claim, may_train, settle
+from experiments import engine, lease, marks, policy
+from experiments.attempt import Settled, claim, give_back, settle
+from experiments.children import Child, Nursery, Reason
+from experiments.devices import GpuPool, visible_gpus
 from experiments.lease import Claimant, LeaseLost
 from experiments.lock import LockedRun
+from experiments.outcomes import Exit
+from experiments.queue import Queue
+from experiments.signals import woken_by_signals
 from experiments.store import StudyFolder
+from experiments.supervise import Supervise, check_supervise
 from nanogpt.config import UserError
 
 LOOK_AGAIN_SECONDS = 1.0  # between looks at runs that others hold
 TICK_SECONDS = 0.5
-STOP_GRACE_SECONDS = 60.0  # for a last checkpoint; then the process group is killed
+SETTLE_AGAIN_SECONDS = 5.0  # after a disk was full
 
 
-@dataclass
-class Child:
-    """A forked child at work on an attempt."""
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told on its command line."""
 
-    attempt: Attempt
-    pid: int
-    asked_to_stop: float | None = None
-
-    def stop(self) -> None:
-        """Ask for a last checkpoint; insist once the time for it has passed."""
-        if self.asked_to_stop is None:
-            self.asked_to_stop = time.monotonic()
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
-        elif time.monotonic() - self.asked_to_stop > STOP_GRACE_SECONDS:
-            self.kill_group()
-
-    def kill_group(self) -> None:
-        """The run and whatever it started, such as data loaders."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+    slots: int = 1
+    threads: int = 1
+    parent_fd: int | None = None
+    retry_failed: bool = False
+    gpus_per_run: int = 1
+    slots_per_gpu: int = 1
+    isolation: str = "fork"
+    nproc: int = 1
+    name: str = ""
+    on_term: str = "exit"
 
 
 @dataclass
@@ -58,111 +58,176 @@ class Worker:
     """Trains the runs of one study in `slots` children at a time, each with `threads` threads."""
 
     study: StudyFolder
-    slots: int
-    threads: int
-    parent_fd: int | None = None
-    retry_failed: bool = False
+    setup: Setup = field(default_factory=Setup)
     claimant: Claimant = field(default_factory=Claimant)
     children: dict[int, Child] = field(default_factory=dict)
-    stopping: bool = False
+    stopping: Reason = ""
     failed: int = 0
 
     def __post_init__(self) -> None:
-        # Longest first: a long run started last would leave the other slots idle at the end.
-        self.pending: list[LockedRun] = sorted(self.study.lock.runs, key=lambda run: -run.flops)
-        self.retry: dict[str, int] = {}
-        if self.retry_failed:
-            states = self.study.states()
-            self.retry = {id: state.generation for id, state in states.items() if state.status == "failed"}
-        self._next_look = self._next_beat = 0.0
+        engine.check_processes(self.setup.nproc)
+        self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
+        self.queue = Queue(self.study, self.setup.retry_failed)
+        self.gpus = GpuPool(visible_gpus(), self.setup.gpus_per_run, self.setup.slots_per_gpu)
+        self.parent_fd = self.setup.parent_fd
+        self.unsettled: list[tuple[Child, Exit]] = []
+        self._stops = marks.stops(self.study.path)
+        self._next_look = self._next_beat = self._next_settle = 0.0
 
     def work(self) -> int:
         """Until nothing is left to do, or asked to stop. Returns 0, 1 when runs failed, 75 when stopped early."""
-        engine.preload()
-        gc.freeze()  # what is loaded now stays shared with the children instead of being copied by their collections
+        if self.setup.isolation == "fork" and self.setup.nproc == 1:
+            engine.preload()
+            gc.freeze()  # what is loaded now stays shared with the children, not copied by their collections
         self._life_read, self._life_write = os.pipe()
-        with _woken_by_signals(self._on_stop) as wake:
+        with woken_by_signals(self._on_signal) as wake:
             self._wait(wake, 0)  # the import took seconds: is anyone still waiting for us?
             while True:
                 self._reap()
+                self._obey_requests()
                 if self.stopping:
                     for child in self.children.values():
-                        child.stop()
+                        child.stop(self.stopping)
                 else:
                     self._fill_slots()
-                if not self.children and (self.stopping or not self.pending):
+                if not self.children and (self.stopping or self.queue.is_empty):
                     break
                 self._beat()
                 self._wait(wake, TICK_SECONDS)
-        if self.stopping and self.pending:
+            self._settle_again(last=True)
+        if self.stopping and not self.queue.is_empty:
+            self._requeue()
             return engine.INTERRUPTED
         return engine.FAILED if self.failed else engine.COMPLETED
 
-    def _on_stop(self) -> None:
-        self.stopping = True
+    def _on_signal(self, number: int) -> None:
+        """A signal alone comes from an engine that takes the machine; a runner closes its pipe first."""
+        gone = self.parent_fd is not None and bool(select.select([self.parent_fd], [], [], 0)[0])
+        by_person = gone or number == signal.SIGINT
+        self.stopping = self.stopping or ("interrupted" if by_person else "preempted")
+
+    def _obey_requests(self) -> None:
+        """`cancel`, time limits, and failures that end the study."""
+        if not self.stopping and marks.stops(self.study.path) - self._stops:
+            say("cancelled: the runs save a checkpoint and end")
+            self.stopping = "interrupted"
+        for child in self.children.values():
+            child.keep_time()
+            held = child.attempt.lease
+            if marks.cancel_path(held.folder, held.generation).exists():
+                child.stop("interrupted")
 
     def _fill_slots(self) -> None:
-        if len(self.children) >= self.slots or time.monotonic() < self._next_look:
+        if len(self.children) >= self.setup.slots or time.monotonic() < self._next_look:
             return
-        self.study.folders()
-        left: list[LockedRun] = []
-        for index, run in enumerate(self.pending):
-            if len(self.children) >= self.slots:
-                left += self.pending[index:]
-                break
-            if self._take(run):
-                left.append(run)
-        else:
-            # All were looked at, and those left are held by others: no need to look all the time.
-            self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
-        self.pending = left
+        if self._is_stopped_by_failures():
+            return
+        for run in self.queue.candidates():
+            if len(self.children) >= self.setup.slots or not self.gpus.has_room:
+                return
+            if self.queue.wants(run):
+                self._take(run)
+        # All were looked at, and those left are held by others: no need to look all the time.
+        self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
 
-    def _take(self, run: LockedRun) -> bool:
-        """Start the run if it can be claimed. Returns whether it must be looked at again later."""
-        try:
-            if not may_train(self.study.folder(run), self.retry.get(run.id)):
-                return False
-            attempt = claim(self.study, run, self.claimant, self.threads)
-        except UserError as error:
-            _say(f"{run.name}: left alone: {error}")
-            self.failed += 1
+    def _is_stopped_by_failures(self) -> bool:
+        stop = policy.study_stop(self.queue.failures, self.supervise)
+        if stop is None:
             return False
-        if attempt is not None:
-            self._start(attempt)
-        return attempt is None
+        if not self.queue.is_empty:
+            say(f"no further run is started: {stop[0]}: {', '.join(stop[1])}")
+            self.failed += 1
+            self.queue.clear()
+        return True
 
-    def _start(self, attempt: Attempt) -> None:
+    def _take(self, run: LockedRun) -> None:
+        """Start the run if it can be claimed."""
+        try:
+            attempt = claim(self.study, run, self.claimant, self.setup.threads)
+        except (UserError, OSError) as error:
+            self._leave_alone(run, error)
+            return
+        if attempt is None:
+            return
+        gpus = self.gpus.take()
+        try:
+            child = self._nursery().start(attempt, gpus)
+        except OSError as error:
+            self.gpus.give_back(gpus)
+            give_back(attempt.lease)
+            self._leave_alone(run, error)
+            return
+        self.queue.started(run)
+        self.children[child.pid] = child
+        devices = f", GPU {','.join(gpus)}" if gpus else ""
+        say(f"{run.name}: attempt {attempt.lease.generation} started, pid {child.pid}{devices}")
+
+    def _nursery(self) -> Nursery:
         # With the pipe's write end, or the worker's own parent pipe, a child would keep itself alive.
         close = [self._life_write, *([] if self.parent_fd is None else [self.parent_fd])]
-        pid = engine.fork_training(attempt.arguments(self._life_read), attempt.log, close)
-        self.children[pid] = Child(attempt, pid)
-        _say(f"{attempt.run.name}: attempt {attempt.lease.generation} started, pid {pid}")
+        return Nursery(self._life_read, close, self.setup.isolation, self.setup.nproc, self.supervise.time_limit)
+
+    def _leave_alone(self, run: LockedRun, error: Exception) -> None:
+        say(f"{run.name}: left alone: {reason_of(error)}")
+        self.failed += 1
+        self.queue.drop(run)
 
     def _reap(self) -> None:
         for pid, child in list(self.children.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
+            ending = child.reap()
+            if ending is not None:
                 del self.children[pid]
-                child.kill_group()
-                self._ended(child, os.waitstatus_to_exitcode(status))
+                self.gpus.give_back(child.gpus)
+                self._ended(child, ending)
+        self._settle_again()
 
-    def _ended(self, child: Child, exit_status: int) -> None:
-        ending: Ending = settle(child.attempt, exit_status, stopping=child.asked_to_stop is not None)
-        _say(f"{child.attempt.run.name}: {ending}, exit status {exit_status}")
-        self.failed += ending == "failed"
-        if ending in ("interrupted", "superseded"):
-            self.pending.insert(0, child.attempt.run)
+    def _ended(self, child: Child, ending: Exit) -> None:
+        run = child.attempt.run
+        try:
+            settled = settle(child.attempt, ending, self.supervise)
+        except (UserError, OSError) as error:
+            say(f"{run.name}: ended with status {ending.status}, which cannot be recorded: {reason_of(error)}")
+            self.unsettled.append((child, ending))
+            self.queue.set_aside(run)
+            return
+        self._note(run, settled, ending)
+
+    def _note(self, run: LockedRun, settled: Settled, ending: Exit) -> None:
+        words = ", ".join(filter(None, [settled.ending, settled.detail]))
+        say(f"{run.name}: {words}, exit status {ending.status}")
+        if settled.ending == "failed":
+            self.failed += 1
+        self.queue.ended(run, settled)
         self._next_look = 0.0
+
+    def _settle_again(self, last: bool = False) -> None:
+        """What could not be recorded, perhaps because the disk was full, is tried again now and then."""
+        if not self.unsettled or (not last and time.monotonic() < self._next_settle):
+            return
+        self._next_settle = time.monotonic() + SETTLE_AGAIN_SECONDS
+        waiting, self.unsettled = self.unsettled, []
+        for child, ending in waiting:
+            try:
+                self._note(child.attempt.run, settle(child.attempt, ending, self.supervise), ending)
+            except (UserError, OSError) as error:
+                self.unsettled.append((child, ending))
+                if last:
+                    say(f"{child.attempt.run.name}: could not be recorded: {reason_of(error)}; `run` tries it again")
+                    self.failed += 1
+                    give_back(child.attempt.lease)
 
     def _beat(self) -> None:
         if time.monotonic() < self._next_beat:
             return
         self._next_beat = time.monotonic() + lease.BEAT_SECONDS
-        for child in self.children.values():
+        for child in [*self.children.values(), *(child for child, _ in self.unsettled)]:
             try:
                 lease.beat(child.attempt.lease)
             except LeaseLost:
-                child.stop()
+                if child.pid in self.children:
+                    child.stop("interrupted")
+            except OSError as error:
+                say(f"{child.attempt.run.name}: cannot show that it lives: {reason_of(error)}")
 
     def _wait(self, wake: int, seconds: float) -> None:
         """Sleep until a child ends, a signal comes, the parent goes, or a tick has passed."""
@@ -171,39 +236,38 @@ class Worker:
         if wake in ready:
             os.read(wake, 4096)
         if self.parent_fd is not None and self.parent_fd in ready and not os.read(self.parent_fd, 4096):
-            _say("the process that started this worker is gone: stopping")
-            self.stopping, self.parent_fd = True, None
+            say("the process that started this worker is gone: stopping")
+            self.stopping, self.parent_fd = self.stopping or "interrupted", None
+
+    def _requeue(self) -> None:
+        """Ask Slurm for this job again: a clean end inside its grace time would count as completed."""
+        job = os.environ.get("SLURM_JOB_ID")
+        if self.setup.on_term != "requeue-command" or self.stopping != "preempted" or not job:
+            return
+        try:
+            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+            say(f"asked for job {job} again: {done.stderr.strip() or 'done'}")
+        except OSError as error:
+            say(f"could not ask for job {job} again: {reason_of(error)}")
 
 
-@contextlib.contextmanager
-def _woken_by_signals(on_stop: Callable[[], None]) -> Iterator[int]:
-    """A descriptor that becomes readable when a child ends or a stop is asked for; the latter also calls `on_stop`."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    handlers: dict[int, Callable[..., None]] = {
-        signal.SIGCHLD: lambda *_: None,
-        signal.SIGTERM: lambda *_: on_stop(),
-        signal.SIGINT: lambda *_: on_stop(),
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    try:
-        yield read
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read)
-        os.close(write)
+def reason_of(error: Exception) -> str:
+    """An error in one line, with the file it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'files'}: {error.strerror}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _say(line: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+def say(line: str) -> None:
+    """A line of the worker's log. On a full disk a log is no reason to end."""
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
 
-def main(folder: Path, slots: int, threads: int, parent_fd: int | None, retry_failed: bool) -> int:
+def main(study: StudyFolder, setup: Setup) -> int:
     """`python -m experiments worker`."""
-    _say(f"worker {os.getpid()}: {slots} slots of {threads} threads")
-    status = Worker(StudyFolder(folder), slots, threads, parent_fd, retry_failed).work()
-    _say(f"worker {os.getpid()}: ends with status {status}")
+    name = setup.name or f"worker {os.getpid()}"
+    say(f"{name}: {setup.slots} slots of {setup.threads} threads")
+    status = Worker(study, setup).work()
+    say(f"{name}: ends with status {status}")
     return status

@@ -69,8 +69,11 @@ class YamlFile:
         return self.places.get(keys, str(self.path))
 
 
-def load_yaml(path: str | os.PathLike[str]) -> YamlFile:
-    """Read one YAML mapping. Raises UserError when it is missing, broken, no mapping, or repeats a key."""
+def load_yaml(path: str | os.PathLike[str], root: str | None = None) -> YamlFile:
+    """Read one YAML mapping. Raises UserError when it is missing, broken, no mapping, or repeats a key.
+
+    With `root` the file may be anything, and stands under that key.
+    """
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -83,8 +86,9 @@ def load_yaml(path: str | os.PathLike[str]) -> YamlFile:
         node = loader.get_single_node()
         places: dict[tuple[str, ...], str] = {}
         if node is not None:
-            _note_places(node, (), file, places)
+            _note_places(node, () if root is None else (root,), file, places)
         data = {} if node is None else loader.construct_document(node)
+        data = data if root is None else {root: data}
     except UserError:
         raise
     except RecursionError:

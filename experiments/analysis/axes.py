@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from experiments.analysis.columns import column, diverged, finished
+from experiments.analysis.columns import column, diverged, excluded, finished
 from nanogpt.config import UserError
 
 ALARM = "#D55E00"  # vermillion of Okabe and Ito: told from viridis by readers of every colour vision
@@ -211,8 +211,10 @@ def counts(runs: pd.DataFrame) -> str:
         named = f"{seeds[0]}-{seeds[-1]}" if consecutive and len(seeds) > 2 else ", ".join(map(str, seeds))
         text += f", {len(seeds)} seed{'s' * (len(seeds) != 1)} ({named})"
     if "status" in runs.columns:
-        for status, number in runs.loc[~finished(runs), "status"].value_counts().sort_index().items():
-            text += f"; {number} {status}"
+        others = runs.loc[~finished(runs) & ~excluded(runs), "status"].value_counts().sort_index()
+        text += "".join(f"; {number} {status}" for status, number in others.items())
+    if left_out := int(excluded(runs).sum()):
+        text += f"; {left_out} excluded"
     return text
 
 

@@ -13,10 +13,20 @@ def column(table: pd.DataFrame, name: str, place: str = "table") -> str:
 
 
 def finished(table: pd.DataFrame) -> "pd.Series[bool]":
-    """True for rows whose loss is a result: status completed, or every row where the table has no status."""
+    """True for rows whose loss is a result: status completed, or every row where the table has no status.
+
+    Rows that a person has left out (column `excluded`, with the reason) are none.
+    """
     if "status" not in table.columns:
-        return pd.Series(True, index=table.index)
-    return table["status"].isin(SERIES)
+        return ~excluded(table)
+    return table["status"].isin(SERIES) & ~excluded(table)
+
+
+def excluded(table: pd.DataFrame) -> "pd.Series[bool]":
+    """True for rows that a person has left out of fits and figures."""
+    if "excluded" not in table.columns:
+        return pd.Series(False, index=table.index)
+    return table["excluded"].notna() & table["excluded"].astype(str).ne("")
 
 
 def diverged(table: pd.DataFrame) -> "pd.Series[bool]":

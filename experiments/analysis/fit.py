@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from experiments.analysis.columns import column, finished, row_names
+from experiments.analysis.columns import column, excluded, finished, row_names
 from experiments.analysis.fitted import Fit
 from experiments.analysis.laws import Array, Law, make_law
 from experiments.analysis.solver import Problem, huber, residuals, solve, starts
@@ -82,9 +82,9 @@ def _choose_rows(
     reason = pd.Series("", index=df.index, dtype=object)
     if not done.all():
         reason[~done] = "status " + df.loc[~done, "status"].astype(str)
-    if "excluded" in df.columns:
-        excluded = done & df["excluded"].notna() & df["excluded"].astype(str).ne("")
-        reason[excluded] = "excluded: " + df.loc[excluded, "excluded"].astype(str)
+    left_out = excluded(df)
+    if left_out.any():
+        reason[left_out] = "excluded: " + df.loc[left_out, "excluded"].astype(str)
     if where is not None:  # asked about results only: a run without one has gaps that compare with nothing
         outside = ~select(df[done], where)
         reason[outside.index[outside & (reason[done] == "")]] = f"not where {where}"

@@ -72,8 +72,6 @@ def holdout(
     keep = finished(df)
     if where is not None:
         keep = keep & select(df[keep], where).reindex(df.index, fill_value=False)
-    if "excluded" in df.columns:
-        keep &= df["excluded"].isna() | df["excluded"].astype(str).eq("")
     size = pd.to_numeric(df[by], errors="coerce")
     cut = _cut(size[keep], fraction, below, largest)
     above = df[keep & (size >= cut)]

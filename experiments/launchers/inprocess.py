@@ -4,11 +4,14 @@ import threading
 from pathlib import Path
 
 from experiments import engine, lease
-from experiments.attempt import Attempt, claim, may_train, settle
+from experiments.attempt import Attempt, claim, settle
 from experiments.launchers.base import Job, available_cores
 from experiments.launchers.submitted import Submission
 from experiments.lease import Claimant, LeaseLost
+from experiments.outcomes import Exit
+from experiments.queue import Queue
 from experiments.store import StudyFolder
+from experiments.supervise import Supervise, check_supervise
 
 
 class InProcess:
@@ -16,17 +19,16 @@ class InProcess:
 
     def start(self, folder: Path, job: Job) -> "Finished":
         study = StudyFolder(folder)
-        states = study.states()
-        claimant, failed = Claimant(), 0
-        for run in sorted(study.lock.runs, key=lambda run: -run.flops):
-            state = states[run.id]
-            retry = state.generation if job.retry_failed and state.status == "failed" else None
-            if may_train(study.folder(run), retry):
+        supervise = check_supervise(study.lock.supervise, str(folder))
+        queue, claimant, failed = Queue(study, job.retry_failed), Claimant(), 0
+        for run in queue.candidates():
+            ending = "retry"
+            while ending == "retry" and queue.wants(run):
                 attempt = claim(study, run, claimant, available_cores())
-                ending = _train(attempt) if attempt is not None else ""
-                if ending == "interrupted":
-                    return Finished(engine.INTERRUPTED)
-                failed += ending == "failed"
+                ending = _train(attempt, supervise) if attempt is not None else ""
+            if ending == "interrupted":
+                return Finished(engine.INTERRUPTED)
+            failed += ending == "failed"
         return Finished(engine.FAILED if failed else engine.COMPLETED)
 
     def alive(self, submission: Submission) -> int | None:
@@ -37,7 +39,7 @@ class InProcess:
         """Its workers end with the driver: there are no submissions."""
 
 
-def _train(attempt: Attempt) -> str:
+def _train(attempt: Attempt, supervise: Supervise) -> str:
     attempt.folder.mkdir(parents=True, exist_ok=True)
     done = threading.Event()
     beats = threading.Thread(target=_beat_until, args=(done, attempt), daemon=True)
@@ -45,12 +47,12 @@ def _train(attempt: Attempt) -> str:
     try:
         status = engine.train(attempt.arguments(None))
     except BaseException:
-        settle(attempt, engine.FAILED)
+        settle(attempt, Exit(engine.FAILED), supervise)
         raise  # that is what this launcher is for: the error arrives where the debugger is
     finally:
         done.set()
         beats.join()
-    return settle(attempt, status)
+    return settle(attempt, Exit(status, "interrupted" if status == engine.INTERRUPTED else ""), supervise).ending
 
 
 def _beat_until(done: threading.Event, attempt: Attempt) -> None:

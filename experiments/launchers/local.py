@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.attempt import log_tail
 from experiments.engine import CALM_THREADS, child_environment
 from experiments.launchers.base import Job, available_cores
 from experiments.launchers.submitted import Submission
+from experiments.outcomes import log_tail
 
 LOGS = "workers"
 

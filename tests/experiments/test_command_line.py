@@ -77,14 +77,23 @@ def test_a_study_that_was_never_run_has_nothing_to_show(write_study, tmp_path, c
     assert "no study.lock.json here" in capsys.readouterr().err
 
 
-def test_a_truncated_record_is_named_by_every_command(command, write_study, tmp_path, capsys):
+def test_a_truncated_record_is_named_and_spares_the_others(command, write_study, tmp_path, capsys):
     study, out = write_study(), tmp_path / "results"
     assert command("run", study, "--out", out, "--no-report").returncode == 0
     record = next(out.glob("tiny/*/metrics.json"))
     record.write_text(record.read_text()[:100])
-    for verb in ("run", "status", "results", "report"):
-        assert main([verb, str(study), "--out", str(out)]) == 2
-        assert f"{record}: damaged or truncated" in capsys.readouterr().err
+    assert main(["status", str(study), "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("tiny: 1 failed, 1 completed\n")
+    assert f"corrupt: {record}: damaged or truncated" in told
+    assert main(["run", str(study), "--out", str(out), "--no-report"]) == 1
+    assert f"{record}: damaged or truncated" in capsys.readouterr().err
+    assert main(["results", str(study), "--out", str(out)]) == 0
+    assert "failed" in capsys.readouterr().out
+    # Asked for another try, the run is published again from its attempt; nothing is trained or deleted.
+    assert main(["retry", str(study), "--out", str(out), "--class", "corrupt", "--no-report"]) == 0
+    assert len(list(record.parent.glob("metrics.json.damaged-*"))) == 1
+    assert not (record.parent / "attempts" / "2").exists()
 
 
 def test_plan_changes_nothing_and_says_what_it_will_cost(write_study, tmp_path, capsys):
@@ -124,7 +133,10 @@ def test_the_help_names_the_commands(capsys):
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"\n    {verb} " in text for verb in ("plan", "run", "status", "results", "fit", "report", "schema"))
+    assert all(
+        f"\n    {verb} " in text
+        for verb in ("plan", "run", "status", "retry", "cancel", "forget", "results", "fit", "report")
+    )
 
 
 def test_the_shipped_schema_is_the_generated_one(capsys):

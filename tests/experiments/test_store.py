@@ -6,13 +6,17 @@ import signal
 
 import pytest
 
+from experiments import attempt as attempts
 from experiments import lease
-from experiments.attempt import MOST_KILLS, claim, may_train, settle
+from experiments.attempt import claim
 from experiments.lease import Claimant
 from experiments.lock import read_lock, resolve
+from experiments.outcomes import Exit
+from experiments.policy import MOST_WITHOUT_ADVANCE
 from experiments.runner import prepare, refuse_drift
 from experiments.store import StudyFolder, state_of
 from experiments.study import Study
+from experiments.supervise import Supervise
 from nanogpt.config import UserError
 from nanogpt.configfile import load_config
 from nanogpt.record import read_record, write_record
@@ -40,11 +44,15 @@ def take(folder: StudyFolder):
     return claim(folder, folder.lock.runs[0], Claimant(), threads=3)
 
 
+def settle(attempt, status: int, **more) -> str:
+    return attempts.settle(attempt, Exit(status, **more), Supervise(retries=0)).ending
+
+
 def test_states_follow_the_files(folder):
     assert only(folder) == "missing"
     attempt = take(folder)
     assert only(folder) == "running"
-    assert settle(attempt, 75) == "interrupted"
+    assert settle(attempt, 75, reason="interrupted") == "interrupted"
     assert only(folder) == "interrupted"
     attempt = take(folder)
     assert attempt.lease.generation == 2
@@ -83,12 +91,13 @@ def test_threads_are_those_of_the_first_attempt(folder):
     assert load_config(attempt.lease.folder / "config.yaml").runtime.threads == 3
 
 
-def test_a_damaged_record_is_named(folder):
+def test_a_damaged_record_is_a_state(folder):
     attempt = take(folder)
     record = attempt.lease.folder / "metrics.json"
     record.write_text('{"schema_version": 1, "id"')
-    with pytest.raises(UserError, match=r"metrics.json: damaged or truncated"):
-        folder.states()
+    (state,) = folder.states().values()
+    assert (state.status, state.kind) == ("failed", "corrupt")
+    assert f"{record}: damaged or truncated" in state.detail
 
 
 @pytest.mark.parametrize(
@@ -100,34 +109,64 @@ def test_a_record_that_is_not_this_runs_result_is_named(folder, change, message)
     assert settle(attempt, 1) == "failed"
     record = read_record(attempt.folder / "outcome.json")
     write_record(attempt.lease.folder / "metrics.json", record.model_copy(update={"status": "diverged", **change}))
-    with pytest.raises(UserError, match=message):
-        folder.states()
+    (state,) = folder.states().values()
+    assert (state.status, state.kind) == ("failed", "corrupt")
+    assert message in state.detail
 
 
-@pytest.mark.parametrize(("status", "kind"), [(-signal.SIGSEGV, "Crashed"), (2, "UserError"), (0, "NoRecord")])
-def test_a_crash_is_recorded_with_the_end_of_its_log(folder, status, kind):
+@pytest.mark.parametrize(
+    ("status", "name", "kind"),
+    [
+        (-signal.SIGSEGV, "Crashed", "crashed"),
+        (139, "Crashed", "crashed"),
+        (2, "UserError", "error"),
+        (1, "Error", "error"),
+        (0, "NoRecord", "crashed"),
+    ],
+)
+def test_a_crash_is_recorded_with_its_class_and_the_end_of_its_log(folder, status, name, kind):
     attempt = take(folder)
     attempt.folder.mkdir(parents=True)
     attempt.log.write_text("first\nlast words\n")
     assert settle(attempt, status) == "failed"
     outcome = read_record(attempt.folder / "outcome.json")
-    assert outcome.error["class"] == kind
+    assert (outcome.error["class"], outcome.error["kind"]) == (name, kind)
     assert outcome.error["log_tail"] == ["first", "last words"]
     assert outcome.steps == 0
+    (state,) = folder.states().values()
+    assert (state.kind, state.signature) == (kind, outcome.error["signature"])
 
 
 def test_a_killed_run_goes_on_until_it_was_killed_too_often(folder):
-    endings = [settle(take(folder), -signal.SIGKILL) for _ in range(MOST_KILLS)]
-    assert endings == ["interrupted"] * (MOST_KILLS - 1) + ["failed"]
+    endings = [settle(take(folder), -signal.SIGKILL) for _ in range(MOST_WITHOUT_ADVANCE + 1)]
+    assert endings == ["interrupted"] * MOST_WITHOUT_ADVANCE + ["failed"]
+    assert "6 times in a row without a new checkpoint" in next(iter(folder.states().values())).detail
 
 
-def test_a_failed_run_waits_for_a_retry_of_that_very_failure(folder):
-    attempt = take(folder)
-    settle(attempt, 1)
-    assert not may_train(attempt.lease.folder, None)
-    assert may_train(attempt.lease.folder, 1)
-    settle(take(folder), 1)
-    assert not may_train(attempt.lease.folder, 1)
+def test_a_killed_run_goes_on_as_long_as_its_checkpoint_advances(folder):
+    for step in range(3 * MOST_WITHOUT_ADVANCE):
+        attempt = take(folder)
+        attempt.folder.mkdir(parents=True)
+        (attempt.folder / f"checkpoint-{step + 1}.pt").touch()
+        assert settle(attempt, -signal.SIGKILL) == "interrupted"
+
+
+def test_a_run_whose_workers_keep_dying_is_written_off(folder):
+    ghost = Claimant(holder=dataclasses.replace(lease.this_process(), started="1"))
+    for _ in range(MOST_WITHOUT_ADVANCE + 1):
+        assert claim(folder, folder.lock.runs[0], ghost, threads=1) is not None
+        assert only(folder) == "lost"
+    assert take(folder) is None
+    assert only(folder) == "failed"
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "state"),
+    [("preempted", 75, "preempted"), ("interrupted", 75, "interrupted"), ("", 75, "preempted"), ("", -9, "lost")],
+)
+def test_who_ended_a_run_is_told_apart(folder, reason, status, state):
+    assert settle(take(folder), status, reason=reason) == "interrupted"
+    assert only(folder) == state
 
 
 def test_a_superseded_attempt_publishes_nothing(folder):

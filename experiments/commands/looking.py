@@ -1,0 +1,124 @@
+"""`status`, `results`, `fit` and `report`: what is there, read from a results folder alone."""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from experiments.commands.failures import failures_text, stop_text
+from experiments.exclusions import read_exclusions
+from experiments.launchers.submitted import submissions
+from experiments.lock import Lock, holds
+from experiments.reasons import next_step, why
+from experiments.store import RunState, StudyFolder
+from experiments.study import Study
+
+SUCCESS = 0
+# The states in the order in which they need someone.
+BY_NEED = (
+    "failed", "lost", "preempted", "interrupted", "missing", "queued", "running", "drifted", "pruned", "diverged",
+    "completed",
+)  # fmt: skip
+
+
+def folder_of(arguments: argparse.Namespace) -> StudyFolder:
+    """The results folder of a study, whose lock is all that is read: the study itself may have moved on."""
+    path = Path(arguments.study)
+    return StudyFolder(path if path.is_dir() else arguments.out / Study.load(path).name)
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """The state of every run, from files alone."""
+    study = folder_of(arguments)
+    states = study.states()
+    drifted = study.drifted()
+    if arguments.json:
+        print(json.dumps(_as_data(study, states, drifted, arguments), indent=1))
+        return SUCCESS
+    counts = Counter(state.status for state in [*states.values(), *drifted.values()])
+    ordered = sorted(counts.items(), key=lambda item: BY_NEED.index(item[0]))
+    print(f"{study.lock.name}: " + ", ".join(f"{count} {name}" for name, count in ordered))
+    if arguments.why:
+        _print_reasons(study, states, drifted, arguments.failed)
+    elif counts.get("failed"):
+        print(failures_text(study, states))
+    elif arguments.failed:
+        print("no run has failed")
+    if not arguments.failed:
+        _print_notes(study, states, arguments)
+    return SUCCESS
+
+
+def _print_reasons(study: StudyFolder, states: dict[str, RunState], drifted: dict[str, RunState], failed: bool) -> None:
+    stopped = bool(stop_text(study, states))
+    names = {run.id: run.name for run in study.runs()} | {id: study.folders()[id].name for id in drifted}
+    rows = [(names[id], state) for id, state in {**states, **drifted}.items() if not failed or state.status == "failed"]
+    for name, state in sorted(rows, key=lambda row: BY_NEED.index(row[1].status)):
+        print(f"  {name}: {state.status}: {why(state)}; on `run`: {next_step(state, stopped)}")
+
+
+def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: argparse.Namespace) -> None:
+    if stop := stop_text(study, states):
+        print(f"stopped: {stop}; `retry` makes them start again")
+    for each in submissions(study.path):
+        print(f"submitted: {each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}")
+    excluded = read_exclusions(study.path, study.runs())
+    labels = {run.id: run.label for run in study.runs()}
+    for id, exclusion in excluded.items():
+        print(f"left out of fits: {labels[id]} ({id}): {exclusion}")
+    if has_changed(arguments.study, study.lock):
+        print("the study has changed since it was last run; `plan` shows what `run` would do")
+
+
+def _as_data(
+    study: StudyFolder, states: dict[str, RunState], drifted: dict[str, RunState], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    stop = stop_text(study, states)
+    excluded = read_exclusions(study.path, study.runs())
+    rows = []
+    for run in study.runs():
+        row: dict[str, Any] = {"id": run.id, "label": run.label, **vars(states[run.id])}
+        if arguments.why:
+            row |= {"why": why(states[run.id]), "next": next_step(states[run.id], bool(stop))}
+        if run.id in excluded:
+            row["excluded"] = str(excluded[run.id])
+        rows.append(row)
+    rows += [{"id": id, "label": study.folders()[id].name[:-13], **vars(state)} for id, state in drifted.items()]
+    kept = [row for row in rows if not arguments.failed or row["status"] == "failed"]
+    return {
+        "study": study.lock.name,
+        "folder": str(study.path),
+        "stopped": stop or None,
+        "submissions": [vars(each) for each in submissions(study.path)],
+        "runs": kept,
+    }
+
+
+def has_changed(study: str, lock: Lock) -> bool:
+    return Path(study).is_file() and not holds(lock, Study.load(study, lock.overrides))
+
+
+def results(arguments: argparse.Namespace) -> int:
+    """The table of runs, the best first."""
+    from experiments.results import load, table_text
+
+    table = load(folder_of(arguments)).sort_values("val_loss", na_position="last")
+    print(table.to_csv(index=False).rstrip() if arguments.csv else table_text(table))
+    return SUCCESS
+
+
+def fit(arguments: argparse.Namespace) -> int:
+    """The study's law, fitted and printed."""
+    from experiments.conclude import fit_text
+
+    print(fit_text(folder_of(arguments)))
+    return SUCCESS
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """The report and everything in it."""
+    from experiments.conclude import write_report
+
+    print(write_report(folder_of(arguments)))
+    return SUCCESS
