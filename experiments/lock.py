@@ -1,5 +1,6 @@
 """`study.lock.json`: what a study's runs are, resolved once: ids, factors, configs, steps, tokens, FLOPs, sizes."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import file_digest, sha256
@@ -94,6 +95,7 @@ def read_lock(folder: Path) -> Lock | None:
     data = read_json(path)
     if isinstance(version := data.get("schema_version"), int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer version (schema {version}; this one reads up to {SCHEMA_VERSION})")
+    _spread(data)
     try:
         return Lock.model_validate(data)
     except ValidationError as error:
@@ -102,7 +104,27 @@ def read_lock(folder: Path) -> Lock | None:
 
 
 def write_lock(folder: Path, lock: Lock) -> None:
-    write_atomic(folder / LOCK_NAME, lock.model_dump_json(indent=1) + "\n")
+    """Write the lock, what the configs of all runs share written once: that is most of ten thousand runs."""
+    common = _common([run.config for run in lock.runs])
+    data = lock.model_dump(mode="json")
+    for run in data["runs"]:
+        run["config"] = {key: value for key, value in run["config"].items() if key not in common}
+    write_atomic(folder / LOCK_NAME, json.dumps({**data, "common": common, "runs": data["runs"]}, indent=1) + "\n")
+
+
+def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sections that are equal in all configs."""
+    first = configs[0] if configs else {}
+    return {key: value for key, value in first.items() if all(key in one and one[key] == value for one in configs)}
+
+
+def _spread(data: dict[str, Any]) -> None:
+    """Give every run's config the sections that were written once. Locks of old have none."""
+    common, runs = data.pop("common", {}), data.get("runs")
+    if isinstance(common, dict) and isinstance(runs, list):
+        for run in runs:
+            if isinstance(run, dict) and isinstance(run.get("config"), dict):
+                run["config"] = {**common, **run["config"]}
 
 
 def holds(lock: Lock, study: Study) -> bool:

@@ -81,9 +81,9 @@ class Fit:
         loss = f"huber(delta={self.delta:g})" if self.loss == "huber" else self.loss
         lines.append(f"  loss {loss} on ln {self.y}, summed: {self.objective:.6g}; {self.reason}")
         excluded = int(self.dropped["reason"].astype(str).str.startswith("excluded: ").sum())
-        by_hand = f" ({excluded} of them excluded by hand)" if excluded else ""
-        lines.append(f"  {len(self.points)} points used, {len(self.dropped)} dropped{by_hand}; {self.starts_agreeing} of "
-                     f"{self.starts} starts agree; condition number {self.condition:.2g}")  # fmt: skip
+        by_hand = f" ({excluded} excluded by hand)" if excluded else ""
+        lines.append(f"  {len(self.points)} points used, {len(self.dropped)} dropped{by_hand}; {self.starts_agreeing} "
+                     f"of {self.starts} starts agree; condition number {self.condition:.2g}")  # fmt: skip
         by = f"clustered by {self.cluster}, " if self.cluster else ""
         if len(self.draws):
             resamples = f"{len(self.draws)} pairs-bootstrap resamples"

@@ -4,6 +4,7 @@ The seed of a run says what happens to it: see `BEHAVIOURS`. A run counts its st
 and goes on from the furthest checkpoint of an earlier attempt; `steps.log` in its folder names every step it ever did.
 """
 
+import faulthandler
 import json
 import os
 import select
@@ -17,7 +18,11 @@ from nanogpt.config import Config, run_id
 from nanogpt.configfile import load_config
 from nanogpt.record import Record, attempt_folder, write_record
 
-BEHAVIOURS = {100: "raise", 101: "segfault", 102: "diverge", 103: "mistake", 104: "silent", 105: "unresolvable"}
+BEHAVIOURS = {
+    100: "raise", 101: "segfault", 102: "diverge", 103: "mistake", 104: "silent", 105: "unresolvable",
+    106: "hungry", 107: "endless", 108: "abort late", 109: "disk full", 110: "deaf", 111: "raise", 112: "raise",
+}  # fmt: skip
+OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: tried 1024 bytes"
 STEP_SECONDS = "FAKE_STEP_SECONDS"
 
 
@@ -56,14 +61,22 @@ def train(folder: Path, attempt: int, fence: Path, parent_fd: int) -> int:
         return 2
     if behaviour == "silent":
         return 0
+    if behaviour == "disk full":
+        os.write(2, f"nanogpt: {home}/history.jsonl: No space left on device\n".encode())
+        return 1
+    if behaviour in ("endless", "deaf"):
+        facts["steps"] = 10**9
+    faulthandler.disable()  # a death that is part of a test needs no traceback
     step = _furthest(folder)
-    stops = _StopRequests(parent_fd)
+    stops = _StopRequests(-1 if behaviour == "deaf" else parent_fd)
     while step < facts["steps"]:
         if stops.asked:
             return _end(home, attempt, config, facts, step, "interrupted")
         step += 1
         if behaviour == "raise":
-            return _end(home, attempt, config, facts, step, "failed")
+            return _end(home, attempt, config, facts, step, "failed", f"told to fail at {time.time()}")
+        if behaviour == "hungry" and config.micro_batch_size > 1:
+            return _end(home, attempt, config, facts, step, "failed", OUT_OF_MEMORY)
         if behaviour == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         with (folder / "steps.log").open("a") as log:
@@ -81,7 +94,10 @@ def train(folder: Path, attempt: int, fence: Path, parent_fd: int) -> int:
         if fence.exists():
             return 1
         (home / f"checkpoint-{step}.pt").touch()
-    return _end(home, attempt, config, facts, step, "diverged" if behaviour == "diverge" else "completed")
+    status = _end(home, attempt, config, facts, step, "diverged" if behaviour == "diverge" else "completed")
+    if behaviour == "abort late":
+        os.abort()
+    return status
 
 
 def _furthest(folder: Path) -> int:
@@ -105,9 +121,11 @@ class _StopRequests:
         return self._signalled or gone
 
 
-def _end(home: Path, attempt: int, config: Config, facts: dict[str, Any], step: int, status: Any) -> int:
+def _end(
+    home: Path, attempt: int, config: Config, facts: dict[str, Any], step: int, status: Any, message: str = ""
+) -> int:
     loss = 2 + 100 / facts["n_params"] if status == "completed" else None
-    error = {"class": "RuntimeError", "message": "told to fail"} if status == "failed" else None
+    error = {"class": "RuntimeError", "message": message} if status == "failed" else None
     sizes = {key: facts[key] for key in facts if key.startswith("n_params") or key in ("parameters", "flops_per_token")}
     tokens = facts["tokens"] * step // facts["steps"]
     record = Record(
