@@ -1,7 +1,7 @@
 """The section `launcher:` of a study: which launcher starts its workers, and the settings of each. Nothing heavy."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +14,7 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    outlives_driver: ClassVar[bool] = False  # whether workers go on when the driver ends
 
     jobs: Count | None = Field(None, description="Runs at a time on one worker; default: from cores or GPUs.")
 

@@ -100,9 +100,9 @@ def _submit(array: Array) -> Submission:
     home = array.folder / WORKERS
     home.mkdir(exist_ok=True)
     name = f"{KIND}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    torchrun = home / "torchrun-nodes.sh"
+    torchrun = home / f"{name}-torchrun.sh"
     if array.settings.nodes > 1:
-        _write(torchrun, torchrun_script())
+        _write(torchrun, torchrun_script(array.settings.nproc_per_node))
     most = array.settings.max_array or client.max_array_size()
     submission = Submission(KIND, name, 0, {"jobs": [], "scripts": []})
     for number, size in enumerate(array_sizes(array.tasks, most)):

@@ -11,11 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.engine import CALM_THREADS, ROOT
+from experiments.engine import CALM_THREADS, ROOT, TORCHRUN_VARIABLE
 from experiments.launchers.slurm_settings import SlurmSettings
 
-# Where a worker finds what starts a run's processes on several nodes; it is called as torchrun is.
-TORCHRUN_VARIABLE = "NANOGPT_TORCHRUN"
 WARNING = "USR1"
 
 
@@ -95,6 +93,7 @@ def _directive(name: str, value: str) -> str:
 def _environment(threads: int, settings: SlurmSettings, torchrun: Path) -> dict[str, str]:
     """What a worker needs to find these packages and our own settings, whoever submits the script."""
     ours = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NANOGPT_")}
+    ours.pop(TORCHRUN_VARIABLE, None)  # of a job that this driver itself runs in
     paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     return {
         **ours,
@@ -116,14 +115,15 @@ def _worker(array: Array, slots: int, threads: int) -> list[str]:
     return [*words, "--retry-failed"] if array.retry_failed else words
 
 
-def torchrun_script() -> str:
+def torchrun_script(nproc_per_node: int) -> str:
     """The script that starts one run's processes on all nodes of a job: torchrun's agent once per node.
 
     The first node's address is given to all agents, and no rendezvous service is used. A port is drawn for each
     start, so that a run that starts again does not meet the sockets of its predecessor.
     """
     return f"""#!/bin/bash
-# torchrun over the nodes of this Slurm job. Called as torchrun is, with --nproc-per-node, a module and its arguments.
+# torchrun over the nodes of this Slurm job, {nproc_per_node} processes on each.
+# Its arguments are a module and the module's own: -m MODULE ...
 set -euo pipefail
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # Slurm's own address of the first node: a node's name need not be that of its host. MASTER_ADDR goes before it.
@@ -133,5 +133,6 @@ export MASTER_ADDR=${{MASTER_ADDR:-${{address:-${{nodes[0]}}}}}} MASTER_PORT=$((
 exec srun --nodes="${{#nodes[@]}}" --ntasks="${{#nodes[@]}}" --ntasks-per-node=1 \\
   --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" --kill-on-bad-exit=1 \\
   bash -c 'exec {shlex.quote(sys.executable)} -m torch.distributed.run --nnodes="$SLURM_JOB_NUM_NODES" \\
-    --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"' torchrun "$@"
+    --nproc-per-node={nproc_per_node} --node-rank="$SLURM_NODEID" \\
+    --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" "$@"' torchrun "$@"
 """

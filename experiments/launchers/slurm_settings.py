@@ -1,7 +1,7 @@
 """The settings of the `slurm` launcher, held against Slurm's rules before anything is submitted."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -66,6 +66,7 @@ class SlurmSettings(BaseModel):
     """An array of workers under Slurm. `cpus`, `gpus` and `mem` are of one worker, or of each of its nodes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    outlives_driver: ClassVar[bool] = True
 
     kind: Literal["slurm"] = "slurm"
     jobs: Count | None = Field(None, description="Runs at a time on one worker; default: from GPUs, else cores.")

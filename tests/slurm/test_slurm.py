@@ -2,7 +2,7 @@
 
 Budget: each test under 2 minutes on 2 cores, all of them about 6. Most of that is Slurm's own waiting: a requeued job
 waits for its credential to expire (12 s here, 2 minutes by default), and a dead node is noticed after half a minute.
-Most tests use the fake engine, one the real one. Skipped, with the reason, where Slurm is not installed or without root.
+Most tests use the fake engine, one the real one. Skipped, with the reason, without Slurm's packages or root.
 """
 
 import json
@@ -85,8 +85,11 @@ class Lab:
         return [*command, *more]
 
     def run(self, *more: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(self.words(*more), env=self.environment, cwd=ROOT, capture_output=True, text=True,
-                              timeout=110)  # fmt: skip
+        return self.command(*self.words(*more)[3:])
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "experiments", *words]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=110)
 
     def begin(self, *more: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(self.words(*more), env=self.environment, cwd=ROOT, text=True,
@@ -209,13 +212,17 @@ def test_the_time_limit_is_a_pause(lab):
     assert log.count("slots of") >= 2
 
 
-def test_scancel_ends_the_workers_for_good_and_run_goes_on(lab):
+@pytest.mark.parametrize("by", ["scancel", "cancel"])
+def test_cancelled_workers_stay_away_and_run_goes_on(lab, by):
     lab = lab()
     lab.write("{seeds: 4}", "{kind: slurm, workers: 2, time: 10m}")
     driver = lab.begin()
     wait_until(lambda: lab.steps() > 20)
     [submission] = submissions(lab.folder)
-    lab.cluster.ask("scancel", *submission.handle["jobs"])
+    if by == "scancel":
+        lab.cluster.ask("scancel", *submission.handle["jobs"])
+    else:
+        assert "cancelled" in lab.command("cancel", str(lab.folder)).stdout
     said, _ = driver.communicate(timeout=60)
     assert driver.returncode == 1
     assert "go on with" in said
@@ -273,10 +280,10 @@ def test_torchrun_spans_the_nodes_of_a_worker(lab, tmp_path):
 
     lab = lab()
     script, program, log = tmp_path / "torchrun-nodes.sh", tmp_path / "add_up.py", tmp_path / "sum.log"
-    script.write_text(torchrun_script())
+    script.write_text(torchrun_script(2))
     program.write_text(SUM.replace("import os", "import json, os", 1))
     lab.cluster.ask("sbatch", "--wait", "-N2", "--ntasks-per-node=1", "-c2", f"--output={log}",
-                    f"--wrap=OMP_NUM_THREADS=1 bash {script} --nproc-per-node=2 {program}")  # fmt: skip
+                    f"--wrap=OMP_NUM_THREADS=1 bash {script} {program}")  # fmt: skip
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert sorted(line["rank"] for line in lines) == [0, 1, 2, 3], log.read_text()
     assert {line["sum"] for line in lines} == {6.0}
