@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from experiments.supervise import seconds_of
 
@@ -59,7 +59,8 @@ def _line(value: Any) -> str:
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Amount = Annotated[int, Field(strict=True, ge=0)]
-Word = Annotated[str, BeforeValidator(_word)]
+_AsWritten = WithJsonSchema({"type": ["string", "integer"]})  # what an editor may find in the file
+Word = Annotated[str, BeforeValidator(_word), _AsWritten]
 
 
 class SlurmSettings(BaseModel):
@@ -76,7 +77,7 @@ class SlurmSettings(BaseModel):
     qos: Word | None = None
     constraint: Word | None = None
     mem: Word | None = Field(None, description="Memory, such as 8G; default: the site's.")
-    time: Annotated[str, BeforeValidator(_slurm_time)] = Field(
+    time: Annotated[str, BeforeValidator(_slurm_time), _AsWritten] = Field(
         "1:00:00", description="Most time of a worker before it is requeued: 4h, 1d, or Slurm's D-HH:MM:SS."
     )
     cpus: Count = Field(1, description="Cores.")
@@ -85,7 +86,7 @@ class SlurmSettings(BaseModel):
     nproc: Count = Field(1, description="Processes, so GPUs, of one run, over all nodes.")
     grace: Amount = Field(60, description="Seconds between Slurm's signal and the time limit.")
     setup: list[str] = Field([], description="Shell lines that run first, such as `module load cuda`.")
-    sbatch: dict[str, Annotated[str, BeforeValidator(_line)]] = Field(
+    sbatch: dict[str, Annotated[str, BeforeValidator(_line), _AsWritten]] = Field(
         {}, description="Further options of sbatch, without dashes; one that takes no value has an empty one."
     )
     max_array: Count | None = Field(None, description="Most tasks of one array; default: the site's limit.")
