@@ -17,7 +17,7 @@ SUCCESS, FAILURE, MISTAKE, CTRL_C = 0, 1, 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status. A person's mistake is one line on stderr and status 2."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         return int(arguments.command(arguments))
     except UserError as error:
@@ -32,6 +32,17 @@ def main(argv: list[str] | None = None) -> int:
             return SUCCESS
         print("run: stopped, because whoever read its output went away; `run` again goes on", file=sys.stderr)
         return FAILURE
+
+
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    """argparse loses ids that stand behind an option: `retry STUDY --mark-only ID` is meant as it is written."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "ids") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.ids = [*arguments.ids, *rest]
+    return arguments
 
 
 def console() -> None:
@@ -74,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     retry.add_argument("--class", dest="kind", choices=KINDS, help="the failed runs of one class")
     retry.add_argument("--mark-only", action="store_true", help="leave the training to a later run")
     cancel.add_argument("ids", nargs="*", metavar="ID", help="running runs; default: everything")
-    forget.add_argument("ids", nargs="+", metavar="ID", help="runs by id, the beginning of one, or label")
+    forget.add_argument("ids", nargs="*", metavar="ID", help="runs by id, the beginning of one, or label")
     status.add_argument("--json", action="store_true", help="the states of all runs, for programs")
     status.add_argument("--failed", action="store_true", help="only the failed runs, with the end of their logs")
     status.add_argument("--why", action="store_true", help="why each run is in its state, and what `run` would do")

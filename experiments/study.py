@@ -28,6 +28,7 @@ from nanogpt.configfile import (
     dump_yaml,
     find_base,
     lay_overrides,
+    load_file,
     load_layers,
     load_yaml,
     parse_override,
@@ -96,7 +97,7 @@ class Study:
         except ValidationError as error:
             raise UserError(_explain(error, lambda *path: file.line(path))) from None
         base = find_base(asked.base, file.path.parent, file.line(("base",))) if asked.base else None
-        layers = load_layers(base) if base else Layers()  # this finds a chain that leads back to itself
+        layers = _base_layers(base) if base else Layers()  # this finds a chain that leads back to itself
         chain = _base_chain(base) if base else []
         _refuse_empty(asked.sweep, lambda *path: file.line(("sweep", *path)))
         places = {path[1:]: place for path, place in file.places.items() if path[0] == "config"}
@@ -137,7 +138,7 @@ class Study:
         except ValidationError as error:
             raise UserError(_explain(error, lambda *path: f"grid {name}")) from None
         _check_execution(asked, lambda *path: "run_grid")
-        layers = load_layers(base_config_path)
+        layers = _base_layers(Path(base_config_path))
         layers.lay(asked.config, {}, "base_params")
         study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), lambda *path: "grid_params")
         return dataclasses.replace(study, text=_grid_text(name, data))
@@ -273,10 +274,18 @@ def _below(file: YamlFile, head: str) -> Callable[..., str]:
     return place
 
 
+def _base_layers(path: Path) -> Layers:
+    """The settings of a base. One of nanoGPT's names a folder for its single run, which says nothing of a study's."""
+    layers = load_layers(path)
+    if path.suffix == ".py":
+        layers.tree.get("runtime", {}).pop("out_dir", None)
+    return layers
+
+
 def _base_chain(path: Path) -> list[Path]:
     """A config file and the files its `base:` chain leads to, the nearest first. The chain is known to end."""
     chain = [path]
-    while (base := load_yaml(chain[-1]).data.get("base")) is not None:
+    while (base := load_file(chain[-1]).data.get("base")) is not None:
         chain.append(find_base(base, chain[-1].parent, str(chain[-1])))
     return chain
 

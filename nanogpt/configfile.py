@@ -15,6 +15,7 @@ from nanogpt.config.errors import UserError, did_you_mean
 from nanogpt.config.keys import known_paths, resolve_key, siblings_at
 from nanogpt.config.layers import Layers
 from nanogpt.config.run import Config
+from nanogpt.pyconfig import load_python
 
 __all__ = ["YamlFile", "build_config", "dump_yaml", "load_config", "load_yaml", "parse_override", "resolve_key"]
 
@@ -148,9 +149,20 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise UserError(f"{COMMAND_LINE}: {key}: {raw!r} is not a value YAML can read") from None
 
 
+def load_file(path: str | os.PathLike[str]) -> YamlFile:
+    """A config file: YAML, or a nanoGPT-style `.py` file of plain assignments, which is parsed and never executed."""
+    file = Path(path)
+    if file.suffix != ".py":
+        return load_yaml(file)
+    if not file.exists():
+        raise UserError(f"{file}: no such file{_nearest_file(file)}")
+    found = load_python(file)
+    return YamlFile(file, found.data, {(name,): f"{file}:{line}" for name, line in found.lines.items()})
+
+
 def load_layers(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> Layers:
     """The file's settings laid over those of its `base:` chain; see `find_base` for where a base is looked for."""
-    file = load_yaml(path)
+    file = load_file(path)
     seen = (*_seen, file.path.resolve())
     data = dict(file.data)
     base = data.pop("base", None)

@@ -21,8 +21,6 @@ FORGOTTEN = "forgotten"
 def cancel(arguments: argparse.Namespace) -> int:
     """Stop every worker of a study, or single runs: they save a checkpoint and can go on later."""
     study = folder_of(arguments)
-    if not study.lock.runs:
-        return SUCCESS
     if arguments.ids:
         return _cancel_runs(study, arguments.ids)
     with _writing(study.path):
@@ -59,6 +57,8 @@ def _cancel_runs(study: StudyFolder, ids: list[str]) -> int:
 
 def forget(arguments: argparse.Namespace) -> int:
     """Move runs' folders aside, so that they count as never started."""
+    if not arguments.ids:
+        raise UserError("command line: forget: give the ids of runs")
     study = folder_of(arguments)
     states, runs = study.states(), find_runs(study.runs(), arguments.ids)
     for run in runs:

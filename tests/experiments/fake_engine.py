@@ -55,7 +55,8 @@ def train(folder: Path, attempt: int, fence: Path, parent_fd: int) -> int:
     facts, home = describe(config), attempt_folder(folder, attempt)
     home.mkdir(parents=True, exist_ok=True)
     behaviour = BEHAVIOURS.get(config.seed, "train")
-    print(f"training {folder.name} with {config.runtime.threads} threads: {behaviour}", flush=True)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    print(f"training {folder.name} with {config.runtime.threads} threads: {behaviour} on GPU {gpus}", flush=True)
     if behaviour == "mistake":
         print("the corpus is nowhere to be found", file=sys.stderr)
         return 2
