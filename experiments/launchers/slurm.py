@@ -33,7 +33,8 @@ class Slurm:
     def start(self, folder: Path, job: Job) -> "SlurmWorkers":
         """Raises UserError when there is no Slurm here, or it refuses the whole submission, with its own message."""
         assert isinstance(job.settings, SlurmSettings)
-        folder = folder.resolve()
+        # Not resolved: a link may lead to a place that only this host knows by that name.
+        folder = folder.absolute()
         earlier = self._earlier(folder)
         busy = sum(count for _, count in earlier)
         wanted = _wanted(folder, job, job.settings.slots(job.jobs))

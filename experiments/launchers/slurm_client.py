@@ -3,6 +3,7 @@
 `sacct` is asked last and may fail: many clusters, and all without an accounting database, have nothing to say there.
 """
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -54,12 +55,21 @@ class Ended:
 def ask(*command: str) -> Answer:
     """Run one of Slurm's programs."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=_client_environment()
+        )
     except FileNotFoundError:
         return Answer(127, "", f"no {command[0]} on this machine")
     except subprocess.TimeoutExpired:
         return Answer(124, "", f"{command[0]} gave no answer within {TIMEOUT_SECONDS:.0f} s")
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def _client_environment() -> dict[str, str]:
+    """Without what changes the programs' answers (SQUEUE_STATES), and without the job that this driver may run in."""
+    unwanted = ("SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_")
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
+    return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(unwanted)}
 
 
 def submit(script: Path) -> str:

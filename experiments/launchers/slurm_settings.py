@@ -11,7 +11,7 @@ from experiments.supervise import seconds_of
 OURS = {
     *("array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "signal", "chdir", "wrap", "wait"),
     *("partition", "account", "qos", "constraint", "mem", "time", "cpus-per-task", "nodes", "gres"),
-    *("ntasks", "ntasks-per-node", "parsable", "test-only", "export", "export-file"),
+    *("ntasks", "ntasks-per-node", "parsable", "test-only", "export", "export-file", "clusters", "cluster"),
 }
 _CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
 _ENDLESS = ("UNLIMITED", "INFINITE")
@@ -98,7 +98,7 @@ class SlurmSettings(BaseModel):
             if not re.fullmatch(r"[a-z][a-z-]*", name):
                 raise ValueError(f"expected long options without dashes in front, such as nodelist, got {name!r}")
             if name in OURS:
-                raise ValueError(f"expected options that the launcher does not write itself, got {name!r}")
+                raise ValueError(f"expected options other than the launcher's own, got {name!r}")
         return options
 
     @model_validator(mode="after")

@@ -82,7 +82,7 @@ WRONG = {
     "time": ("soon", "expected a time such as 90m"),
     "grace": (3600, "expected a grace below the time limit"),
     "partition": ("a b", "expected a word"),
-    "sbatch": ({"array": "0-3"}, "does not write itself, got 'array'"),
+    "sbatch": ({"array": "0-3"}, "other than the launcher's own, got 'array'"),
     "nodes": (2, "expected nproc to be a multiple of nodes"),
     "workers": (0, "greater than or equal to 1"),
 }

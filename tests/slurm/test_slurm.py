@@ -33,7 +33,7 @@ runtime: {device: cpu}
 REAL = """# A base for the one test that really trains.
 model: {n_layer: 1, n_head: 1, n_embd: 16, block_size: 16}
 data: {corpus: {kind: zipf_mixture, alphabet_size: 32, train_tokens: 65536, val_tokens: 8192}}
-train: {batch_size: 4, max_iters: 3000, eval_interval: 1500, eval_tokens: 1024, precision: fp32}
+train: {batch_size: 4, max_iters: 1500, eval_interval: 750, eval_tokens: 1024, precision: fp32}
 runtime: {device: cpu, threads: 1, checkpoint: {interval_seconds: 1}}
 """
 EQUAL = ["id", "status", "seed", "steps", "tokens", "flops", "n_params", "val_loss", "best_val_loss", "train_loss"]
@@ -158,6 +158,8 @@ def test_an_array_is_split_and_a_second_run_adds_no_workers(lab):
     assert watcher.returncode == 130
     assert f"scancel {' '.join(submission.handle['jobs'])}" in said
     assert lab.queue() == ["RUNNING"] * 4
+    assert "4 workers by slurm" in (status := lab.command("status", str(lab.folder)).stdout)
+    assert "4 wait or run" in status
     again = lab.begin()
     said = finish(lab, again)
     assert "4 workers of job" in said
