@@ -27,7 +27,7 @@ class Queue:
         states = self.study.states()
         self._find_runs()
         for run in list(self._left.values()):
-            self._note_at_start(run, states[run.id])
+            self._note_at_start(run, states.get(run.id, RunState("missing")))
 
     def _find_runs(self) -> None:
         """The lock's runs, and proposals that came since. Longest first: a long run started last would leave the
@@ -44,6 +44,9 @@ class Queue:
             del self._left[run.id]
         elif state.status == "failed" and self.retry_failed and state.generation:
             marks.ask_retry(self.study.folder(run), state.generation, marks.Retry())
+        elif state.status == "failed":
+            self.failures[run.name] = (state.kind, state.signature)
+            self.drop(run)
         elif state.generation:
             self._cancelled[run.id] = state.generation
 

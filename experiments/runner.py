@@ -1,11 +1,12 @@
 """Running a study: lock it, start workers, watch them, collect the table. From Python, `ExperimentRunner`."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
 from experiments.results import check_columns
+from experiments.retrying import mark_retries
 from experiments.store import FINISHED, TO_DO, StudyFolder
 from experiments.study import Study
 from nanogpt.config import UserError
@@ -102,6 +104,10 @@ class StudyRun:
         launcher = launcher_named(self._job.settings.kind)
         self._write_study()
         self._end_submissions()
+        if self._job.retry_failed:
+            # Marked here and once: a worker that starts later would take up what has failed since, again and again.
+            mark_retries(self.folder)
+            self._job = replace(self._job, retry_failed=False)
         # Workers that are left to an engine are joined, and not more of them submitted than there is work for.
         if self.to_do() and (self.outlives_driver or not self._is_submitted()):
             self._observer = Observer(self.folder)
@@ -111,8 +117,9 @@ class StudyRun:
     def _end_submissions(self) -> None:
         """Note which submissions are over: then what they were to train is no longer queued."""
         for submission in submissions(self.folder.path):
-            if launcher_named(submission.launcher).alive(submission) == 0:
-                end_submission(self.folder.path, submission.name)
+            with contextlib.suppress(UserError):  # an engine that cannot be asked from here may still have them
+                if launcher_named(submission.launcher).alive(submission) == 0:
+                    end_submission(self.folder.path, submission.name)
 
     def _is_submitted(self) -> bool:
         """Whether workers of this very launcher wait or work already: more would only stand in the queue."""
@@ -134,9 +141,8 @@ class StudyRun:
 
     def to_do(self) -> int:
         """How many runs workers would take up now."""
-        wanted = (*TO_DO, "running", *(("failed",) if self._job.retry_failed else ()))
         states = self.status()
-        return sum(states.get(name, 0) for name in wanted)
+        return sum(states.get(name, 0) for name in (*TO_DO, "running"))
 
     def status(self) -> dict[str, int]:
         """How many runs are in each state, read from the files."""

@@ -123,9 +123,9 @@ class Worker:
         if self._is_stopped_by_failures():
             return
         for run in self.queue.candidates():
-            if len(self.children) >= self.setup.slots or not self.gpus.has_room:
+            if len(self.children) >= self.setup.slots:
                 return
-            if self.queue.wants(run):
+            if (self.gpus.has_room or not _on_gpu(run)) and self.queue.wants(run):
                 self._take(run)
         # All were looked at, and those left are held by others: no need to look all the time.
         self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
@@ -149,7 +149,7 @@ class Worker:
             return
         if attempt is None:
             return
-        gpus = self.gpus.take()
+        gpus = self.gpus.take() if _on_gpu(run) else None
         try:
             child = self._nursery().start(attempt, gpus)
         except OSError as error:
@@ -243,6 +243,10 @@ class Worker:
         """Ask Slurm for this job again: a clean end inside its grace time would count as completed."""
         if self.setup.on_term == "requeue-command" and self.stopping == "preempted":
             say(requeue())
+
+
+def _on_gpu(run: LockedRun) -> bool:
+    return str(run.config["runtime"].get("device", "cpu")) != "cpu"
 
 
 def reason_of(error: Exception) -> str:

@@ -50,7 +50,7 @@ def run_attempt(
         raise
     except Exception as problem:
         error = _explain(problem)
-    surroundings = environment(str(device))
+    surroundings = environment(str(device)) | {"micro_batch_size": config.micro_batch_size}
     if matmul is not None:
         surroundings["float32_matmul"] = matmul.describe()
     if result is not None and result.resumed_from is not None:

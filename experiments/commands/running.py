@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments import marks
 from experiments.commands.failures import failures_text, stop_text
 from experiments.commands.target import command_text, prepared_study
 from experiments.launchers import Job
@@ -16,9 +15,9 @@ from experiments.launchers.settings import chosen_launcher
 from experiments.planner import drift_text, make_plan, plan_text
 from experiments.progress import for_stream
 from experiments.reasons import starts_text
+from experiments.retrying import mark_retries
 from experiments.runner import Prepared, StudyRun, default_jobs, is_complete, refuse_drift, write_report
-from experiments.selection import find_runs
-from experiments.store import FINISHED, RunState, StudyFolder
+from experiments.store import FINISHED, StudyFolder
 from nanogpt.config import UserError
 
 DEFAULT_OUT = Path("results")
@@ -41,7 +40,7 @@ def _show_plan(prepared: Prepared, arguments: argparse.Namespace) -> bool:
     print(plan_text(made))
     states = prepared.study.states()
     starts = starts_text(prepared.study.runs(), states)
-    stop = stop_text(prepared.study, states)
+    stop = "" if getattr(arguments, "retry_failed", False) else stop_text(prepared.study, states)
     print("\n".join(filter(None, [f"  stopped      {stop}" if stop else starts])), end="\n" if stop or starts else "")
     sys.stdout.flush()
     return bool(made.to_do)
@@ -136,28 +135,6 @@ def retry(arguments: argparse.Namespace) -> int:
     marked = mark_retries(prepared.study, arguments.ids, arguments.kind)
     print(f"{marked} run{'s' * (marked != 1)} marked to be tried again")
     return SUCCESS if arguments.mark_only else _train(prepared, arguments)
-
-
-def mark_retries(study: StudyFolder, ids: list[str], kind: str | None = None) -> int:
-    """Ask for another attempt at the failed runs meant; all of them when neither ids nor a class are given."""
-    states = study.states()
-    meant = find_runs(study.runs(), ids) if ids else study.runs()
-    for run in meant if ids else ():
-        if states[run.id].status != "failed":
-            raise UserError(f"command line: {run.label}: is {states[run.id].status}; only a failed run is tried again")
-    chosen = [run for run in meant if states[run.id].status == "failed" and kind in (None, states[run.id].kind)]
-    for run in chosen:
-        _mark(study.folder(run), states[run.id])
-    return len(chosen)
-
-
-def _mark(folder: Path, state: RunState) -> None:
-    try:
-        marks.set_damaged_aside(folder)
-        if state.generation:
-            marks.ask_retry(folder, state.generation, marks.Retry())
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def worker(arguments: argparse.Namespace) -> int:

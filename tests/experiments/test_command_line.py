@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import experiments.__main__
+from experiments import outcomes
 from experiments.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("fake_engine")
@@ -143,6 +145,10 @@ def test_the_shipped_schema_is_the_generated_one(capsys):
     assert main(["schema", "study"]) == 0
     shipped = ROOT / "configs" / "study.schema.json"
     assert json.loads(capsys.readouterr().out) == json.loads(shipped.read_text()), "run `make schemas`"
+
+
+def test_classes_of_failures_have_one_list_of_names():
+    assert experiments.__main__.KINDS == outcomes.KINDS
 
 
 def test_a_reader_that_goes_away_is_no_mistake(write_study, tmp_path, command):

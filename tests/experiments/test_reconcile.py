@@ -280,13 +280,17 @@ def test_gpus_are_shared_out(tmp_path):
     assert visible_gpus({}, tmp_path) == ["0"]
 
 
-def test_each_child_sees_its_own_gpus(study, monkeypatch):
+def test_each_child_sees_its_own_gpus(write_study, tmp_path, monkeypatch):
+    sweep = "{points: [{seed: 1, device: cuda}, {seed: 2, device: cuda}, {seed: 3, device: cpu}]}"
+    study = StudyFolder(tmp_path)
+    write_lock(tmp_path, resolve(Study.load(write_study(sweep))))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     command = [sys.executable, "-m", "experiments", "worker", str(study.path), "--slots", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert {line.rpartition(", GPU ")[2] for line in done.stdout.splitlines() if ", GPU " in line} == {"4", "5"}
-    log = study.folder(of(study, 1)) / "attempts" / "1" / "log.txt"
-    assert " on GPU 4" in log.read_text() or " on GPU 5" in log.read_text()
+    study.folders()
+    logs = [study.folder(of(study, seed)) / "attempts" / "1" / "log.txt" for seed in (1, 2, 3)]
+    assert sorted(log.read_text().rpartition(" on GPU ")[2].strip() for log in logs) == ["4", "4,5", "5"]
 
 
 def test_several_processes_are_torchruns_and_refused_where_the_engine_has_none(

@@ -47,6 +47,8 @@ def test_without_waiting_one_gets_a_handle(runner, monkeypatch):
     handle = runner.run_grid(grid_name="slow", grid_params={"n_layer": [1, 2, 3]}, wait=False, jobs=1)
     wait_until(lambda: handle.status().get("running") == 1)
     assert handle.is_working
+    assert handle.progress().states == {"running": 1, "missing": 2}
+    assert [each.label for each in handle.progress().running] == ["n_layer=3"]
     handle.stop()
     assert not handle.is_working
     assert handle.status()["interrupted"] == 1
@@ -54,6 +56,16 @@ def test_without_waiting_one_gets_a_handle(runner, monkeypatch):
     again = runner.run_grid(grid_name="slow", grid_params={"n_layer": [1, 2, 3]}, wait=False)
     assert again.wait() == {"completed": 3}
     assert set(again.result()["status"]) == {"completed"}
+
+
+def test_the_launcher_is_a_name_or_settings(runner):
+    grid = {"grid_name": "depth", "grid_params": {"n_layer": [1]}}
+    assert set(runner.run_grid(**grid, launcher="inprocess")["status"]) == {"completed"}
+    runner.run_grid(**grid, launcher={"kind": "local", "jobs": 1}, supervise={"time_limit": "1h"})
+    with pytest.raises(UserError, match="run_grid: launcher: no such launcher 'locl'; did you mean 'local'"):
+        runner.run_grid(**grid, launcher="locl")
+    with pytest.raises(UserError, match=r"run_grid: launcher\.workers: no such key"):
+        runner.run_grid(**grid, launcher={"kind": "local", "workers": 1})
 
 
 def test_metrics_are_loaded_by_exact_name(runner):
