@@ -46,15 +46,18 @@ class Attempt:
         return engine.train_arguments(self.lease.folder, self.lease.generation, self.lease.fence, parent_fd)
 
 
-def claim(study: StudyFolder, run: LockedRun, claimant: Claimant, threads: int | None) -> Attempt | None:
+def claim(
+    study: StudyFolder, run: LockedRun, claimant: Claimant, threads: int | None, after: int | None = None
+) -> Attempt | None:
     """Take a run and prepare its folder; None when it is held by another worker, or needs no training.
 
     A finished attempt whose worker died before it could publish is published here instead of trained again; a run
-    whose workers keep dying is written off here. Raises OSError when the folder cannot be written.
+    whose workers keep dying is written off here. `after` is the generation looked at before.
+    Raises OSError when the folder cannot be written.
     """
     folder = study.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    held = claimant.claim(folder)
+    held = claimant.claim(folder, after)
     if held is None:
         return None
     try:

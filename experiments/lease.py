@@ -163,14 +163,17 @@ class Claimant:
     holder: Holder = field(default_factory=this_process)
     _seen: dict[Path, tuple[int, int, float]] = field(default_factory=dict)
 
-    def claim(self, folder: Path) -> Lease | None:
+    def claim(self, folder: Path, after: int | None = None) -> Lease | None:
         """Take the run if it is free, released, or held by someone dead or stale; None otherwise.
 
+        With `after` only if the highest generation is still that one: else someone has had it since it was looked at.
         The folder must exist. A stale lease is only found by asking again after `stale_seconds`.
         """
         if _is_published(folder):
             return None
         top = top_generation(folder)
+        if after is not None and top != after:
+            return None
         if top and not self._may_follow(folder, top):
             return None
         lease = Lease(folder, top + 1)

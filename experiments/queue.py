@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments import marks
 from experiments.attempt import Settled
+from experiments.lease import lease_path
 from experiments.lock import LockedRun
 from experiments.store import FINISHED, RunState, StudyFolder, state_of
 
@@ -19,6 +20,7 @@ class Queue:
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.seen: dict[str, int | None] = {}  # the generation that made us want a run
         self._left: dict[str, LockedRun] = {}
         self._known: set[str] = set()
         self._cancelled: dict[str, int] = {}
@@ -72,6 +74,8 @@ class Queue:
         elif self._was_cancelled(run, state):
             self.drop(run)
         elif state.status != "running":
+            has_lease = lease_path(folder, state.generation).exists()
+            self.seen[run.id] = state.generation if has_lease or not state.generation else None
             return self._is_due(run, state)
         return False
 

@@ -113,7 +113,7 @@ class StudyFolder:
 
     def drifted(self) -> dict[str, RunState]:
         """The folders of runs whose config changed since, kept beside their successors, by their old id."""
-        folders = self.folders()
+        folders = self.folders() if self.lock.former else {}
         return {
             old: RunState("drifted", detail=f"trained anew as {new}")
             for old, new in self.lock.former.items()
@@ -179,7 +179,7 @@ def state_of(folder: Path) -> RunState:
 
 
 def _published(folder: Path, top: int) -> RunState:
-    descriptor = os.open(folder / lease.RECORD_NAME, os.O_RDONLY)
+    descriptor = os.open(f"{folder}/{lease.RECORD_NAME}", os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
         data = os.read(descriptor, size)

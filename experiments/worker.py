@@ -143,7 +143,7 @@ class Worker:
     def _take(self, run: LockedRun) -> None:
         """Start the run if it can be claimed."""
         try:
-            attempt = claim(self.study, run, self.claimant, self.setup.threads)
+            attempt = claim(self.study, run, self.claimant, self.setup.threads, self.queue.seen.get(run.id))
         except (UserError, OSError) as error:
             self._leave_alone(run, error)
             return

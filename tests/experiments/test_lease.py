@@ -82,6 +82,12 @@ def test_a_hand_made_attempt_keeps_its_number(tmp_path):
     assert Claimant().claim(tmp_path).generation == 2
 
 
+def test_a_claim_holds_only_for_what_was_looked_at(tmp_path):
+    lease.release(Claimant().claim(tmp_path, after=0))
+    assert Claimant().claim(tmp_path, after=0) is None  # someone had it in between, and perhaps it failed
+    assert Claimant().claim(tmp_path, after=1).generation == 2
+
+
 STRESS_WORKER = """
 import json, os, random, sys, time
 from pathlib import Path

@@ -1,0 +1,94 @@
+"""How children start: forked or cold, each with its GPUs, several processes under torchrun or not at all."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from experiments.__main__ import main
+from experiments.devices import GpuPool, visible_gpus
+from experiments.engine import train_command
+from experiments.lock import resolve, write_lock
+from experiments.store import StudyFolder
+from experiments.study import Study
+from nanogpt.config import UserError
+
+pytestmark = pytest.mark.usefixtures("fake_engine")
+
+
+@pytest.fixture
+def study(write_study, tmp_path) -> StudyFolder:
+    """A locked study of four runs, nothing of it started: 1 is fine, 100 raises, 102 diverges, 103 is a mistake."""
+    path = tmp_path / "results" / "tiny"
+    path.mkdir(parents=True)
+    more = "supervise: {retries: 0}"
+    write_lock(path, resolve(Study.load(write_study("{seeds: [1, 100, 102, 103]}", more))))
+    return StudyFolder(path)
+
+
+def by_seed(study: StudyFolder) -> dict[int, str]:
+    states = study.states()
+    return {each.config["seed"]: states[each.id].status for each in study.runs()}
+
+
+def of(study: StudyFolder, seed: int):
+    return next(each for each in study.runs() if each.config["seed"] == seed)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_cold_start_trains_as_a_fork_does(study, slots):
+    command = [sys.executable, "-m", "experiments", "worker", str(study.path), "--isolation", "process"]
+    done = subprocess.run([*command, "--slots", str(slots)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    assert by_seed(study) == {1: "completed", 100: "failed", 102: "diverged", 103: "failed"}
+    assert "with 1 threads: train" in (study.folder(of(study, 1)) / "attempts" / "1" / "log.txt").read_text()
+
+
+def test_gpus_are_shared_out(tmp_path):
+    pool = GpuPool(["0", "1", "GPU-x"], per_run=1, slots_per_gpu=2)
+    taken = [pool.take() for _ in range(6)]
+    assert taken == [["0"], ["1"], ["GPU-x"]] * 2
+    assert not pool.has_room
+    pool.give_back(["1"])
+    assert pool.take() == ["1"]
+    assert GpuPool(["0", "1", "2", "3"], per_run=2).take() == ["0", "1"]
+    assert GpuPool([]).take() is None
+    with pytest.raises(UserError, match="a run wants 2 GPUs, and there are 1"):
+        GpuPool(["0"], per_run=2)
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, 5"}) == ["3", "5"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []
+    (tmp_path / "0000:01").mkdir()
+    assert visible_gpus({}, tmp_path) == ["0"]
+
+
+def test_each_child_sees_its_own_gpus(write_study, tmp_path, monkeypatch):
+    sweep = "{points: [{seed: 1, device: cuda}, {seed: 2, device: cuda}, {seed: 3, device: cpu}]}"
+    study = StudyFolder(tmp_path)
+    write_lock(tmp_path, resolve(Study.load(write_study(sweep))))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    command = [sys.executable, "-m", "experiments", "worker", str(study.path), "--slots", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert {line.rpartition(", GPU ")[2] for line in done.stdout.splitlines() if ", GPU " in line} == {"4", "5"}
+    study.folders()
+    logs = [study.folder(of(study, seed)) / "attempts" / "1" / "log.txt" for seed in (1, 2, 3)]
+    assert sorted(log.read_text().rpartition(" on GPU ")[2].strip() for log in logs) == ["4", "4,5", "5"]
+
+
+def test_several_processes_are_torchruns_and_refused_where_the_engine_has_none(
+    write_study, tmp_path, capsys, monkeypatch
+):
+    assert train_command(["train", "x"], 2)[1:5] == [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]
+    monkeypatch.setenv("NANOGPT_ENGINE", "nanogpt")
+    path = write_study("{}", "launcher: {kind: local, nproc: 2}")
+    text = path.read_text().replace("base: base.yaml", f"base: {ROOT}/configs/tiny_cpu.yaml")
+    path.write_text(text)
+    assert main(["run", str(path), "--out", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err == (
+        "launcher.nproc: 2: one run uses one process in this version; leave nproc at 1\n"
+    )
