@@ -62,7 +62,8 @@ class Slurm:
 
     def alive(self, submission: Submission) -> int | None:
         """How many workers Slurm still knows as waiting or running; None when it gives no answer."""
-        tasks = client.living(submission.handle["jobs"])
+        jobs = _numbers(submission)
+        tasks = client.living(jobs) if jobs else None
         return None if tasks is None else len(tasks)
 
     def cancel(self, submission: Submission) -> None:
@@ -70,7 +71,7 @@ class Slurm:
 
         Raises UserError when Slurm cannot be asked.
         """
-        answer = client.cancel(submission.handle["jobs"])
+        answer = client.cancel(_numbers(submission))
         if answer.status:
             raise UserError(f"launcher: slurm: scancel {_jobs(submission)}: {answer.complaint}")
 
@@ -79,8 +80,13 @@ def _ours(folder: Path) -> list[Submission]:
     return [submission for submission in submissions(folder) if submission.launcher == KIND]
 
 
+def _numbers(submission: Submission) -> list[str]:
+    """The jobs of a submission; none of a record that somebody else wrote."""
+    return [str(job) for job in submission.handle.get("jobs", ())]
+
+
 def _jobs(submission: Submission) -> str:
-    return ", ".join(submission.handle["jobs"])
+    return ", ".join(_numbers(submission))
 
 
 def _say(line: str) -> None:
@@ -143,7 +149,7 @@ class SlurmWorkers:
     _jobs: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._jobs = [job for submission in self.submissions for job in submission.handle["jobs"]]
+        self._jobs = [job for submission in self.submissions for job in _numbers(submission)]
 
     def poll(self) -> int | None:
         """0 when the workers have ended in order, 75 when something outside ended them, else how they broke."""

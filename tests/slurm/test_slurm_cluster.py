@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, why_not
+from slurm_cluster import Cluster, why_not
 
 from experiments.launchers.submitted import submissions
 from experiments.results import load
