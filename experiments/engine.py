@@ -17,6 +17,8 @@ from typing import Any
 from nanogpt.config import UserError
 
 ENGINE_VARIABLE = "NANOGPT_ENGINE"
+# A launcher whose workers have several nodes names its program here; it is given the module and its arguments.
+TORCHRUN_VARIABLE = "NANOGPT_TORCHRUN"
 COMPLETED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75  # exit statuses of `train`
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,6 +107,8 @@ def train_command(arguments: list[str], nproc: int = 1) -> list[str]:
     if nproc == 1:
         return [sys.executable, "-m", engine_name(), *arguments]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    if over_nodes := os.environ.get(TORCHRUN_VARIABLE):
+        torchrun = [over_nodes]
     return [*torchrun, "-m", engine_name(), *arguments]
 
 

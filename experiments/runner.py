@@ -111,7 +111,8 @@ class StudyRun:
             # Marked here and once: a worker that starts later would take up what has failed since, again and again.
             mark_retries(self.folder)
             self._job = replace(self._job, retry_failed=False)
-        if self.to_do() and not self._is_submitted():
+        # Workers that are left to an engine are joined, and not more of them submitted than there is work for.
+        if self.to_do() and (self.outlives_driver or not self._is_submitted()):
             self._observer = Observer(self.folder)
             self._workers = launcher.start(self.folder.path, self._job)
         return self
@@ -157,6 +158,11 @@ class StudyRun:
         """The study at this moment: counts by state, what is running and how far, and the seconds left."""
         self._observer = self._observer or Observer(self.folder)
         return self._observer.look()
+
+    @property
+    def outlives_driver(self) -> bool:
+        """Whether the workers go on when this process ends: then stopping only ends the watching."""
+        return self._job.settings.outlives_driver
 
     @property
     def is_working(self) -> bool:

@@ -15,7 +15,6 @@ import gc
 import os
 import select
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from experiments import engine, lease, marks, policy
 from experiments.attempt import Settled, claim, give_back, settle
 from experiments.children import Child, Nursery, Reason
 from experiments.devices import GpuPool, visible_gpus
+from experiments.launchers.slurm_requeue import requeue
 from experiments.lease import Claimant, LeaseLost
 from experiments.lock import LockedRun
 from experiments.outcomes import Exit
@@ -261,14 +261,8 @@ class Worker:
 
     def _requeue(self) -> None:
         """Ask Slurm for this job again: a clean end inside its grace time would count as completed."""
-        job = os.environ.get("SLURM_JOB_ID")
-        if self.setup.on_term != "requeue-command" or self.stopping != "preempted" or not job:
-            return
-        try:
-            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-            say(f"asked for job {job} again: {done.stderr.strip() or 'done'}")
-        except OSError as error:
-            say(f"could not ask for job {job} again: {reason_of(error)}")
+        if self.setup.on_term == "requeue-command" and self.stopping == "preempted":
+            say(requeue())
 
 
 def _on_gpu(run: LockedRun) -> bool:

@@ -8,12 +8,14 @@ from typing import Any
 
 from experiments.commands.failures import failures_text, stop_text
 from experiments.exclusions import read_exclusions
-from experiments.launchers.submitted import submissions
+from experiments.launchers import launcher_named
+from experiments.launchers.submitted import Submission, submissions
 from experiments.lock import Lock, holds
 from experiments.reasons import next_step, why
 from experiments.results import study_folder
 from experiments.store import RunState, StudyFolder
 from experiments.study import Study
+from nanogpt.config import UserError
 
 SUCCESS = 0
 # The states in the order in which they need someone.
@@ -66,13 +68,25 @@ def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: arg
     if refused := study.refused():
         print(f"{len(refused)} proposals were refused and replaced; the first: {refused[0].reason}")
     for each in submissions(study.path):
-        print(f"submitted: {each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}")
+        sent = f"{each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}"
+        print(f"submitted: {sent}; {_alive(each)}")
     excluded = read_exclusions(study.path, study.runs())
     labels = {run.id: run.label for run in study.runs()}
     for id, exclusion in excluded.items():
         print(f"left out of fits: {labels[id]} ({id}): {exclusion}")
     if has_changed(arguments.study, study.lock):
         print("the study has changed since it was last run; `plan` shows what `run` would do")
+
+
+def _alive(submission: Submission) -> str:
+    """What the engine says of a submission's workers. Files alone tell the runs' states; this only helps a person."""
+    try:
+        alive = launcher_named(submission.launcher).alive(submission)
+    except UserError:
+        alive = None
+    if alive is None:
+        return "its launcher cannot be asked here"
+    return f"{alive} wait or run" if alive else "none is left, so `run` starts others"
 
 
 def _as_data(

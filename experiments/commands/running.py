@@ -95,6 +95,9 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
 
 
 def _interrupted(run: StudyRun, arguments: argparse.Namespace) -> int:
+    if run.outlives_driver:
+        run.stop()
+        return CTRL_C
     print("\nstopping: the runs save a checkpoint and end (press Ctrl-C again to end at once)", file=sys.stderr)
     try:
         run.stop()

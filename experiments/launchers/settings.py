@@ -2,20 +2,21 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from experiments.launchers.slurm_settings import SlurmSettings
 from experiments.supervise import Place, section_problem
 from nanogpt.config import UserError, did_you_mean
 
 Count = Annotated[int, Field(strict=True, ge=1)]
-Amount = Annotated[int, Field(strict=True, ge=0)]
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt])(?:i?B)?")
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    outlives_driver: ClassVar[bool] = False  # whether workers go on when the driver ends
 
     jobs: Count | None = Field(None, description="Runs at a time on one worker; default: from cores or GPUs.")
 
@@ -48,27 +49,6 @@ class InProcessSettings(_Settings):
     """One run after another in the driver itself, for a debugger."""
 
     kind: Literal["inprocess"] = "inprocess"
-
-
-class SlurmSettings(_Settings):
-    """An array of workers under Slurm. `cpus`, `gpus` and `mem` are of one worker."""
-
-    kind: Literal["slurm"] = "slurm"
-    workers: Count = Field(1, description="Workers, each a task of the job array.")
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    mem: str | None = None
-    time: str = "1:00:00"
-    cpus: Count = 1
-    gpus: Amount = 0
-    nodes: Count = 1
-    nproc: Count = 1
-    grace: Amount = Field(60, description="Seconds between Slurm's signal and the time limit.")
-    setup: list[str] = Field([], description="Shell lines that run first, such as module load.")
-    sbatch: dict[str, str | int] = Field({}, description="Further options of sbatch.")
-    max_array: Count | None = Field(None, description="Most tasks of one array; default: the site's limit.")
 
 
 class RaySettings(_Settings):
