@@ -1,4 +1,4 @@
-"""The fault storm: kills and pauses at random over a study of real training runs. Budget: 4 minutes on two idle cores.
+"""The fault storm: kills and pauses at random over a study of real training runs. Budget: 5 minutes on two idle cores.
 
 Two runners share one results folder while 30 SIGKILLs hit runners, workers and children, and 4 processes are stopped
 for longer than a lease. Whatever was killed is started again. Then every run has been published exactly once, no file
@@ -30,7 +30,7 @@ base: {ROOT / "configs" / "tiny_cpu.yaml"}
 config:
   model: {{n_layer: 1, n_head: 1, n_embd: 16, block_size: 16}}
   data: {{corpus: {{kind: zipf_mixture, alphabet_size: 32, train_tokens: 65536, val_tokens: 8192}}}}
-  train: {{batch_size: 4, max_iters: 250, eval_interval: 50, eval_tokens: 1024}}
+  train: {{batch_size: 4, max_iters: 600, eval_interval: 100, eval_tokens: 1024}}
   runtime: {{threads: 1, checkpoint: {{interval_seconds: 0.2}}}}
 sweep: {{seeds: {RUNS}}}
 supervise: {{lease: {LEASE_SECONDS}s, backoff: 0, max_failures: null}}
@@ -52,6 +52,18 @@ def at_work_on(out: Path) -> list[int]:
             if entry.name.isdigit() and str(out).encode() in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def children_among(pids: list[int]) -> list[int]:
+    """Those in training: a worker's child has the worker's command line, and the worker as its parent."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if parent in pids and line == Path(f"/proc/{parent}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 @dataclass
@@ -82,7 +94,8 @@ class Storm:
         victims = [pid for pid in at_work_on(self.out) if pid not in self.paused]
         if not victims:
             return
-        pid = self.dice.choice(victims)
+        training = children_among(victims)
+        pid = self.dice.choice(training if training and self.dice.random() < 0.4 else victims)
         # Pauses come early, while there is still much to take over.
         if len(self.paused) < PAUSES and self.killed >= 3 * (1 + len(self.paused)):
             self.send(pid, signal.SIGSTOP)
@@ -147,7 +160,7 @@ def test_the_storm_was_one(storm):
     assert storm.killed == KILLS
     assert len(storm.paused) == PAUSES
     attempts = [len(list((folder / "attempts").iterdir())) for folder in folders(storm)]
-    assert sum(attempts) > RUNS + KILLS // 4, "hardly any run was hit"
+    assert sum(attempts) >= RUNS + KILLS // 3, "hardly any run was hit"
 
 
 def test_every_run_was_published_exactly_once(storm):
@@ -171,7 +184,7 @@ def test_no_file_is_torn(storm):
     for path in (storm.out / "storm").rglob("*.json"):
         json.loads(path.read_text())
     for folder in folders(storm):
-        assert [line["step"] for line in read_history(folder / "history.jsonl")] == list(range(10, 251, 10))
+        assert [line["step"] for line in read_history(folder / "history.jsonl")] == list(range(10, 601, 10))
 
 
 def test_every_run_equals_the_undisturbed_one(storm):
