@@ -2,11 +2,13 @@
 
 import os
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from experiments.lock import LockedRun
 from nanogpt.config import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -18,7 +20,24 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, driver: Path = _DR
     given = environment.get(VISIBLE)
     if given is not None:
         return [name for name in re.split(r"\s*,\s*", given.strip()) if name and name != "-1"]
-    return [str(index) for index in range(len(list(driver.iterdir())))] if driver.is_dir() else []
+    if driver.is_dir():
+        return [str(index) for index in range(len(list(driver.iterdir())))]
+    return _listed_by_tool()
+
+
+def _listed_by_tool() -> list[str]:
+    """What nvidia-smi lists, where the driver's folder is hidden from a container."""
+    try:
+        done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in lines))]
+
+
+def uses_gpu(run: LockedRun) -> bool:
+    """Whether a run was resolved for a CUDA device. Runs on CPUs share nothing, however many GPUs there are."""
+    return str(run.config["runtime"].get("device", "")).startswith("cuda")
 
 
 @dataclass

@@ -63,14 +63,10 @@ def describe_here(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def preload() -> None:
-    """Import torch and the trainer once, so that each forked run starts in milliseconds.
-
-    torch._dynamo is what torch itself imports at the first operation on the meta device, on which a run measures its
-    model: a second of CPU time that every child would spend again.
-    """
+    """Import torch and the trainer once, so that each forked run starts in milliseconds."""
     os.environ.update({key: os.environ.get(key, value) for key, value in CALM_THREADS.items()})
-    for name in ("torch", "torch._dynamo", "nanogpt.train") if engine_name() == "nanogpt" else (engine_name(),):
-        importlib.import_module(name)
+    name = "nanogpt.preload" if engine_name() == "nanogpt" else engine_name()
+    getattr(importlib.import_module(name), "preload", lambda: None)()
 
 
 def train_arguments(folder: Path, generation: int, fence: Path, parent_fd: int | None) -> list[str]:

@@ -1,5 +1,6 @@
 """The varied factors of a run: their dotted names and plain values, and the label that shows them to people."""
 
+import functools
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,9 +96,13 @@ def label_of(factors: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text)[:LONGEST_LABEL] or "run"
 
 
-def short_names(dotted: Iterable[str]) -> dict[str, str]:
+def short_names(dotted: Iterable[str]) -> Mapping[str, str]:
     """The shortest ending of each dotted name that is its own among them; `x.kind` is called x."""
-    names = list(dotted)
+    return _short_names(tuple(dotted))
+
+
+@functools.lru_cache(maxsize=16)  # every run of a study has the same factors
+def _short_names(names: tuple[str, ...]) -> Mapping[str, str]:
     leaves = {name: _leaf(name) for name in names}
     clashes = {leaf for leaf in leaves.values() if list(leaves.values()).count(leaf) > 1}
     return {name: name if leaf in clashes else SHORT_NAMES.get(leaf, leaf) for name, leaf in leaves.items()}

@@ -1,5 +1,7 @@
 """`study.lock.json`: what a study's runs are, resolved once: ids, factors, configs, steps, tokens, FLOPs, sizes."""
 
+import contextlib
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,7 +111,11 @@ def read_lock(folder: Path) -> Lock | None:
     path = folder / LOCK_NAME
     if not path.exists():
         return None
-    data = read_json(path)
+    with _no_collection():
+        return _validated(path, read_json(path))
+
+
+def _validated(path: Path, data: dict[str, Any]) -> Lock:
     if isinstance(version := data.get("schema_version"), int) and version > SCHEMA_VERSION:
         raise UserError(f"{path}: written by a newer version (schema {version}; this one reads up to {SCHEMA_VERSION})")
     _spread(data)
@@ -120,13 +126,31 @@ def read_lock(folder: Path) -> Lock | None:
         raise UserError(f"{path}: damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, which would walk a lock of ten thousand runs again and again while it grows."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def write_lock(folder: Path, lock: Lock) -> None:
-    """Write the lock, what the configs of all runs share written once: that is most of ten thousand runs."""
+    """Write the lock, what the configs of all runs share written once: that is most of ten thousand runs.
+
+    One line per run: easy to compare, and the fast path of Python's encoder.
+    """
     common = _common([run.config for run in lock.runs])
-    data = lock.model_dump(mode="json")
-    for run in data["runs"]:
+    data = {**lock.model_dump(mode="json"), "common": common}
+    runs = data.pop("runs")
+    for run in runs:
         run["config"] = {key: value for key, value in run["config"].items() if key not in common}
-    write_atomic(folder / LOCK_NAME, json.dumps({**data, "common": common, "runs": data["runs"]}, indent=1) + "\n")
+    head = json.dumps(data, indent=1).removesuffix("\n}")
+    lines = ",\n".join(f"  {json.dumps(run)}" for run in runs)
+    write_atomic(folder / LOCK_NAME, f'{head},\n "runs": [\n{lines}\n ]\n}}\n')
 
 
 def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

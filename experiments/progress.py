@@ -16,6 +16,9 @@ from nanogpt.record import Record, attempt_folder
 
 HEARTBEAT_SECONDS = 60.0
 TAIL_BYTES = 4096
+BAR_WIDTH = 60
+SHORTEST_LABEL = 9
+NARROW = 60  # columns, below which a line tells only the loss
 SHOWN_LOSSES = 3  # in a heartbeat line, which should stay one line
 
 
@@ -167,7 +170,7 @@ class Plain:
             self._say(f"{_counter(snapshot)} {change_text(change)}")
         if time.monotonic() - self._last >= HEARTBEAT_SECONDS:
             losses = "; ".join(running_text(run) for run in snapshot.running[:SHOWN_LOSSES])
-            self._say(" | ".join(filter(None, [f"{_counter(snapshot)} {summary_text(snapshot)}", losses])))
+            self._say(" | ".join(filter(None, [summary_text(snapshot), losses])))
 
     def close(self) -> None:
         self._out.flush()
@@ -178,7 +181,7 @@ class Plain:
 
 
 class Live:
-    """A bar and the running runs, redrawn in place; finished runs scroll by above."""
+    """A bar and the running runs, redrawn in place; finished runs scroll by above, one line each."""
 
     def __init__(self) -> None:
         from rich.live import Live as RichLive
@@ -187,24 +190,36 @@ class Live:
         self._live.start()
 
     def show(self, snapshot: Snapshot) -> None:
-        for change in snapshot.changes:
-            if change.state.status != "running":
-                self._live.console.print(f"{_counter(snapshot)} {change_text(change)}", highlight=False, markup=False)
-        self._live.update(_panel(snapshot))
+        console = self._live.console
+        told = [change for change in snapshot.changes if change.state.status != "running"]
+        finished = snapshot.finished - sum(change.state.status in FINISHED for change in told)
+        for change in told:
+            finished += change.state.status in FINISHED
+            line = f"[{finished}/{snapshot.total}] "
+            text = line + change_text(change, console.width - len(line))
+            console.print(text, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
+        self._live.update(panel(snapshot, console.width, console.height))
 
     def close(self) -> None:
         self._live.stop()
 
 
-def _panel(snapshot: Snapshot) -> Any:
+def panel(snapshot: Snapshot, width: int, height: int) -> Any:
+    """The lines redrawn in place, none of them wrapped: a summary, a bar, and as many running runs as leave room."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_row(Text(summary_text(snapshot)), ProgressBar(snapshot.flops or 1, snapshot.flops_done, width=30))
-    for run in snapshot.running:
-        table.add_row(Text(f"  {running_text(run)}"), ProgressBar(run.steps or 1, run.step, width=30))
+    room = max(1, height // 2 - 3)
+    shown = snapshot.running if len(snapshot.running) <= room else snapshot.running[: room - 1]
+    lines = [f"  {running_text(run, width - 2)}" for run in shown]
+    if len(shown) < len(snapshot.running):
+        lines.append(f"  ... and {len(snapshot.running) - len(shown)} more")
+    table = Table.grid()
+    table.add_row(Text(summary_text(snapshot), no_wrap=True, overflow="ellipsis"))
+    table.add_row(ProgressBar(snapshot.flops or 1, snapshot.flops_done, width=min(width, BAR_WIDTH)))
+    for line in lines:
+        table.add_row(Text(line, no_wrap=True, overflow="ellipsis"))
     return table
 
 
@@ -212,27 +227,43 @@ def _counter(snapshot: Snapshot) -> str:
     return f"[{snapshot.finished}/{snapshot.total}]"
 
 
-def change_text(change: Change) -> str:
-    """`completed  n_layer=4  val_loss 2.345  in 12.3 s`."""
-    parts = [f"{change.state.status:<11} {change.run.label}"]
+def change_text(change: Change, width: int | None = None) -> str:
+    """`completed  n_layer=4  val_loss 2.345  in 12.3 s`, in `width` columns at the cost of the label."""
+    facts = []
     if change.record is not None and change.record.val_loss is not None:
-        parts.append(f"val_loss {change.record.val_loss:.4f}")
+        facts.append(f"val_loss {change.record.val_loss:.4f}")
     if change.record is not None:
-        parts.append(f"in {duration(change.record.wall_seconds)}")
-    return "  ".join(
-        [*parts, *filter(None, [change.state.detail if change.state.status not in ("running", "queued") else ""])]
-    )
+        facts.append(f"in {duration(change.record.wall_seconds)}")
+    facts += filter(None, [change.state.detail if change.state.status not in ("running", "queued") else ""])
+    begin = f"{change.state.status:<11} "
+    if width is not None and width < NARROW:
+        begin, facts = f"{change.state.status} ", facts[:1]
+    end = "".join(f"  {fact}" for fact in facts)
+    return f"{begin}{shortened(change.run.label, width and width - len(begin) - len(end))}{end}"
 
 
 def summary_text(snapshot: Snapshot) -> str:
-    """`3 completed, 2 running; about 12.0 s left`."""
-    states = ", ".join(f"{count} {status}" for status, count in sorted(snapshot.states.items()))
-    return f"{states}; about {duration(snapshot.seconds_left)} left" if snapshot.seconds_left else states
+    """`10 of 96 finished, about 12.0 s left: 2 running, 84 to go`."""
+    left = {status: count for status, count in sorted(snapshot.states.items()) if status not in FINISHED}
+    counts = {"running": left.pop("running", 0), "to go": left.pop("missing", 0), **left}
+    states = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    time_left = f", about {duration(snapshot.seconds_left)} left" if snapshot.seconds_left else ""
+    return f"{snapshot.finished} of {snapshot.total} finished{time_left}{': ' if states else ''}{states}"
 
 
-def running_text(run: Running) -> str:
-    loss = f" loss {run.loss:.3f}" if run.loss is not None else ""
-    return f"{run.label} {run.step}/{run.steps}{loss}"
+def running_text(run: Running, width: int | None = None) -> str:
+    """`n_layer=4  120/300  loss 2.345`."""
+    loss = f"  loss {run.loss:.3f}" if run.loss is not None else ""
+    end = f"  {run.step}/{run.steps}{loss}"
+    return f"{shortened(run.label, width and width - len(end))}{end}"
+
+
+def shortened(label: str, width: int | None) -> str:
+    """A label in at most `width` columns, without its middle: what tells it from others may be at either end."""
+    if width is None or len(label) <= width:
+        return label
+    kept = max(width - 3, SHORTEST_LABEL)
+    return label if len(label) <= kept + 3 else f"{label[: kept // 2]}...{label[len(label) - (kept - kept // 2) :]}"
 
 
 def duration(seconds: float) -> str:

@@ -4,11 +4,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from experiments import marks
+from experiments import marks, published
 from experiments.attempt import Settled
 from experiments.lease import Claimant, lease_path
 from experiments.lock import LockedRun
+from experiments.shapes import Shapes
+from experiments.spread import Looks
 from experiments.store import FINISHED, RunState, StudyFolder, state_of
+
+LOOKS_IN_VAIN = 50  # at runs that others hold or have finished, before the list of published runs is asked
 
 
 @dataclass
@@ -21,14 +25,18 @@ class Queue:
     claimant: Claimant = field(default_factory=Claimant)
 
     def __post_init__(self) -> None:
+        self.shapes, self._looks = Shapes(self.study), Looks()
         self.seen: dict[str, int | None] = {}  # the generation that made us want a run
         self._left: dict[str, LockedRun] = {}
         self._known: set[str] = set()
         self._cancelled: dict[str, int] = {}
         self._due: dict[tuple[str, int], float] = {}
         self._at_work: set[str] = set()
-        states = self.study.states()
+        self._in_vain = 0
+        done = published.noted(self.study.path) & set(self.study.folders())
+        states = self.study.states(done)
         self._find_runs()
+        self._drop_published(done)
         for run in list(self._left.values()):
             self._note_at_start(run, states.get(run.id, RunState("missing")))
 
@@ -39,7 +47,7 @@ class Queue:
         if new:
             self._known |= {run.id for run in new}
             ordered = sorted([*self._left.values(), *new], key=lambda run: -run.flops)
-            self._left = {run.id: run for run in ordered}
+            self._left = {run.id: run for run in self.shapes.leaders_first(ordered)}
 
     def _note_at_start(self, run: LockedRun, state: RunState) -> None:
         """Failures of old are tried again if that was asked for; a cancel of old stopped other workers, not this."""
@@ -60,26 +68,43 @@ class Queue:
         return not self._left and not self._at_work
 
     def candidates(self) -> Iterator[LockedRun]:
-        self.study.folders()
+        """The runs that may be looked at now, those first that are most likely to be free."""
+        self.study.find_folders()
         self._find_runs()
-        yield from [run for run in self._left.values() if run.id not in self._at_work]
+        for run in self._looks.in_turn([run for run in self._left.values() if run.id not in self._at_work]):
+            if run.id in self._left:
+                yield run
+            if self._in_vain >= LOOKS_IN_VAIN:
+                self._in_vain = 0
+                self._drop_published(published.noted(self.study.path))
+
+    def _drop_published(self, ids: set[str]) -> None:
+        self._left = {id: run for id, run in self._left.items() if id not in ids or id in self._at_work}
 
     def wants(self, run: LockedRun) -> bool:
         """Whether the run may be claimed now. What needs no worker any more is dropped."""
         folder = self.study.folder(run)
         state = state_of(folder)
+        self._in_vain += state.status in (*FINISHED, "running")
         if state.status in FINISHED:
+            self._looks.held_by_others(run)  # others were here: what is free lies further on
             self.drop(run)
         elif state.status == "failed":
             self.failures[run.name] = (state.kind, state.signature)
             self.drop(run)
         elif self._was_cancelled(run, state):
             self.drop(run)
-        elif state.status != "running" or self.claimant.finds_stale(folder, state.generation):
+        elif state.status == "running" and not self.claimant.finds_stale(folder, state.generation):
+            self._looks.held_by_others(run)
+        else:
             has_lease = lease_path(folder, state.generation).exists()
             self.seen[run.id] = state.generation if has_lease or not state.generation else None
-            return self._is_due(run, state)
+            return self._is_due(run, state) and self.shapes.may_start(run)
         return False
+
+    def lost_race(self, run: LockedRun) -> None:
+        """Another worker was faster; it will be a while before the run needs one again."""
+        self._looks.held_by_others(run)
 
     def _was_cancelled(self, run: LockedRun, state: RunState) -> bool:
         if state.generation <= self._cancelled.get(run.id, 0):
@@ -95,14 +120,18 @@ class Queue:
         return time.monotonic() >= due
 
     def started(self, run: LockedRun) -> None:
+        self._in_vain = 0
         self._at_work.add(run.id)
         self.failures.pop(run.name, None)
 
     def ended(self, run: LockedRun, settled: Settled) -> None:
         """What was taken away is taken up first; what is finished or has failed is done with."""
         self._at_work.discard(run.id)
+        self._looks.forget(run)
         if settled.ending == "failed" and settled.ended is not None:
             self.failures[run.name] = (settled.ended.kind, settled.ended.signature)
+        if settled.ending == "published":
+            published.note(self.study.path, run.id)
         if settled.ending in ("published", "failed"):
             self.drop(run)
         elif settled.ending in ("interrupted", "superseded", "deleted"):

@@ -28,8 +28,9 @@ def write_run_files(
     if cut is not None and not run.config["model"].get("dropout"):
         runtime["micro_batch_size"] = cut
     comment = f"# The run {run.name}, fully resolved; `sh launch.sh` trains it.\n"
-    write_atomic(folder / CONFIG_NAME, comment + dump_yaml({**run.config, "runtime": runtime}))
-    write_atomic(folder / LAUNCH_NAME, launch_script(run.name))
+    # Both come from the lock: after a power failure the next claim writes them again.
+    write_atomic(folder / CONFIG_NAME, comment + dump_yaml({**run.config, "runtime": runtime}), durable=False)
+    write_atomic(folder / LAUNCH_NAME, launch_script(run.name), durable=False)
     (folder / LAUNCH_NAME).chmod(0o755)
 
 

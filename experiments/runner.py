@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments import engine
+from experiments import engine, published
 from experiments.engine import INTERRUPTED, child_environment
 from experiments.launchers import Job, Workers, launcher_named
 from experiments.launchers.base import available_cores
@@ -111,6 +111,7 @@ class StudyRun:
             # Marked here and once: a worker that starts later would take up what has failed since, again and again.
             mark_retries(self.folder)
             self._job = replace(self._job, retry_failed=False)
+        published.discard_if_wrong(self.folder.path, self.folder.folders())
         # Workers that are left to an engine are joined, and not more of them submitted than there is work for.
         if self.to_do() and (self.outlives_driver or not self._is_submitted()):
             self._observer = Observer(self.folder)

@@ -51,10 +51,13 @@ class StudyFolder:
         self._lock = lock
         self._folders: dict[str, Path] = {}
         self.trials = TrialFiles(self.path)
+        self._stamp: tuple[int, int] | None = None
+        self._was_listed = False
 
     @cached_property
     def lock(self) -> Lock:
         """The study's lock. Raises UserError when the folder holds none."""
+        self._stamp = _stamp(self.path / LOCK_NAME) if self._lock is None else None
         lock = self._lock or read_lock(self.path)
         if lock is None:
             raise UserError(f"{self.path}: no {LOCK_NAME} here; `python -m experiments run STUDY` makes one")
@@ -78,13 +81,25 @@ class StudyFolder:
             names = []
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
+        self._was_listed = True
         self._folders = {found[1]: self.path / name for name in sorted(names) if (found := RUN_FOLDER.fullmatch(name))}
         return self._folders
+
+    def find_folders(self) -> None:
+        """Find the run folders, unless all of them must be where they were or where our lock says.
+
+        Listing ten thousand folders for each run that is started would cost more than starting it. A folder of another
+        name can only come from another lock, or from a person's renaming, which `folder` notices.
+        """
+        if not self._was_listed or self._stamp is None or self._stamp != _stamp(self.path / LOCK_NAME):
+            self.folders()
 
     def folder(self, run: LockedRun) -> Path:
         """Where a run lies, or will lie."""
         known = self._folders.get(run.id)
-        return known if known is not None and known.exists() else self.path / run.name
+        if known is not None and not known.exists():
+            known = self.folders().get(run.id)
+        return known or self.path / run.name
 
     def runs(self) -> list[LockedRun]:
         """The runs of the lock and those that a sampler has proposed since, each once."""
@@ -123,6 +138,15 @@ class StudyFolder:
             for old, new in self.lock.former.items()
             if old in folders
         }
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _queued(state: RunState) -> RunState:

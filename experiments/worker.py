@@ -28,6 +28,7 @@ from experiments.lock import LockedRun
 from experiments.outcomes import Exit
 from experiments.queue import Queue
 from experiments.search.at_work import SearchAtWork
+from experiments.shapes import use_cache
 from experiments.signals import woken_by_signals
 from experiments.store import StudyFolder
 from experiments.supervise import Supervise, check_supervise
@@ -35,6 +36,7 @@ from nanogpt.config import UserError
 
 LOOK_AGAIN_SECONDS = 1.0  # between looks at runs that others hold
 TICK_SECONDS = 0.5
+REQUESTS_SECONDS = 2.0  # between looks for requests: a thousand workers on one file system should not ask more often
 SETTLE_AGAIN_SECONDS = 5.0  # after a disk was full
 
 
@@ -75,10 +77,11 @@ class Worker:
         self.parent_fd = self.setup.parent_fd
         self.unsettled: list[tuple[Child, Exit]] = []
         self._stops = marks.stops(self.study.path)
-        self._next_look = self._next_beat = self._next_settle = 0.0
+        self._next_look = self._next_beat = self._next_settle = self._next_requests = 0.0
 
     def work(self) -> int:
         """Until nothing is left to do, or asked to stop. Returns 0, 1 when runs failed, 75 when stopped early."""
+        use_cache(self.study)
         if self.setup.isolation == "fork" and self.setup.nproc == 1:
             engine.preload()
             gc.freeze()  # what is loaded now stays shared with the children, not copied by their collections
@@ -116,12 +119,17 @@ class Worker:
 
     def _obey_requests(self) -> None:
         """`cancel`, time limits, and failures that end the study."""
+        for child in self.children.values():
+            child.keep_time()
+        if time.monotonic() < self._next_requests:
+            return
+        self._next_requests = time.monotonic() + REQUESTS_SECONDS
         if not self.stopping and marks.stops(self.study.path) - self._stops:
             say("cancelled: the runs save a checkpoint and end")
             self.stopping = "interrupted"
         for child in self.children.values():
-            child.keep_time()
             held = child.attempt.lease
+            self.queue.shapes.note_progress(child.attempt.run, held.generation)
             if marks.cancel_path(held.folder, held.generation).exists():
                 child.stop("interrupted")
 
@@ -167,6 +175,7 @@ class Worker:
             self._leave_alone(run, error)
             return
         if attempt is None:
+            self.queue.lost_race(run)
             return
         gpus = self.gpus.take() if _on_gpu(run) else None
         try:
@@ -202,6 +211,7 @@ class Worker:
 
     def _ended(self, child: Child, ending: Exit) -> None:
         run = child.attempt.run
+        self.queue.shapes.note_progress(run, child.attempt.lease.generation)
         try:
             settled = settle(child.attempt, ending, self.supervise)
         except (UserError, OSError) as error:

@@ -191,7 +191,8 @@ def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from nanogpt.describe import describe, describe_many, describe_without_corpus, format_description
 
     if arguments.many:
-        json.dump(describe_many(json.load(sys.stdin)), sys.stdout)
+        # Not json.dump: it encodes in Python, and writes each number by itself.
+        sys.stdout.write(json.dumps(describe_many(json.load(sys.stdin))))
         return 0
     if arguments.target is None:
         raise UserError("describe: needs a config file, or --many")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ CHECKPOINT_OVERHEAD = 2**15  # random-number states, names, the archive's direct
 # Share of the float32 activations that stays under autocast, where the residual stream and the norms are float32.
 # Saved tensors measured on a CPU: 0.65 (GELU, LayerNorm) to 0.77 (SwiGLU, RMSNorm, RoPE).
 HALF_PRECISION_SHARE = 0.75
+SHALLOW = (1, 2)  # layers of the models from which the memory of deeper ones is told
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Description:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data, one flat level but for `config`, `parameters` and `files`."""
-        plain = {key: value for key, value in asdict(self).items() if key != "config"}
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "config"}
         return {"config": self.config.model_dump(mode="json"), **plain, "memory_bytes": self.memory_bytes}
 
 
@@ -248,7 +249,30 @@ def _is_fused(config: Config) -> bool:
 
 @cache
 def _saved_bytes(model: Model, sequences: int, fused: bool) -> int:
-    """float32 bytes kept for the backward pass of a micro-batch, by running the forward pass without numbers."""
+    """float32 bytes kept for the backward pass of a micro-batch.
+
+    Every application of a block keeps the same, so a deep model is told from two shallow ones.
+    """
+    applications = _applications(model)
+    shallow, deeper = (model.model_copy(update={"n_layer": layers}) for layers in SHALLOW)
+    step = _applications(deeper) - _applications(shallow)
+    if model.n_layer <= deeper.n_layer or step <= 0:
+        saved = _kept_by_autograd(model, sequences)
+    else:
+        first, second = (_kept_by_autograd(each, sequences) for each in (shallow, deeper))
+        saved = first + (second - first) * (applications - _applications(shallow)) // step
+    return saved - sequences * _score_bytes(model, applications) if fused else saved
+
+
+def _applications(model: Model) -> int:
+    from nanogpt.model.trunks import TRUNKS
+
+    return len(TRUNKS[model.trunk.kind].plan_of(model))
+
+
+@cache
+def _kept_by_autograd(model: Model, sequences: int) -> int:
+    """Bytes of the tensors saved in a forward pass with explicit attention, which is run without numbers."""
     import torch
 
     gpt = _shapes(model)
@@ -264,8 +288,7 @@ def _saved_bytes(model: Model, sequences: int, fused: bool) -> int:
     idx_BT = torch.zeros(sequences, model.block_size, dtype=torch.long, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         gpt.loss(idx_BT, idx_BT)
-    saved = sum(storage.nbytes() for storage in kept.values())
-    return saved - sequences * _score_bytes(model, len(gpt.trunk.plan)) if fused else saved
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def _score_bytes(model: Model, applications: int) -> int:

@@ -104,6 +104,7 @@ def _has_fast_bf16(device: str) -> bool:
     return device == "cpu" and bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 
+@cache
 def _cpu_field(*names: str) -> str:
     """The first line of /proc/cpuinfo that has one of the names; empty where there is no such file."""
     try:
@@ -161,16 +162,25 @@ def enable_fast_float32_matmul(device: "str | torch.device" = "cpu") -> MatmulRe
     """
     import torch
 
+    error = float32_matmul_error(str(device))
+    enabled = error <= MATMUL_TOLERANCE
+    torch.set_float32_matmul_precision("medium" if enabled else "highest")
+    return MatmulReport(error, enabled)
+
+
+@cache
+def float32_matmul_error(device: str) -> float:
+    """Relative error against float64 of a float32 product under the flag that allows bf16, which stays as it was."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 256, 256, generator=generator)
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     found = (left.to(device) @ right.to(device)).cpu().double()
+    torch.set_float32_matmul_precision(before)
     exact = left.double() @ right.double()
-    error = float((found - exact).norm() / exact.norm())
-    enabled = error <= MATMUL_TOLERANCE
-    if not enabled:
-        torch.set_float32_matmul_precision("highest")
-    return MatmulReport(error, enabled)
+    return float((found - exact).norm() / exact.norm())
 
 
 def calm_threads() -> None:
@@ -225,6 +235,7 @@ def environment(device: "str | torch.device" = "cpu") -> dict[str, Any]:
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

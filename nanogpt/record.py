@@ -1,5 +1,6 @@
 """What a run leaves behind: the record (metrics.json), its history, and the one atomic act of publishing both."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -67,14 +68,19 @@ class Record(BaseModel):
         return self
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's content as one act: a reader, or a kill at any moment, sees the old text or the new."""
+def write_atomic(path: Path, text: str, durable: bool = True) -> None:
+    """Replace a file's content as one act: a reader, or a kill at any moment, sees the old text or the new.
+
+    `durable` waits until it is on the disk, so that it survives a power failure, too: milliseconds, which what can be
+    written again from other files need not cost.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -92,6 +98,11 @@ def write_record(path: Path, record: Record) -> None:
 
 def read_record(path: Path) -> Record:
     """Read and validate a record. Raises UserError naming the file when it is damaged or from a newer version."""
+    # In one pass where all is well, which is four times as fast; what is wrong is said by the steps below.
+    with contextlib.suppress(OSError, ValidationError):
+        record = Record.model_validate_json(path.read_bytes())
+        if record.schema_version <= SCHEMA_VERSION:
+            return record
     data = read_json(path)
     version = data.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -196,7 +207,7 @@ def publish(folder: Path, attempt: int, factors: Mapping[str, Any] | None = None
         record = record.model_copy(update={"factors": dict(factors)})
     history = source / "history.jsonl"
     if history.exists():
-        write_atomic(folder / "history.jsonl", history.read_text(encoding="utf-8"))
+        write_atomic(folder / "history.jsonl", history.read_text(encoding="utf-8"), durable=False)
     temporary = folder / f".metrics.{uuid.uuid4().hex[:8]}.tmp"
     write_record(temporary, record)
     try:

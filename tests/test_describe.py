@@ -13,6 +13,8 @@ from nanogpt.config import Config, UserError, run_id
 from nanogpt.data import corpora
 from nanogpt.data.corpora import CorpusFacts
 from nanogpt.describe import (
+    _kept_by_autograd,
+    _saved_bytes,
     causal_flops_per_token,
     describe,
     describe_many,
@@ -23,6 +25,7 @@ from nanogpt.describe import (
     resolve,
 )
 from nanogpt.model import build_model
+from nanogpt.model.trunks import TRUNKS
 from nanogpt.optim import build_optimizer
 from nanogpt.optim.build import OPTIMIZERS
 
@@ -147,6 +150,16 @@ def test_estimated_activations_are_the_tensors_autograd_keeps(model: dict[str, A
     # The fused kernels keep views of q, k and v where explicit attention keeps copies; the estimate is of copies.
     tolerance = 0.002 if attention == "explicit" else 0.1
     assert estimate_memory(config).activations == pytest.approx(saved_bytes(config), rel=tolerance)
+
+
+@pytest.mark.parametrize("trunk", TRUNKS)
+@pytest.mark.parametrize("model", [*STYLES, {"n_embd": 32, "qk_norm": True, "tie_embeddings": False}])
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_the_memory_of_a_deep_model_is_told_exactly_from_two_shallow_ones(
+    model: dict[str, Any], trunk: str, sequences: int
+) -> None:
+    deep = resolve(make(model={"n_layer": 7, "trunk": trunk, **model})).model
+    assert _saved_bytes(deep, sequences, fused=False) == _kept_by_autograd(deep, sequences)
 
 
 @pytest.mark.parametrize("model", STYLES)

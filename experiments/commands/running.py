@@ -11,7 +11,8 @@ from pathlib import Path
 from experiments.commands.failures import failures_text, stop_text
 from experiments.commands.target import command_text, prepared_study
 from experiments.launchers import Job
-from experiments.launchers.settings import chosen_launcher
+from experiments.launchers.settings import LocalSettings, chosen_launcher
+from experiments.launchers.slots import slots_for
 from experiments.planner import drift_text, make_plan, plan_text
 from experiments.progress import for_stream
 from experiments.reasons import starts_text
@@ -36,7 +37,7 @@ def plan(arguments: argparse.Namespace) -> int:
 def _show_plan(prepared: Prepared, arguments: argparse.Namespace) -> bool:
     """Print the plan; returns whether anything is left to train."""
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
-    made = make_plan(prepared.study, default_jobs(arguments.jobs or settings.jobs))
+    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study))
     print(plan_text(made))
     states = prepared.study.states()
     starts = starts_text(prepared.study.runs(), states)
@@ -44,6 +45,13 @@ def _show_plan(prepared: Prepared, arguments: argparse.Namespace) -> bool:
     print("\n".join(filter(None, [f"  stopped      {stop}" if stop else starts])), end="\n" if stop or starts else "")
     sys.stdout.flush()
     return bool(made.to_do)
+
+
+def _at_a_time(job: Job, study: StudyFolder) -> int:
+    """Runs at a time on one worker."""
+    if isinstance(job.settings, LocalSettings):
+        return slots_for(job, study.runs()).count
+    return default_jobs(job.at_a_time)
 
 
 def run(arguments: argparse.Namespace) -> int:

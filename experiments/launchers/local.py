@@ -1,4 +1,4 @@
-"""The `local` launcher: one worker on this machine with as many slots as cores, the cores shared out among them."""
+"""The `local` launcher: one worker on this machine, its slots from GPUs or cores, the cores shared out among them."""
 
 import contextlib
 import os
@@ -9,20 +9,27 @@ import time
 from pathlib import Path
 
 from experiments.engine import CALM_THREADS, child_environment
-from experiments.launchers.base import Job, available_cores
+from experiments.launchers.base import Job
+from experiments.launchers.settings import LocalSettings
+from experiments.launchers.slots import slots_for
 from experiments.launchers.submitted import Submission
 from experiments.outcomes import log_tail
+from experiments.store import StudyFolder
 
 LOGS = "workers"
 
 
 class Local:
-    """Starts one `python -m experiments worker`, which forks a child per run."""
+    """Starts one `python -m experiments worker`, which forks a child per run, or starts it cold."""
 
     def start(self, folder: Path, job: Job) -> "LocalWorkers":
-        cores = available_cores()
-        slots = job.at_a_time or cores
-        return LocalWorkers(folder, slots, max(1, cores // slots), job.retry_failed)
+        slots = slots_for(job, StudyFolder(folder).runs())
+        settings = job.settings if isinstance(job.settings, LocalSettings) else LocalSettings()
+        options = {"--slots": slots.count, "--threads": slots.threads, "--isolation": settings.isolation}
+        options |= {"--nproc": settings.nproc, "--slots-per-gpu": settings.slots_per_gpu}
+        options |= {"--gpus-per-run": slots.gpus_per_run} if slots.gpus_per_run else {}
+        flags = ["--retry-failed"] if job.retry_failed else []
+        return LocalWorkers(folder, [*(str(word) for pair in options.items() for word in pair), *flags], slots.threads)
 
     def alive(self, submission: Submission) -> int | None:
         """Its workers end with the driver: there are no submissions."""
@@ -35,11 +42,10 @@ class Local:
 class LocalWorkers:
     """The worker's process, and the pipe whose end tells it that we are gone."""
 
-    def __init__(self, folder: Path, slots: int, threads: int, retry_failed: bool) -> None:
+    def __init__(self, folder: Path, options: list[str], threads: int) -> None:
         read, self._life = os.pipe()
-        command = [sys.executable, "-m", "experiments", "worker", str(folder.resolve())]
-        command += ["--slots", str(slots), "--threads", str(threads), "--parent-fd", str(read)]
-        command += ["--retry-failed"] if retry_failed else []
+        command = [sys.executable, "-m", "experiments", "worker", str(folder.resolve()), *options]
+        command += ["--parent-fd", str(read)]
         # OpenMP reads its settings when torch is loaded: later is too late.
         environment = {**child_environment(), **CALM_THREADS, "OMP_NUM_THREADS": str(threads)}
         (folder / LOGS).mkdir(exist_ok=True)
