@@ -38,15 +38,16 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def describe(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def describe(configs: Sequence[Mapping[str, Any]], elsewhere: bool = False) -> list[dict[str, Any]]:
     """Resolve configs and measure their models in one child process (torch stays out of this one).
 
+    Runs that train `elsewhere` may name a device that this machine lacks.
     Returns one mapping per config, in order; where a config cannot be resolved it is {"error": "one line"}.
     Raises UserError when the engine refuses, RuntimeError with its last words when it breaks.
     """
     if not configs:
         return []
-    command = [sys.executable, "-m", engine_name(), "describe", "--many"]
+    command = [sys.executable, "-m", engine_name(), "describe", "--many", *(["--elsewhere"] if elsewhere else [])]
     # One thread: shapes are counted here, nothing is computed.
     environment = {**child_environment(), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, input=json.dumps(list(configs)), capture_output=True, text=True, env=environment)

@@ -1,6 +1,7 @@
 """`study.lock.json`: what a study's runs are, resolved once: ids, factors, configs, steps, tokens, FLOPs, sizes."""
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -189,12 +190,13 @@ def _digest(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def resolve(study: Study, old: Lock | None = None) -> Lock:
+def resolve(study: Study, old: Lock | None = None, elsewhere: bool = False) -> Lock:
     """Resolve every run of a study: what an earlier lock knows is kept, the rest is described by one child.
 
-    Raises UserError with the place of the first run that cannot be resolved.
+    Runs that train `elsewhere` may name a device that this machine lacks. Raises UserError with the place of the first
+    run that cannot be resolved.
     """
-    resolver = Resolver(old)
+    resolver = Resolver(old, functools.partial(engine.describe, elsewhere=elsewhere))
     search, refused = study.search(), []
     if search is None:
         specs = study.runs()

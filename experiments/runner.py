@@ -44,9 +44,10 @@ class Prepared:
     is_new: bool
 
 
-def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
+def prepare(study: Study, folder: Path, drifted: Drifted = "stop", elsewhere: bool = False) -> Prepared:
     """Resolve a study for `folder`, from its lock where that still holds. Writes nothing.
 
+    Runs that train `elsewhere` may name a device that this machine lacks.
     Raises UserError for anything wrong in the study, and for a folder that cannot be written. Drifted runs are
     reported unless `drifted` says what to do with them.
     """
@@ -55,7 +56,7 @@ def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
     # A lock may hold runs that were kept as they had been; to rerun those, everything is resolved again.
     if old is not None and holds(old, study) and drifted != "rerun":
         return Prepared(StudyFolder(folder, old), study.text, [], False)
-    new = resolve(study, old)
+    new = resolve(study, old, elsewhere)
     if new.search is not None:
         StudyFolder(folder, new).trials.refuse_others(new.search)
     check_columns(study, new.factors)
@@ -254,8 +255,9 @@ class ExperimentRunner:
         if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
             raise UserError(f"run_grid: jobs: expected a whole number of at least 1, got {jobs!r}")
         study = Study.from_grid(grid_name, self.base_config_path, base_params, grid_params, seeds, launcher, supervise)
-        prepared = prepare(study, self.output_root / grid_name, drifted)
-        job = Job(chosen_launcher(study.launcher), jobs=jobs, retry_failed=retry_failed)
+        settings = chosen_launcher(study.launcher)
+        prepared = prepare(study, self.output_root / grid_name, drifted, settings.elsewhere)
+        job = Job(settings, jobs=jobs, retry_failed=retry_failed)
         run = StudyRun(prepared, job).start()
         self._handles.append(run)
         if not wait:

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     describe = command("describe", _describe, "parameters, FLOPs and memory of a config, without training it")
     describe.add_argument("target", type=Path, nargs="?", metavar="CONFIG", help="then any settings as --key=value")
     describe.add_argument("--many", action="store_true", help="read a JSON list of configs on stdin, answer as JSON")
+    describe.add_argument("--elsewhere", action="store_true", help="with --many: devices need not be here")
     rules = command("rules", _rules, "the parametrization's rules with the numbers of a config")
     rules.add_argument("target", type=Path, metavar="CONFIG", help="then any settings as --key=value")
     _add_coord_check(command("coord-check", _coord_check, "do activations stay put while a model grows?"))
@@ -192,7 +193,7 @@ def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     if arguments.many:
         # Not json.dump: it encodes in Python, and writes each number by itself.
-        sys.stdout.write(json.dumps(describe_many(json.load(sys.stdin))))
+        sys.stdout.write(json.dumps(describe_many(json.load(sys.stdin), arguments.elsewhere)))
         return 0
     if arguments.target is None:
         raise UserError("describe: needs a config file, or --many")

@@ -86,13 +86,14 @@ class Description:
         return {"config": self.config.model_dump(mode="json"), **plain, "memory_bytes": self.memory_bytes}
 
 
-def describe(config: Config, corpus: "CorpusFacts | None" = None) -> Description:
+def describe(config: Config, corpus: "CorpusFacts | None" = None, elsewhere: bool = False) -> Description:
     """Resolve `config` and describe its run. Raises UserError for a corpus, device or precision that is not there.
 
-    With `corpus` the corpus itself need not be there; the id is then not that of any run.
+    With `corpus` the corpus itself need not be there; the id is then not that of any run. A run that trains
+    `elsewhere` may name a device that this machine lacks.
     """
     corpus = corpus or _corpus_facts(config)
-    config = _resolve(config, corpus)
+    config = _resolve(config, corpus, elsewhere)
     facts = model_facts(config.model)
     steps = horizon_steps(config, facts, corpus.train_tokens)
     tokens = steps * tokens_per_step(config)
@@ -114,14 +115,17 @@ def describe(config: Config, corpus: "CorpusFacts | None" = None) -> Description
     )
 
 
-def describe_many(trees: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`Description.as_dict` of each config dict, or {"error": one line} for one that cannot be described."""
-    return [_describe_or_error(tree) for tree in trees]
+def describe_many(trees: Iterable[Mapping[str, Any]], elsewhere: bool = False) -> list[dict[str, Any]]:
+    """`Description.as_dict` of each config dict, or {"error": one line} for one that cannot be described.
+
+    Runs that train `elsewhere` may name a device that this machine lacks.
+    """
+    return [_describe_or_error(tree, elsewhere) for tree in trees]
 
 
-def _describe_or_error(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_or_error(tree: Mapping[str, Any], elsewhere: bool) -> dict[str, Any]:
     try:
-        return describe(Config.model_validate(tree)).as_dict()
+        return describe(Config.model_validate(tree), elsewhere=elsewhere).as_dict()
     except UserError as error:
         return {"error": str(error)}
     except ValueError as error:  # pydantic's: the tree was validated before, so its first line is enough
@@ -139,7 +143,7 @@ def _corpus_facts(config: Config) -> "CorpusFacts":
     return facts(config.data, config.runtime)
 
 
-def _resolve(config: Config, corpus: "CorpusFacts") -> Config:
+def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> Config:
     from nanogpt.hardware import resolve_device, resolve_precision
 
     vocab_size = config.model.vocab_size
@@ -147,8 +151,12 @@ def _resolve(config: Config, corpus: "CorpusFacts") -> Config:
         vocab_size = corpus.vocab_size
     elif vocab_size < corpus.vocab_size:
         raise UserError(f"model.vocab_size: {vocab_size} is less than the corpus's {corpus.vocab_size}; use auto")
-    device = resolve_device(config.runtime.device)
-    precision = resolve_precision(config.train.precision, device)
+    device, precision = config.runtime.device, str(config.train.precision)
+    if not elsewhere or device == "auto":
+        device = resolve_device(device)
+        precision = resolve_precision(precision, device)
+    elif precision == "auto":
+        precision = "fp32" if device == "cpu" else "bf16"
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab_size}),

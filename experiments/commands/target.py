@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from experiments.launchers.settings import chosen_launcher
 from experiments.results import refuse_size
 from experiments.runner import Prepared, locked, prepare
 from experiments.study import Study
@@ -18,7 +19,10 @@ def prepared_study(arguments: argparse.Namespace) -> Prepared:
             raise UserError(f"command line: --set: {path} is locked; give the study's YAML file instead")
         return locked(path)
     study = Study.load(path, getattr(arguments, "set", ()), arguments.size)
-    return prepare(study, arguments.out / study.name, getattr(arguments, "drifted", "stop"))
+    # To look at the cost of a study, or to submit it, one need not sit where its GPUs are.
+    looks = arguments.verb == "plan" or getattr(arguments, "dry_run", False)
+    elsewhere = looks or chosen_launcher(study.launcher, getattr(arguments, "launcher", None)).elsewhere
+    return prepare(study, arguments.out / study.name, getattr(arguments, "drifted", "stop"), elsewhere)
 
 
 def command_text(arguments: argparse.Namespace, verb: str, default_out: Path) -> list[str]:

@@ -17,6 +17,7 @@ _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt])(?:i?B)?")
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     outlives_driver: ClassVar[bool] = False  # whether workers go on when the driver ends
+    elsewhere: ClassVar[bool] = False  # whether workers run on other machines than the driver
 
     jobs: Count | None = Field(None, description="Runs at a time on one worker; default: from cores or GPUs.")
 
@@ -54,6 +55,7 @@ class InProcessSettings(_Settings):
 class RaySettings(_Settings):
     """Workers as tasks of a Ray cluster. `cpus`, `gpus` and `memory` are of one worker."""
 
+    elsewhere: ClassVar[bool] = True
     kind: Literal["ray"] = "ray"
     address: str = Field("auto", description="Of the cluster's head, host:port; auto: the cluster this machine is in.")
     workers: Count = Field(1, description="Workers, each a task of the cluster.")

@@ -68,6 +68,7 @@ class SlurmSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     outlives_driver: ClassVar[bool] = True
+    elsewhere: ClassVar[bool] = True
 
     kind: Literal["slurm"] = "slurm"
     jobs: Count | None = Field(None, description="Runs at a time on one worker; default: from GPUs, else cores.")

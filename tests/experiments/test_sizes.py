@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -194,3 +198,20 @@ def test_the_transfer_studies_sweep_factors_of_two_at_every_size(name, size, cou
             assert config.parametrization.base_n_embd == config.model.n_embd, "at the base every factor is 1"
     tokens = {run.config.train.horizon[1] for run in runs}
     assert tokens == {131_072} if size is None else min(tokens) >= 1e6
+
+
+def test_a_study_for_gpus_can_be_planned_without_one(tmp_path: Path) -> None:
+    """And submitted from a login node; trained here it cannot be, which is said in one line before anything starts."""
+    study = ROOT / "studies" / "lr_transfer_width.yaml"
+    line = [sys.executable, "-m", "experiments", "plan", str(study), "--size", "gpu", "--out", str(tmp_path)]
+    blind = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    planned = subprocess.run(line, cwd=ROOT, env=blind, capture_output=True, text=True, timeout=120)
+    assert planned.returncode == 0, planned.stderr
+    assert "192" in planned.stdout
+    assert "want a GPU, and this machine has none" in planned.stdout
+    line[3] = "run"
+    refused = subprocess.run(line, cwd=ROOT, env=blind, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert "runtime.device: cuda" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
