@@ -39,7 +39,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def _show_plan(prepared: Prepared, arguments: argparse.Namespace, pretend_gpus: bool = False) -> bool:
-    """Print the plan; returns whether anything is left to train. `pretend_gpus`: as if there were enough for one run."""
+    """Print the plan, `pretend_gpus` as if there were some for one run; returns whether anything is left to train."""
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
     made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study, pretend_gpus))
     print(plan_text(made))
