@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config import OneLineParser, UserError
+try:
+    from nanogpt.config import OneLineParser, UserError
+except ImportError as error:
+    sys.exit(f"{error}; `python -m experiments.doctor` tells what is missing")
 
 DEFAULT_OUT = Path("results")
 KINDS = ("error", "oom", "timeout", "crashed", "corrupt")
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     cancel = _command(commands, "cancel", _in("folders", "cancel"), "stop a study's workers, or single runs")
     forget = _command(commands, "forget", _in("folders", "forget"), "move runs aside, as if they had never started")
     results = _command(commands, "results", _in("looking", "results"), "print the table of runs, the best first")
-    _command(commands, "fit", _in("looking", "fit"), "fit the study's law and print it, measured beside predicted")
+    _command(commands, "fit", _in("looking", "fit"), "fit the study's law or optima and print them")
     _command(commands, "report", _in("looking", "report"), "write report.html, report.md, table.csv and the figures")
 
     for each in (plan, run, retry):
@@ -91,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--why", action="store_true", help="why each run is in its state, and what `run` would do")
     results.add_argument("--csv", action="store_true", help="the whole table as comma-separated values")
     _add_worker(commands)
+    _add_doctor(commands)
+    propose = commands.add_parser("propose", help="publish the next trials of a search (workers start it)")
+    propose.set_defaults(command=_propose)
+    propose.add_argument("folder", type=Path, metavar="FOLDER")
+    propose.add_argument("--waiting", type=_at_least_one, default=1, metavar="N", help="until N trials wait")
+    propose.add_argument("--serve", action="store_true", help="N line by line from the standard input")
     schema = commands.add_parser("schema", help="print the JSON schema of study files")
     schema.set_defaults(command=_schema)
     schema.add_argument("what", choices=["study"])
@@ -129,11 +138,21 @@ def _add_worker(commands: Any) -> None:
                         help="requeue-command: ask Slurm for this job again after a signal")  # fmt: skip
 
 
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="is everything there: packages, devices, the results folder, launchers")
+    doctor.set_defaults(command=_doctor)
+    doctor.add_argument("study", nargs="?", metavar="STUDY", help="a study's YAML file, or its results folder")
+    doctor.add_argument("--launcher", metavar="NAME", help="the one to ask; default: the study's, else local")
+    doctor.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help="root of results folders")
+    doctor.add_argument("--json", action="store_true", help="the findings, for programs")
+
+
 def _command(commands: Any, name: str, function: Any, help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(command=function)
     parser.add_argument("study", metavar="STUDY", help="a study's YAML file, or its results folder")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help="root of results folders")
+    parser.add_argument("--size", metavar="NAME", help="one of the study's `sizes:` instead of the study as written")
     return parser
 
 
@@ -148,6 +167,18 @@ def _not_negative(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
     return int(text)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from experiments.doctor import main as examine
+
+    return examine(arguments.study, arguments.out, arguments.launcher, arguments.json)
+
+
+def _propose(arguments: argparse.Namespace) -> int:
+    from experiments.search.propose import main as propose
+
+    return propose(arguments.folder, arguments.waiting, arguments.serve)
 
 
 def _schema(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from experiments.outcomes import (
 )
 from experiments.policy import MOST_WITHOUT_ADVANCE, Try, judge
 from experiments.runfiles import current_config, write_run_files
+from experiments.search.pruned import publish_if_pruned
 from experiments.store import StudyFolder
 from experiments.supervise import Supervise
 from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, publish, write_record
@@ -83,6 +84,8 @@ def _publish_earlier(held: Lease, run: LockedRun) -> bool:
         outcome = read_outcome(held.folder, number)
         if outcome is not None and outcome.status in PUBLISHED:
             publish(held.folder, number, run.factors)
+            return True
+        if publish_if_pruned(held.folder, number, run):
             return True
     return False
 
@@ -146,6 +149,8 @@ def _settle(attempt: Attempt, ending: Exit, supervise: Supervise) -> Settled:
     if outcome is not None and outcome.status in PUBLISHED:
         publish(attempt.lease.folder, attempt.lease.generation, attempt.run.factors)
         return Settled("published", outcome.status)
+    if publish_if_pruned(attempt.lease.folder, attempt.lease.generation, attempt.run):
+        return Settled("published", "pruned")
     ended = classify(ending, outcome, log_tail(attempt.log))
     if ended.error is not None:
         _write(attempt, outcome, ended)

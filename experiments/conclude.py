@@ -7,16 +7,22 @@ from experiments.store import StudyFolder
 from nanogpt.config import UserError
 
 if TYPE_CHECKING:
+    from experiments.analysis.searched import Searched
     from experiments.report import StudyMeta
 
 
 def fit_text(folder: StudyFolder) -> str:
-    """The study's law fitted to its finished runs, as printed. Raises UserError when the study asks for no fit."""
+    """The study's law and optima fitted to its finished runs, as printed. UserError when it asks for neither."""
     from experiments.report import analyse, print_analysis
 
-    if folder.lock.fit is None:
-        raise UserError(f"{folder.path}: the study has no `fit:`, so there is nothing to fit")
-    return print_analysis(analyse(report_meta(folder), load(folder, details=True)))
+    if folder.lock.fit is None and folder.lock.optimum is None:
+        raise UserError(f"{folder.path}: the study has no `fit:` and no `optimum:`, so there is nothing to fit")
+    return _with_limits(print_analysis(analyse(report_meta(folder), load(folder, details=True))), folder)
+
+
+def _with_limits(text: str, folder: StudyFolder) -> str:
+    """What a study cannot show stands beside what it shows."""
+    return f"{text.rstrip()}\nlimits: {folder.lock.limits}" if folder.lock.limits else text
 
 
 def write_report(folder: StudyFolder) -> str:
@@ -28,7 +34,7 @@ def write_report(folder: StudyFolder) -> str:
     analysis = analyse(meta, table)
     paths = write(folder.path, meta, table, load_curves(folder), analysis)
     draw_losses(folder)
-    return f"{print_analysis(analysis).rstrip()}\nreport: {paths.html}"
+    return f"{_with_limits(print_analysis(analysis), folder).rstrip()}\nreport: {paths.html}"
 
 
 def report_meta(folder: StudyFolder) -> "StudyMeta":
@@ -36,16 +42,40 @@ def report_meta(folder: StudyFolder) -> "StudyMeta":
     from experiments.report import StudyMeta
 
     lock = folder.lock
-    target = lock.source or str(folder.path)
+    target = f"{lock.source or folder.path}{f' --size {lock.size}' if lock.size else ''}"
     return StudyMeta(
         name=lock.name,
         question=lock.question,
         hypothesis=lock.hypothesis,
+        limits=lock.limits,
         fit=lock.fit,
+        optimum=lock.optimum,
         report=lock.report,
         commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),
-        notes=tuple(lock.notes),
+        notes=(*lock.notes, *_refusals(folder)),
+        searched=_searched(folder),
     )
+
+
+def _searched(folder: StudyFolder) -> "Searched | None":
+    from experiments.analysis.searched import Searched
+
+    search = folder.lock.search
+    if search is None:
+        return None
+    cells = search.cell_factors if len(search.cells) > 1 else []
+    return Searched(
+        scales=search.scales,
+        cells=tuple(cells),
+        first_rung=search.pruner.at[0] if search.pruner.at else None,
+        planned_flops=sum(run.flops for run in folder.runs()) if search.pruner.at else None,
+    )
+
+
+def _refusals(folder: StudyFolder) -> list[str]:
+    """Proposals of a sampler that learns, which no lock could have a note on."""
+    refused = [] if folder.lock.refused else folder.refused()
+    return [f"{len(refused)} proposals were refused and replaced; the first: {refused[0].reason}"] if refused else []
 
 
 def draw_losses(folder: StudyFolder) -> None:

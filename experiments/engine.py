@@ -17,6 +17,8 @@ from typing import Any
 from nanogpt.config import UserError
 
 ENGINE_VARIABLE = "NANOGPT_ENGINE"
+# A launcher whose workers have several nodes names its program here; it is given the module and its arguments.
+TORCHRUN_VARIABLE = "NANOGPT_TORCHRUN"
 COMPLETED, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 75  # exit statuses of `train`
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,15 +38,16 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def describe(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def describe(configs: Sequence[Mapping[str, Any]], elsewhere: bool = False) -> list[dict[str, Any]]:
     """Resolve configs and measure their models in one child process (torch stays out of this one).
 
+    Runs that train `elsewhere` may name a device that this machine lacks.
     Returns one mapping per config, in order; where a config cannot be resolved it is {"error": "one line"}.
     Raises UserError when the engine refuses, RuntimeError with its last words when it breaks.
     """
     if not configs:
         return []
-    command = [sys.executable, "-m", engine_name(), "describe", "--many"]
+    command = [sys.executable, "-m", engine_name(), "describe", "--many", *(["--elsewhere"] if elsewhere else [])]
     # One thread: shapes are counted here, nothing is computed.
     environment = {**child_environment(), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, input=json.dumps(list(configs)), capture_output=True, text=True, env=environment)
@@ -52,6 +55,12 @@ def describe(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         last = done.stderr.strip().rpartition("\n")[2]
         raise UserError(last) if done.returncode == MISTAKE else RuntimeError(f"describing the runs failed: {last}")
     return json.loads(done.stdout)
+
+
+def describe_here(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """As `describe`, in this process: for a child that stays and is asked again and again."""
+    name = engine_name()
+    return importlib.import_module("nanogpt.describe" if name == "nanogpt" else name).describe_many(configs)
 
 
 def preload() -> None:
@@ -95,6 +104,8 @@ def train_command(arguments: list[str], nproc: int = 1) -> list[str]:
     if nproc == 1:
         return [sys.executable, "-m", engine_name(), *arguments]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    if over_nodes := os.environ.get(TORCHRUN_VARIABLE):
+        torchrun = [over_nodes]
     return [*torchrun, "-m", engine_name(), *arguments]
 
 

@@ -5,10 +5,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from experiments.search.spec import Pruner, PrunerField, Sampler, SamplerField, Space, problem_of
 from nanogpt.config import UserError, did_you_mean
 
 Place = Callable[..., str]  # path of keys below `sweep` -> "file:line"
@@ -61,6 +62,15 @@ class Sweep(BaseModel):
     filters: Annotated[list[str], BeforeValidator(_listed)] = Field(
         [], alias="filter", description="Runs are kept where all of these hold, e.g. 'n_embd >= 16 or tokens < 1e6'."
     )
+    sampler: SamplerField = Field(Sampler(), description="grid, or where a search takes its trials from.")
+    space: Space = Field({}, description="What a search varies: keys with log, uniform, int or choice.")
+    pruner: PrunerField = Field(Pruner(), description="Which trials of a search end early.")
+
+    @model_validator(mode="after")
+    def _search_makes_sense(self) -> Self:
+        if problem := problem_of(self.sampler, self.space, self.pruner):
+            raise ValueError(problem)
+        return self
 
 
 @dataclass(frozen=True)

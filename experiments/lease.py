@@ -17,14 +17,14 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from nanogpt.record import attempt_folder
 
-BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+BEATS = 12  # signs of life in that time
 RECORD_NAME = "metrics.json"
 _LEASE = re.compile(r"lease\.(\d+)")
 
@@ -42,6 +42,7 @@ class Holder:
     pid: int
     started: str
     token: str
+    stale_seconds: float = STALE_SECONDS  # shown to people; each claimant goes by its own
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,14 @@ class Claimant:
     holder: Holder = field(default_factory=this_process)
     _seen: dict[Path, tuple[int, int, float]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.holder = replace(self.holder, stale_seconds=self.stale_seconds)
+
+    @property
+    def beat_seconds(self) -> float:
+        """Between two signs of life."""
+        return self.stale_seconds / BEATS
+
     def claim(self, folder: Path, after: int | None = None) -> Lease | None:
         """Take the run if it is free, released, or held by someone dead or stale; None otherwise.
 
@@ -186,6 +195,12 @@ class Claimant:
                 return None
         # The record may have been published between the first look and the link: then there is nothing to train.
         return None if _is_published(folder) else lease
+
+    def finds_stale(self, folder: Path, generation: int) -> bool:
+        """Whether a lease that looks held is not: by this observer's clock alone, whatever the holder's clock says."""
+        if is_released(folder, generation):
+            return False
+        return self._is_stale(lease_path(folder, generation), generation)
 
     def _may_follow(self, folder: Path, top: int) -> bool:
         if is_released(folder, top):

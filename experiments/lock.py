@@ -1,10 +1,11 @@
 """`study.lock.json`: what a study's runs are, resolved once: ids, factors, configs, steps, tokens, FLOPs, sizes."""
 
 import contextlib
+import functools
 import gc
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments import engine
-from experiments.study import RunSpec, Study
+from experiments.runspec import RunSpec
+from experiments.search.locking import known_trials
+from experiments.search.probe import probed
+from experiments.search.search import Refused, Search
+from experiments.study import Study
 from nanogpt.config import UserError, canonical_json
 from nanogpt.record import read_json, write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: optimum, limits, size
 LOCK_NAME = "study.lock.json"
+Describe = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 
 
 class _Frozen(BaseModel):
@@ -42,6 +48,7 @@ class LockedRun(_Frozen):
     parameters: dict[str, int]
     memory_bytes: int
     checkpoint_bytes: int
+    trial: int | None = None  # number of the proposal, in a study that searches
 
     @property
     def name(self) -> str:
@@ -65,7 +72,10 @@ class Lock(_Frozen):
     hypothesis: str
     source: str
     fit: dict[str, Any] | None
+    optimum: dict[str, Any] | None = None
     report: dict[str, Any]
+    limits: str = ""
+    size: str | None = None
     launcher: dict[str, Any] | None = None
     supervise: dict[str, Any] = {}
     overrides: dict[str, Any]
@@ -75,6 +85,14 @@ class Lock(_Frozen):
     notes: list[str]
     former: dict[str, str] = {}  # ids of runs that drifted and were trained anew, and those of their successors
     runs: list[LockedRun]
+    search: Search | None = None
+    refused: list[Refused] = []
+
+    @property
+    def factors(self) -> list[str]:
+        """The dotted names of everything that varies, also where a search has no trial yet."""
+        searched = self.search.names.values() if self.search is not None else ()
+        return list(dict.fromkeys([*(name for run in self.runs for name in run.factors), *searched]))
 
 
 class Drift(_Frozen):
@@ -172,53 +190,88 @@ def _digest(path: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def resolve(study: Study, old: Lock | None = None) -> Lock:
+def resolve(study: Study, old: Lock | None = None, elsewhere: bool = False) -> Lock:
     """Resolve every run of a study: what an earlier lock knows is kept, the rest is described by one child.
 
-    Raises UserError with the place of the first run that cannot be resolved.
+    Runs that train `elsewhere` may name a device that this machine lacks. Raises UserError with the place of the first
+    run that cannot be resolved.
     """
-    specs = study.runs()
-    known: dict[str, LockedRun] = {}
-    if old is not None and _data_unchanged(old.data_files):
-        known = {run.asked: run for run in old.runs}
-    trees = [spec.config.model_dump(mode="json") for spec in specs]
-    asked = [sha256(canonical_json(tree).encode()).hexdigest() for tree in trees]
-    fresh = [index for index, digest in enumerate(asked) if digest not in known]
-    described = engine.describe([trees[index] for index in fresh])
-    data_files = dict(old.data_files) if old is not None and known else {}
-    for index, facts in zip(fresh, described, strict=True):
-        if "error" in facts:
-            raise UserError(_placed(specs[index], facts["error"]))
-        data_files |= _data_files(facts.pop("files", {}))
-        known[asked[index]] = _locked(specs[index], asked[index], facts)
-    runs = [
-        known[digest].model_copy(update={"label": spec.label, "factors": dict(spec.factors)})
-        for spec, digest in zip(specs, asked, strict=True)
-    ]
-    kept, notes = _without_repeats(runs)
+    resolver = Resolver(old, functools.partial(engine.describe, elsewhere=elsewhere))
+    search, refused = study.search(), []
+    if search is None:
+        specs = study.runs()
+        runs = [_found(spec, run) for spec, run in zip(specs, resolver.runs(specs), strict=True)]
+        kept, notes = _without_repeats(runs)
+    elif search.sampler.kind == "optuna":
+        # Its trials are proposed one by one by the workers: here it is only made sure that they can be.
+        search, kept, notes = probed(search, resolver.runs, study.place("space")), [], []
+        search = search.model_copy(update={"data": sorted(file.sha256 for file in resolver.data_files.values())})
+    else:
+        known = known_trials(search, resolver.runs, study.place("space"))
+        kept, refused, notes = known.runs, known.refused, known.notes
     return Lock(
         name=study.name,
         question=study.question,
         hypothesis=study.hypothesis,
         source=study.source,
         fit=study.fit,
+        optimum=study.optimum,
         report=study.report,
+        limits=study.limits,
+        size=study.size,
         launcher=study.launcher,
         supervise=study.supervise,
         overrides=study.overrides,
         study_hash=study.hash,
         files=study.files,
-        data_files=data_files,
+        data_files=resolver.data_files,
         notes=notes,
         runs=kept,
+        search=search,
+        refused=refused,
     )
 
 
-def _placed(spec: RunSpec, message: str) -> str:
-    return f"{spec.place}: {spec.label}: {message}"
+class Resolver:
+    """Describes configs, once each; what an earlier lock knows is kept while the files that entered it are the same."""
+
+    def __init__(self, old: Lock | None = None, describe: Describe = engine.describe) -> None:
+        self._describe = describe
+        self.data_files: dict[str, DataFile] = {}
+        self._known: dict[str, LockedRun | str] = {}
+        if old is not None and _data_unchanged(old.data_files):
+            self._known = {run.asked: run for run in old.runs}
+            self.data_files = dict(old.data_files) if self._known else {}
+
+    def runs(self, specs: Sequence[RunSpec]) -> list[LockedRun | str]:
+        """Each spec resolved, or in one line why it cannot be. What is new is described by one child."""
+        trees = [spec.config.model_dump(mode="json") for spec in specs]
+        asked = [sha256(canonical_json(tree).encode()).hexdigest() for tree in trees]
+        fresh = [index for index, digest in enumerate(asked) if digest not in self._known]
+        described = self._describe([trees[index] for index in fresh])
+        for index, facts in zip(fresh, described, strict=True):
+            self.data_files |= _data_files(facts.pop("files", {}))
+            self._known[asked[index]] = (
+                facts["error"] if "error" in facts else locked(specs[index], asked[index], facts)
+            )
+        return [_as_asked(self._known[digest], spec) for spec, digest in zip(specs, asked, strict=True)]
 
 
-def _locked(spec: RunSpec, asked: str, facts: Mapping[str, Any]) -> LockedRun:
+def _as_asked(run: LockedRun | str, spec: RunSpec) -> LockedRun | str:
+    """Labels, factors and trials belong to the sweep, not to what was resolved."""
+    if isinstance(run, str):
+        return run
+    return run.model_copy(update={"label": spec.label, "factors": dict(spec.factors), "trial": spec.trial})
+
+
+def _found(spec: RunSpec, run: LockedRun | str) -> LockedRun:
+    if isinstance(run, str):
+        raise UserError(f"{spec.place}: {spec.label}: {run}")
+    return run
+
+
+def locked(spec: RunSpec, asked: str, facts: Mapping[str, Any]) -> LockedRun:
+    """What the engine says of a config, as a run of the lock."""
     known = {key: value for key, value in facts.items() if key in LockedRun.model_fields}
     return LockedRun.model_validate({**known, "asked": asked, "label": spec.label, "factors": dict(spec.factors)})
 

@@ -27,7 +27,9 @@ class Plan:
     disk_bytes: int
     memory_bytes: int
     jobs: int
+    limits: str
     notes: list[str]
+    to_propose: int = 0
 
     @property
     def runs(self) -> int:
@@ -35,7 +37,7 @@ class Plan:
 
     @property
     def to_do(self) -> int:
-        return sum(self.states.get(status, 0) for status in TO_DO)
+        return sum(self.states.get(status, 0) for status in TO_DO) + self.to_propose
 
 
 def make_plan(study: StudyFolder, jobs: int) -> Plan:
@@ -55,7 +57,9 @@ def make_plan(study: StudyFolder, jobs: int) -> Plan:
         disk_bytes=sum(checkpoint_disk(run) for run in runs),
         memory_bytes=sum(largest[:jobs]),
         jobs=jobs,
+        limits=lock.limits,
         notes=lock.notes,
+        to_propose=study.to_propose,
     )
 
 
@@ -68,7 +72,9 @@ def checkpoint_disk(run: LockedRun) -> int:
 
 def plan_text(plan: Plan) -> str:
     """The plan for people."""
-    states = ", ".join(f"{count} {status}" for status, count in sorted(plan.states.items()))
+    counts = [f"{count} {status}" for status, count in sorted(plan.states.items())]
+    # What a sampler has not proposed yet has no size: the sums below are of the runs that are known.
+    states = ", ".join([*counts, *([f"{plan.to_propose} trials to propose"] if plan.to_propose else [])])
     lines = [
         f"{plan.name}: {plan.question}",
         f"  runs         {plan.runs} ({states})",
@@ -78,6 +84,7 @@ def plan_text(plan: Plan) -> str:
         f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
         f"  results      {plan.folder}",
     ]
+    lines += [f"  limits       {plan.limits}"] if plan.limits else []
     return "\n".join([*lines, *(f"  note         {note}" for note in plan.notes)])
 
 

@@ -52,10 +52,11 @@ class Snapshot:
     flops: float
     seconds: float
     seconds_left: float | None
+    to_propose: int = 0
 
     @property
     def total(self) -> int:
-        return sum(self.states.values())
+        return sum(self.states.values()) + self.to_propose
 
     @property
     def finished(self) -> int:
@@ -89,7 +90,9 @@ class Observer:
             flops_done=done,
             flops=total,
             seconds=seconds,
-            seconds_left=left,
+            # Trials that are not proposed yet have no size, so nobody knows how long they take.
+            seconds_left=None if self.study.to_propose else left,
+            to_propose=self.study.to_propose,
         )
 
     def _changes(self) -> list[Change]:

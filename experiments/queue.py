@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments import marks, published
 from experiments.attempt import Settled
-from experiments.lease import lease_path
+from experiments.lease import Claimant, lease_path
 from experiments.lock import LockedRun
 from experiments.shapes import Shapes
 from experiments.spread import Looks
@@ -22,6 +22,7 @@ class Queue:
     study: StudyFolder
     retry_failed: bool = False
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    claimant: Claimant = field(default_factory=Claimant)
 
     def __post_init__(self) -> None:
         self.shapes, self._looks = Shapes(self.study), Looks()
@@ -62,7 +63,8 @@ class Queue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is left to start or to wait for."""
+        """Whether nothing is left to start or to wait for, trials proposed a moment ago included."""
+        self._find_runs()
         return not self._left and not self._at_work
 
     def candidates(self) -> Iterator[LockedRun]:
@@ -92,7 +94,7 @@ class Queue:
             self.drop(run)
         elif self._was_cancelled(run, state):
             self.drop(run)
-        elif state.status == "running":
+        elif state.status == "running" and not self.claimant.finds_stale(folder, state.generation):
             self._looks.held_by_others(run)
         else:
             has_lease = lease_path(folder, state.generation).exists()

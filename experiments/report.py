@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.spec import check_fit_spec, check_report_spec
+from experiments.analysis.spec import check_fit_spec, check_optimum_spec, check_report_spec
 from nanogpt.config import UserError
 
 if TYPE_CHECKING:  # pandas and matplotlib take seconds to import, and only a report needs them
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # pandas and matplotlib take seconds to import, and only a re
     from experiments.analysis.figures import Drawn
     from experiments.analysis.findings import Analysis
     from experiments.analysis.fitted import Fit
+    from experiments.analysis.searched import Searched
 
 CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MAX_FACTORS = 8  # columns of varied factors shown in the report; table.csv has them all
@@ -27,16 +28,20 @@ MAX_FACTORS = 8  # columns of varied factors shown in the report; table.csv has 
 
 @dataclass(frozen=True)
 class StudyMeta:
-    """What a report says of a study beside its numbers: its words, its `fit:` and `report:`, how to repeat it."""
+    """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:` and `report:`, how to repeat
+    it."""
 
     name: str
     question: str = ""
     hypothesis: str = ""
+    limits: str = ""
     fit: Mapping[str, Any] | None = None
+    optimum: Mapping[str, Any] | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    searched: "Searched | None" = None
 
 
 @dataclass(frozen=True)
@@ -58,18 +63,20 @@ class Grid:
 
 
 def analyse(meta: StudyMeta, runs: "pd.DataFrame") -> "Analysis":
-    """The fit, held-out prediction and claims of a study, as its `fit:` section asks; UserError on a bad section.
+    """The fit, held-out prediction, optima and claims of a study, as its sections ask; UserError on a bad section.
 
     Too few finished runs, or a column the table lacks, do not raise: the Analysis says so in `problems`.
     """
     from experiments.analysis.findings import analyse_table
 
     spec = check_fit_spec(meta.fit, f"{meta.name}: fit") if meta.fit is not None else None
-    return analyse_table(spec, runs.infer_objects(), check_report_spec(meta.report, f"{meta.name}: report").y)
+    optimum = check_optimum_spec(meta.optimum, f"{meta.name}: optimum") if meta.optimum is not None else None
+    y = check_report_spec(meta.report, f"{meta.name}: report").y
+    return analyse_table(spec, runs.infer_objects(), y, optimum, meta.searched)
 
 
 def print_analysis(analysis: "Analysis") -> str:
-    """The text block shown on a terminal: the law, measured beside predicted, E beside the entropy, what fails."""
+    """The text block for a terminal: the law, measured beside predicted, E beside the entropy, optima, what fails."""
     from experiments.analysis.findings import analysis_text
 
     return analysis_text(analysis)
@@ -91,7 +98,7 @@ def write_report(
 
     runs = runs.infer_objects()  # a table of records with gaps comes as objects, and numbers must be drawn as numbers
     analysis = analysis if analysis is not None else analyse(meta, runs)
-    material = Material(runs, curves, analysis.fit, analysis.holdout)
+    material = Material(runs, curves, analysis.fit, analysis.holdout, analysis.optima, meta.searched)
     spec = check_report_spec(meta.report, f"{meta.name}: report")
     drawn = draw_all(chosen_figures(spec, material), material)
     content = _content(meta, runs, analysis, drawn)
@@ -171,6 +178,8 @@ def _content(meta: StudyMeta, runs: "pd.DataFrame", analysis: "Analysis", drawn:
         "problems": analysis.problems,
         "figures": figures,
         "held_out": _held_out_grid(analysis),
+        "optima": _optima_grid(analysis),
+        "optima_notes": _optima_notes(analysis),
         "checklists": _checklists(analysis),
         "runs": _runs_grid(runs, analysis),
         "states": _states(runs),
@@ -195,6 +204,22 @@ def _held_out_grid(analysis: "Analysis") -> Grid | None:
     )  # fmt: skip
     heads = ("run", analysis.holdout.by, "measured", "predicted", "95 % interval", "error", "inside")
     return Grid(heads, rows)
+
+
+def _optima_grid(analysis: "Analysis") -> Grid | None:
+    """The optimum, its drift and its regret, one row per panel and size."""
+    from experiments.analysis.transfer import transfer_table
+
+    if analysis.optima is None:
+        return None
+    table = transfer_table(analysis.optima)
+    return Grid(tuple(table.columns), tuple(tuple(row) for row in table.to_numpy()))
+
+
+def _optima_notes(analysis: "Analysis") -> tuple[str, ...]:
+    from experiments.analysis.transfer import table_notes
+
+    return table_notes(analysis.optima) if analysis.optima is not None else ()
 
 
 def _checklists(analysis: "Analysis") -> list[dict[str, Any]]:
@@ -241,7 +266,7 @@ def _runs_grid(runs: "pd.DataFrame", analysis: "Analysis") -> Grid:
     loss = analysis.spec.y if analysis.spec is not None else "val_loss"
     numbers = ("val_loss", "n_params", "n_params_non_embedding", "tokens", "flops", "wall_seconds")
     errors = ["error"] if "error" in runs.columns and runs["error"].notna().any() else []
-    wanted = dict.fromkeys(("label", "status", "seed", loss, *factors, *numbers, "id", *errors))
+    wanted = dict.fromkeys(("trial", "label", "status", "seed", loss, *factors, *numbers, "id", *errors))
     names = [name for name in wanted if name in runs.columns]
     rows = tuple(tuple(_cell(name, row[name]) for name in names) for row in runs.to_dict(orient="records"))
     heads = tuple(str(name).rpartition(".")[2] for name in names)
@@ -259,7 +284,7 @@ def _cell(name: Any, value: Any) -> str:
         return " ".join(str(value[key]) for key in ("class", "message") if value.get(key))
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if name == "seed":
+    if name in ("seed", "trial"):
         return str(int(value))
     return f"{value:.4f}" if str(name).endswith("loss") and math.isfinite(value) else _number(value)
 

@@ -5,9 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.spec import check_fit_spec, check_report_spec, column_among, columns_named
+from experiments.analysis.spec import (
+    check_fit_spec,
+    check_optimum_spec,
+    check_report_spec,
+    column_among,
+    columns_named,
+)
 from experiments.exclusions import Exclusion, read_exclusions
 from experiments.lock import LockedRun
+from experiments.search.verdicts import read_verdict
 from experiments.store import FINISHED, RunState, StudyFolder, published_record
 from experiments.study import Study
 from nanogpt.config import UserError
@@ -27,31 +34,57 @@ COLUMNS = (
 _FROM_LOCK = ("flops_per_token", "n_params", "n_params_non_embedding", "n_params_active")
 
 
+# What a search adds: the number of the proposal, and the loss at which all of them were compared first.
+SEARCH_COLUMNS = ("trial", "first_rung_loss")
 # What a line of a history adds, for figures of the training itself.
 CURVE_COLUMNS = ("step", "learning_rate", "grad_norm", "label", "folder")
 
 
 def check_columns(study: Study, factors: Iterable[str]) -> None:
-    """Raises UserError when the study's `fit:` or `report:` names a column that its table will not have.
+    """Raises UserError when `fit:`, `optimum:` or `report:` names a column that the study's table will not have.
 
     Called before anything is trained: a slip of the pen should not be found at the end of a long study.
     """
-    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *factors])
+    searched = SEARCH_COLUMNS if study.sweep.sampler.kind != "grid" else ()
+    columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *searched, *factors])
     fit = check_fit_spec(study.fit) if study.fit is not None else None
-    for key, name in columns_named(fit, check_report_spec(study.report)):
+    optimum = check_optimum_spec(study.optimum) if study.optimum is not None else None
+    for key, name in columns_named(fit, check_report_spec(study.report), optimum):
         column_among(columns, name, f"{study.source or study.name}: {key}")
 
 
-def study_folder(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> StudyFolder:
-    """The results folder that is meant: it may be given itself, or by its study or the study's file."""
+def check_base(study: Study, runs: Iterable[LockedRun]) -> None:
+    """Raises UserError when the base of the study's `optimum:` is a size that it does not train."""
+    spec = check_optimum_spec(study.optimum) if study.optimum is not None else None
+    if spec is None or spec.base is None:
+        return
+    factors = [run.factors for run in runs]
+    per = column_among(dict.fromkeys([*COLUMNS, *factors[0]]), spec.per, f"{study.source or study.name}: optimum.per")
+    sizes = sorted({run[per] for run in factors if per in run}, key=str)
+    if sizes and spec.base not in sizes:
+        known = ", ".join(map(str, sizes))
+        raise UserError(f"{study.source or study.name}: optimum.base: {spec.base!r} is none of the sizes {known}")
+
+
+def study_folder(
+    study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS, size: str | None = None
+) -> StudyFolder:
+    """The results folder that is meant: it may be given itself, or by its study or the study's file and size."""
     if isinstance(study, StudyFolder):
         return study
     if isinstance(study, Study):
         return StudyFolder(root / study.name)
     path = Path(study)
     if path.is_dir():
+        refuse_size(path, size)
         return StudyFolder(path)
-    return StudyFolder(root / Study.load(path).name)
+    return StudyFolder(root / Study.load(path, size=size).name)
+
+
+def refuse_size(folder: Path, size: str | None) -> None:
+    """Raises UserError when a size is asked of a results folder, which holds one already."""
+    if size is not None:
+        raise UserError(f"command line: --size: {folder} is locked; give the study's YAML file instead")
 
 
 def load(
@@ -69,8 +102,9 @@ def load(
     runs, states = folder.runs(), folder.states()
     excluded = read_exclusions(folder.path, runs)
     rows = [{**_row(folder, run, states[run.id]), "excluded": _words(excluded.get(run.id))} for run in runs]
-    factors = list(dict.fromkeys(name for run in runs for name in run.factors))
-    columns = [*COLUMNS, *(name for name in factors if name not in COLUMNS), "folder"]
+    factors = folder.lock.factors
+    searched = SEARCH_COLUMNS if folder.lock.search is not None else ()
+    columns = [*COLUMNS, *searched, *(name for name in factors if name not in COLUMNS), "folder"]
     return pd.DataFrame(rows, columns=[*columns, *(("environment", "error") if details else ())])
 
 
@@ -83,9 +117,16 @@ def _row(study: StudyFolder, run: LockedRun, state: RunState) -> dict[str, Any]:
     record = published_record(folder) if state.status in FINISHED else None
     measured = record.model_dump() if record is not None else {key: getattr(run, key) for key in _FROM_LOCK}
     plain = {key: value for key, value in measured.items() if key in COLUMNS}
+    tried = {} if run.trial is None else {"trial": run.trial, "first_rung_loss": _first_rung_loss(folder)}
     known = {"id": run.id, "label": run.label, "status": state.status, "seed": run.config["seed"]}
     objects = {"environment": measured.get("environment"), "error": {"message": state.detail} if state.detail else None}
-    return {**run.factors, **plain, **known, **objects, "folder": str(folder)}
+    return {**run.factors, **plain, **known, **tried, **objects, "folder": str(folder)}
+
+
+def _first_rung_loss(folder: Path) -> float | None:
+    """The loss at the first rung of a pruner, where every trial was measured after the same share of its horizon."""
+    verdict = read_verdict(folder, 0)
+    return None if verdict is None else verdict.value
 
 
 def load_curves(study: Study | StudyFolder | str | os.PathLike[str], root: Path = RESULTS) -> "pd.DataFrame":
@@ -115,7 +156,17 @@ def best_row(table: "pd.DataFrame") -> "pd.Series[Any]":
 
 def table_text(table: "pd.DataFrame") -> str:
     """The columns a person compares first, and the best run by name."""
-    shown = ["label", "id", "status", "n_params_non_embedding", "tokens", "flops", "val_loss", "val_loss_stderr"]
+    shown = [
+        *(["trial"] if "trial" in table.columns else []),
+        "label",
+        "id",
+        "status",
+        "n_params_non_embedding",
+        "tokens",
+        "flops",
+        "val_loss",
+        "val_loss_stderr",
+    ]
     with_numbers = table[shown].to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.5g}")
     if not (table["status"] == "completed").any():
         return f"{with_numbers}\nno run has completed yet"

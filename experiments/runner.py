@@ -19,7 +19,7 @@ from experiments.launchers.submitted import end_submission, submissions
 from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
-from experiments.results import check_columns
+from experiments.results import check_base, check_columns
 from experiments.retrying import mark_retries
 from experiments.store import FINISHED, TO_DO, StudyFolder
 from experiments.study import Study
@@ -44,9 +44,10 @@ class Prepared:
     is_new: bool
 
 
-def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
+def prepare(study: Study, folder: Path, drifted: Drifted = "stop", elsewhere: bool = False) -> Prepared:
     """Resolve a study for `folder`, from its lock where that still holds. Writes nothing.
 
+    Runs that train `elsewhere` may name a device that this machine lacks.
     Raises UserError for anything wrong in the study, and for a folder that cannot be written. Drifted runs are
     reported unless `drifted` says what to do with them.
     """
@@ -55,8 +56,11 @@ def prepare(study: Study, folder: Path, drifted: Drifted = "stop") -> Prepared:
     # A lock may hold runs that were kept as they had been; to rerun those, everything is resolved again.
     if old is not None and holds(old, study) and drifted != "rerun":
         return Prepared(StudyFolder(folder, old), study.text, [], False)
-    new = resolve(study, old)
-    check_columns(study, {name: None for run in new.runs for name in run.factors})
+    new = resolve(study, old, elsewhere)
+    if new.search is not None:
+        StudyFolder(folder, new).trials.refuse_others(new.search)
+    check_columns(study, new.factors)
+    check_base(study, new.runs)
     found = drifts(old, new, StudyFolder(folder, new).folders())
     if drifted == "keep":
         new = keep_drifted(new, found)
@@ -109,7 +113,8 @@ class StudyRun:
             mark_retries(self.folder)
             self._job = replace(self._job, retry_failed=False)
         published.discard_if_wrong(self.folder.path, self.folder.folders())
-        if self.to_do() and not self._is_submitted():
+        # Workers that are left to an engine are joined, and not more of them submitted than there is work for.
+        if self.to_do() and (self.outlives_driver or not self._is_submitted()):
             self._observer = Observer(self.folder)
             self._workers = launcher.start(self.folder.path, self._job)
         return self
@@ -142,7 +147,7 @@ class StudyRun:
     def to_do(self) -> int:
         """How many runs workers would take up now."""
         states = self.status()
-        return sum(states.get(name, 0) for name in (*TO_DO, "running"))
+        return sum(states.get(name, 0) for name in (*TO_DO, "running")) + self.folder.to_propose
 
     def status(self) -> dict[str, int]:
         """How many runs are in each state, read from the files."""
@@ -155,6 +160,11 @@ class StudyRun:
         """The study at this moment: counts by state, what is running and how far, and the seconds left."""
         self._observer = self._observer or Observer(self.folder)
         return self._observer.look()
+
+    @property
+    def outlives_driver(self) -> bool:
+        """Whether the workers go on when this process ends: then stopping only ends the watching."""
+        return self._job.settings.outlives_driver
 
     @property
     def is_working(self) -> bool:
@@ -245,8 +255,9 @@ class ExperimentRunner:
         if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
             raise UserError(f"run_grid: jobs: expected a whole number of at least 1, got {jobs!r}")
         study = Study.from_grid(grid_name, self.base_config_path, base_params, grid_params, seeds, launcher, supervise)
-        prepared = prepare(study, self.output_root / grid_name, drifted)
-        job = Job(chosen_launcher(study.launcher), jobs=jobs, retry_failed=retry_failed)
+        settings = chosen_launcher(study.launcher)
+        prepared = prepare(study, self.output_root / grid_name, drifted, settings.elsewhere)
+        job = Job(settings, jobs=jobs, retry_failed=retry_failed)
         run = StudyRun(prepared, job).start()
         self._handles.append(run)
         if not wait:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from experiments import lease, marks
 from experiments.launchers.submitted import submissions
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
 from experiments.outcomes import failure, read_outcome
+from experiments.search.search import Refused
+from experiments.search.trials import TrialFiles, runs_of
 from nanogpt.config import UserError
-from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, read_json, read_published
+from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, read_published
 
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.I)  # s3://bucket, of which a Path keeps s3:/bucket
 RUN_FOLDER = re.compile(r".*\.([0-9a-f]{12})")
-TRIALS = "trials"
 # What `run` takes up again by itself; a failed run waits until a person asks for a retry.
 TO_DO = ("missing", "queued", "interrupted", "preempted", "lost")
 FINISHED = PUBLISHED
@@ -50,7 +50,7 @@ class StudyFolder:
         self.path = Path(path)
         self._lock = lock
         self._folders: dict[str, Path] = {}
-        self._trials: dict[str, LockedRun] = {}
+        self.trials = TrialFiles(self.path)
         self._stamp: tuple[int, int] | None = None
         self._was_listed = False
 
@@ -65,6 +65,8 @@ class StudyFolder:
 
     def check_writable(self) -> None:
         """Raises UserError when the folder cannot be made or written, before anything is computed for it."""
+        if ADDRESS.match(str(self.path)):
+            raise UserError(f"{self.path}: is an address, not a folder: results need a file system that has hard links")
         nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise UserError(f"{self.path}: cannot be written: {nearest} is not a folder")
@@ -101,20 +103,22 @@ class StudyFolder:
 
     def runs(self) -> list[LockedRun]:
         """The runs of the lock and those that a sampler has proposed since, each once."""
-        return [*self.lock.runs, *self._proposed()]
-
-    def _proposed(self) -> list[LockedRun]:
-        """`trials/<k>.json` in the order of k. They appear whole and never change, so each is read once."""
-        try:
-            names = [name for name in os.listdir(self.path / TRIALS) if re.fullmatch(r"\d+\.json", name)]
-        except OSError:
-            return []
-        for name in names:
-            if name not in self._trials:
-                self._trials[name] = _trial(self.path / TRIALS / name)
         known = {run.id for run in self.lock.runs}
-        ordered = (self._trials[name] for name in sorted(names, key=lambda name: int(name.partition(".")[0])))
-        return [run for run in {run.id: run for run in ordered}.values() if run.id not in known]
+        proposed = {run.id: run for run in runs_of(self.trials.all()) if run.id not in known}
+        return [*self.lock.runs, *proposed.values()]
+
+    def refused(self) -> list[Refused]:
+        """The proposals of a search that are no runs, with their reasons."""
+        later = [trial for trial in self.trials.all().values() if trial.refused is not None]
+        return [
+            *self.lock.refused,
+            *(Refused(trial=trial.trial, settings=trial.settings, reason=str(trial.refused)) for trial in later),
+        ]
+
+    @property
+    def to_propose(self) -> int:
+        """How many trials of a search are still to be proposed."""
+        return sum(self.trials.lacking(self.lock.search)) if self.lock.search is not None else 0
 
     def states(self, without: Collection[str] = ()) -> dict[str, RunState]:
         """The state of every run but those `without`, by id."""
@@ -143,16 +147,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def _trial(path: Path) -> LockedRun:
-    data = read_json(path)
-    known = data.get("run", data)
-    try:
-        return LockedRun.model_validate({key: known[key] for key in LockedRun.model_fields if key in known})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise UserError(f"{path}: damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
 def _queued(state: RunState) -> RunState:
@@ -252,7 +246,7 @@ def _held(folder: Path, top: int) -> RunState:
         return RunState("lost", top)
     if lease.is_local(holder):
         return RunState("running" if lease.is_alive(holder) else "lost", top, holder.host)
-    fresh = time.time() - path.stat().st_mtime < lease.STALE_SECONDS
+    fresh = time.time() - path.stat().st_mtime < holder.stale_seconds
     return RunState("running" if fresh else "lost", top, holder.host)
 
 

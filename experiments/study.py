@@ -8,23 +8,26 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 import nanogpt.config
 from experiments import grid
 from experiments.analysis.filters import Filter
-from experiments.factors import factor_names, factor_values, label_of, takes_whole_numbers
-from experiments.grid import Point, Sweep
+from experiments.factors import factor_names, takes_whole_numbers
+from experiments.grid import Sweep
 from experiments.launchers.settings import KINDS, as_section, check_launcher
+from experiments.runspec import RunSpec, make_spec
+from experiments.search.locking import first_specs
+from experiments.search.search import Search
+from experiments.studyfile import StudyFile, Variant, explain, variant_named, with_variant
 from experiments.supervise import Supervise, check_supervise
-from nanogpt.config import Config, UserError, canonical_json, did_you_mean
+from nanogpt.config import UserError, canonical_json
 from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.layers import Layers
 from nanogpt.configfile import (
     YamlFile,
-    build_config,
     dump_yaml,
     find_base,
     lay_overrides,
@@ -38,39 +41,12 @@ from nanogpt.configfile import (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class StudyFile(BaseModel):
-    """The keys of a study's YAML file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    question: Annotated[str, Field(min_length=1)] = Field(description="What the study wants to know.")
-    hypothesis: Annotated[str, Field(min_length=1)] = Field(description="What is expected, said before it runs.")
-    name: str | None = Field(None, description="Name of the results folder; default: the file's name.")
-    base: str | None = Field(None, description="Config file all runs start from, relative to this file.")
-    config: dict[str, Any] = Field({}, description="Settings of all runs, merged over the base.")
-    sweep: Sweep = Field(Sweep(), description="What varies from run to run.")
-    fit: dict[str, Any] | None = Field(None, description="The law to fit; see docs/laws.md.")
-    report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
-    launcher: Any = Field(None, description="What starts the workers: a name, or `kind` and its settings.")
-    supervise: Any = Field(None, description="Time limits, retries, and when failures end the study.")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSpec:
-    """One point of the sweep: a validated config that is not yet resolved, and what varies in it."""
-
-    config: Config
-    factors: Mapping[str, Any]
-    label: str
-    place: str
-
-
 @dataclasses.dataclass(frozen=True)
 class Study:
     """A question, a hypothesis, a base config, a sweep, and the analysis that answers it.
 
     `text` is the study as YAML, `files` the sha256 of every file that was read for it, and `hash` what must be equal
-    for an earlier lock to hold.
+    for an earlier lock to hold. `size` is the one of the file's `sizes` that was chosen, None for the study as written.
     """
 
     name: str
@@ -81,7 +57,11 @@ class Study:
     layers: Layers
     sweep: Sweep
     fit: dict[str, Any] | None
+    optimum: dict[str, Any] | None
     report: dict[str, Any]
+    limits: str
+    sizes: tuple[str, ...]
+    size: str | None
     launcher: dict[str, Any] | None
     supervise: dict[str, Any]
     overrides: dict[str, Any]
@@ -89,24 +69,33 @@ class Study:
     place: Callable[..., str]
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
-        """Read and check a study file. Raises UserError with file and line; the runs are checked by `runs()`."""
+    def load(
+        cls, path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = (), size: str | None = None
+    ) -> Self:
+        """Read and check a study file, at one of its `sizes` if named. Its results are those of `<name>-<size>` then.
+
+        Raises UserError with file and line; the runs are checked by `runs()`.
+        """
         file = load_yaml(path)
         try:
             asked = StudyFile.model_validate(file.data)
         except ValidationError as error:
-            raise UserError(_explain(error, lambda *path: file.line(path))) from None
+            raise UserError(explain(error, lambda *path: file.line(path))) from None
+        variant = variant_named(asked, size, str(file.path))
+        asked = with_variant(asked, variant)
         base = find_base(asked.base, file.path.parent, file.line(("base",))) if asked.base else None
         layers = _base_layers(base) if base else Layers()  # this finds a chain that leads back to itself
         chain = _base_chain(base) if base else []
-        _refuse_empty(asked.sweep, lambda *path: file.line(("sweep", *path)))
-        places = {path[1:]: place for path, place in file.places.items() if path[0] == "config"}
-        layers.lay(asked.config, places, str(file.path))
-        name = asked.name or file.path.stem
+        place = _sweep_places(file, size, variant)
+        _refuse_empty(asked.sweep, place)
+        layers.lay(asked.config, _places_below(file, "config"), str(file.path))
+        if size is not None:
+            layers.lay(variant.config, _places_below(file, "sizes", size, "config"), str(file.path))
         _check_analysis(asked, lambda *path: file.line(path))
         _check_execution(asked, lambda *path: file.line(path))
         files = [file.path, *chain]
-        return cls._build(name, asked, layers, files, _below(file, "sweep"), str(file.path), _pairs(overrides))
+        name = "-".join(part for part in (asked.name or file.path.stem, size) if part)
+        return cls._build(name, asked, layers, files, place, str(file.path), _pairs(overrides), size)
 
     @classmethod
     def from_grid(
@@ -136,7 +125,7 @@ class Study:
         try:
             asked = StudyFile.model_validate(data)
         except ValidationError as error:
-            raise UserError(_explain(error, lambda *path: f"grid {name}")) from None
+            raise UserError(explain(error, lambda *path: f"grid {name}")) from None
         _check_execution(asked, lambda *path: "run_grid")
         layers = _base_layers(Path(base_config_path))
         layers.lay(asked.config, {}, "base_params")
@@ -153,6 +142,7 @@ class Study:
         place: Callable[..., str],
         source: str = "",
         overrides: Mapping[str, Any] = MappingProxyType({}),
+        size: str | None = None,
     ) -> Self:
         if not NAME.fullmatch(name):
             raise UserError(f"{source or 'run_grid'}: name: {name!r} cannot name a folder; use letters, digits, . _ -")
@@ -166,7 +156,11 @@ class Study:
             layers=layers,
             sweep=asked.sweep,
             fit=asked.fit,
+            optimum=asked.optimum,
             report=asked.report,
+            limits=asked.limits.strip(),
+            sizes=tuple(asked.sizes),
+            size=size,
             launcher=None if asked.launcher is None else as_section(check_launcher(asked.launcher)),
             supervise=dict(asked.supervise or {}),
             overrides=dict(overrides),
@@ -184,32 +178,54 @@ class Study:
             list(self.files.values()),
             {key: str(v) for key, v in self.overrides.items()},
             schema_hash(),
+            *([self.size] if self.size is not None else []),
         ]
         return _sha256(canonical_json(parts).encode())
 
     def runs(self) -> list[RunSpec]:
-        """Every run of the sweep, each with its whole config validated.
+        """Every run of the sweep, each with its whole config validated; of a search, those known beforehand.
 
         Raises UserError with file and line for the first thing wrong, and when the filters leave nothing.
         """
-        whole = {key: takes_whole_numbers(resolve_key(key, place)) for key, place in self._keys()}
-        points = grid.expand(self.sweep, self.place, whole.__getitem__)
+        search = self.search()
+        if search is not None:
+            return first_specs(search, self.place("space"))
+        points = grid.expand(self.sweep, self.place, self._whole().__getitem__)
         names = factor_names(points)
-        specs = [self._spec(point, names) for point in points]
+        specs = [make_spec(self.layers, point, names, self.place()) for point in points]
         filters = [Filter(text, self.place("filter", str(i))) for i, text in enumerate(self.sweep.filters)]
         kept = [spec for spec in specs if all(each.keeps(spec.factors) for each in filters)]
         if not kept:
             raise UserError(f"{self.place('filter')}: sweep.filter: none of the {len(specs)} runs is left")
         return kept
 
-    def _spec(self, point: Point, names: Mapping[str, str]) -> RunSpec:
-        layers = self.layers.copy()
-        layers.lay(point.settings, {(key,): place for key, place in point.places.items()}, self.place())
-        place = next(iter(point.places.values()), self.place())
-        config = build_config(layers, place)
-        _refuse_folders(config, layers, place)
-        factors = factor_values(config, point, names)
-        return RunSpec(config, factors, label_of(factors), place)
+    def search(self) -> Search | None:
+        """What a search of this study proposes from; None where the sweep is a grid. Raises UserError as `runs`."""
+        sweep = self.sweep
+        if sweep.sampler.kind == "grid":
+            return None
+        whole = self._whole()
+        cells = grid.expand(sweep.model_copy(update={"seeds": None}), self.place, whole.__getitem__)
+        example = {key: dimension.value(0.0, whole[key]) for key, dimension in sweep.space.items()}
+        seeded = {} if sweep.seeds is None else {"seed": 0}
+        for index, text in enumerate(sweep.filters):
+            Filter(text, self.place("filter", str(index)))
+        return Search(
+            sampler=sweep.sampler,
+            space=sweep.space,
+            pruner=sweep.pruner,
+            cells=[dict(cell.settings) for cell in cells],
+            seeds=sweep.seeds,
+            filters=sweep.filters,
+            names=factor_names([*cells, grid.Point({**example, **seeded}, {})]),
+            whole=[key for key in sweep.space if whole[key]],
+            base=self.layers.tree,
+            flags={flag: value for flag, (value, _) in self.layers.deferred.items()},
+        )
+
+    def _whole(self) -> dict[str, bool]:
+        """Whether each key that varies takes whole numbers. An unknown key is found here, with its place."""
+        return {key: takes_whole_numbers(resolve_key(key, place)) for key, place in self._keys()}
 
     def _keys(self) -> list[tuple[str, str]]:
         """Every key that the sweep varies, and where it stands."""
@@ -219,8 +235,9 @@ class Study:
         """The keys that meet in one run: those of all axes, and those of each single point."""
         axes = [(key, self.place("grid", key)) for key in self.sweep.grid]
         axes += [(key, self.place("zip", str(i), key)) for i, group in enumerate(self.sweep.zips) for key in group]
+        space = [(key, self.place("space", key)) for key in self.sweep.space]
         points = [[(key, self.place("points", str(i), key)) for key in p] for i, p in enumerate(self.sweep.points)]
-        return [axes, *points]
+        return [axes + space, *(point + space for point in points)]
 
     def _refuse_double_keys(self) -> None:
         """A key on two axes, or both varied and overridden, would silently take the last value."""
@@ -238,18 +255,6 @@ class Study:
                 seen[dotted] = place
 
 
-def _refuse_folders(config: Config, layers: Layers, place: str) -> None:
-    """Settings that only mean something for a single run a person starts by hand."""
-    settings = config.runtime
-    for key, is_set in (("out_dir", settings.out_dir is not None), ("resume", settings.resume != "auto")):
-        if is_set:
-            where = layers.place(("runtime", key)) or place
-            raise UserError(f"{where}: runtime.{key}: a study decides itself where its runs lie and when they resume")
-    if settings.branch_from is not None and not (Path(settings.branch_from) / "config.yaml").is_file():
-        where = layers.place(("runtime", "branch_from")) or place
-        raise UserError(f"{where}: runtime.branch_from: no run's folder: {settings.branch_from}")
-
-
 def _refuse_empty(sweep: Sweep, place: Callable[..., str]) -> None:
     """An axis that was begun and left empty is a slip; a study of one run names none."""
     for key, value in (("grid", sweep.grid), ("zip", sweep.zips), ("points", sweep.points), ("seeds", sweep.seeds)):
@@ -264,14 +269,22 @@ def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     return dict(overrides if isinstance(overrides, Mapping) else map(parse_override, overrides))
 
 
-def _below(file: YamlFile, head: str) -> Callable[..., str]:
-    """Places of keys below `head`. A list of one may be written without its dash: then its index is no key."""
+def _sweep_places(file: YamlFile, size: str | None, variant: Variant) -> Callable[..., str]:
+    """Places of keys below `sweep`, of the chosen size where it says them. A list of one may be written without its
+    dash: then its index is no key."""
+    theirs = {Sweep.model_fields[name].alias or name for name in variant.sweep.model_fields_set}
 
     def place(*path: str) -> str:
-        plain = (head, *(part for part in path if not part.isdigit()))
-        return file.places.get((head, *path)) or file.places.get(plain) or file.line((head, *path))
+        head = ("sizes", size, "sweep") if size is not None and path and path[0] in theirs else ("sweep",)
+        plain = (*head, *(part for part in path if not part.isdigit()))
+        return file.places.get((*head, *path)) or file.places.get(plain) or file.line((*head, *path))
 
     return place
+
+
+def _places_below(file: YamlFile, *head: str) -> dict[tuple[str, ...], str]:
+    """The places of everything under a key, by the path from there on."""
+    return {path[len(head) :]: place for path, place in file.places.items() if path[: len(head)] == head}
 
 
 def _base_layers(path: Path) -> Layers:
@@ -292,10 +305,12 @@ def _base_chain(path: Path) -> list[Path]:
 
 def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     """A misspelt law should be found before hours of training, not after."""
-    from experiments.analysis.spec import check_fit_spec, check_report_spec
+    from experiments.analysis.spec import check_fit_spec, check_optimum_spec, check_report_spec
 
     if asked.fit is not None:
         check_fit_spec(asked.fit, f"{place('fit')}: fit")
+    if asked.optimum is not None:
+        check_optimum_spec(asked.optimum, f"{place('optimum')}: optimum")
     check_report_spec(asked.report, f"{place('report')}: report")
 
 
@@ -303,20 +318,6 @@ def _check_execution(asked: StudyFile, place: Callable[..., str]) -> None:
     """As for the analysis: with the place of each key."""
     check_launcher(asked.launcher, lambda *path: place("launcher", *path))
     check_supervise(asked.supervise, lambda *path: place("supervise", *path))
-
-
-def _explain(error: ValidationError, place: Callable[..., str]) -> str:
-    """The first problem of a study file in one line."""
-    problem = error.errors(include_url=False)[0]
-    path = tuple(str(part) for part in problem["loc"])
-    fields = Sweep.model_fields if path[0] == "sweep" and len(path) > 1 else StudyFile.model_fields
-    messages = {
-        "extra_forbidden": f"no such key{did_you_mean(path[-1], [f.alias or key for key, f in fields.items()])}",
-        "missing": "is missing; a study says it before it runs",
-        "string_too_short": "is empty; a study says it before it runs",
-    }
-    fallback = f"{problem['msg'].replace('Input should be', 'expected')}, got {problem['input']!r}"
-    return f"{place(*path)}: {'.'.join(path)}: {messages.get(problem['type'], fallback)}"
 
 
 def plain(value: Any) -> Any:
@@ -350,7 +351,8 @@ def study_schema() -> dict[str, Any]:
     schema = StudyFile.model_json_schema()
     keys = {"propertyNames": {"enum": sorted(all_keys())}}
     sweep = schema["$defs"]["Sweep"]["properties"]
-    schema["properties"]["config"] |= {"propertyNames": keys["propertyNames"]}
+    for owner in (schema, schema["$defs"]["Variant"]):
+        owner["properties"]["config"] |= {"propertyNames": keys["propertyNames"]}
     sweep["grid"] |= keys
     sweep["points"]["items"] |= keys
     group = sweep["zip"].pop("items") | keys

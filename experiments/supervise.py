@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from experiments.lease import STALE_SECONDS
 from nanogpt.config import UserError, did_you_mean
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -30,6 +31,13 @@ def _limit(value: Any) -> float | None:
     return seconds
 
 
+def _lease(value: Any) -> float:
+    seconds = seconds_of(value)
+    if seconds < 1:
+        raise ValueError(f"expected at least 1s, got {value!r}")
+    return seconds
+
+
 class Supervise(BaseModel):
     """What a worker does with runs that take too long or fail. Times are in seconds."""
 
@@ -45,6 +53,9 @@ class Supervise(BaseModel):
         10.0, description="Wait before the first retry; doubled before each further one."
     )
     on_error: Literal["continue", "stop"] = Field("continue", description="stop: the first failure ends the study.")
+    lease: Annotated[float, BeforeValidator(_lease)] = Field(
+        STALE_SECONDS, description="A worker that shows no sign of life for so long loses its runs to others."
+    )
     max_failures: Annotated[int, Field(strict=True, ge=1)] | None = Field(
         3, description="So many runs with the same failure end the study; null for no end."
     )

@@ -15,7 +15,6 @@ import gc
 import os
 import select
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field
 
@@ -23,10 +22,12 @@ from experiments import engine, lease, marks, policy
 from experiments.attempt import Settled, claim, give_back, settle
 from experiments.children import Child, Nursery, Reason
 from experiments.devices import GpuPool, visible_gpus
+from experiments.launchers.slurm_requeue import requeue
 from experiments.lease import Claimant, LeaseLost
 from experiments.lock import LockedRun
 from experiments.outcomes import Exit
 from experiments.queue import Queue
+from experiments.search.at_work import SearchAtWork
 from experiments.shapes import use_cache
 from experiments.signals import woken_by_signals
 from experiments.store import StudyFolder
@@ -61,7 +62,7 @@ class Worker:
 
     study: StudyFolder
     setup: Setup = field(default_factory=Setup)
-    claimant: Claimant = field(default_factory=Claimant)
+    claimant: Claimant | None = None  # default: this process, with the study's lease
     children: dict[int, Child] = field(default_factory=dict)
     stopping: Reason = ""
     failed: int = 0
@@ -69,7 +70,9 @@ class Worker:
     def __post_init__(self) -> None:
         engine.check_processes(self.setup.nproc)
         self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
-        self.queue = Queue(self.study, self.setup.retry_failed)
+        self._claimant = self.claimant or Claimant(self.supervise.lease)
+        self.queue = Queue(self.study, self.setup.retry_failed, claimant=self._claimant)
+        self.search = SearchAtWork(self.study)
         self.gpus = GpuPool(visible_gpus(), self.setup.gpus_per_run, self.setup.slots_per_gpu)
         self.parent_fd = self.setup.parent_fd
         self.unsettled: list[tuple[Child, Exit]] = []
@@ -93,14 +96,19 @@ class Worker:
                         child.stop(self.stopping)
                 else:
                     self._fill_slots()
-                if not self.children and (self.stopping or self.queue.is_empty):
+                    self._search()
+                if not self.children and (self.stopping or (self.queue.is_empty and not self.search.may_grow)):
                     break
                 self._beat()
                 self._wait(wake, TICK_SECONDS)
             self._settle_again(last=True)
-        if self.stopping and not self.queue.is_empty:
+        self.search.close()
+        if self.stopping and (self.search.may_grow or not self.queue.is_empty):
             self._requeue()
             return engine.INTERRUPTED
+        if self.search.is_broken:
+            say("the child that proposes trials has died: no more are tried")
+            return engine.MISTAKE
         return engine.FAILED if self.failed else engine.COMPLETED
 
     def _on_signal(self, number: int) -> None:
@@ -138,6 +146,16 @@ class Worker:
         # All were looked at, and those left are held by others: no need to look all the time.
         self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
 
+    def _search(self) -> None:
+        """End what a pruner gives up, and ask for trials where slots are free."""
+        for child in self.children.values():
+            held = child.attempt.lease
+            if child.asked_to_stop is None and self.search.ends(child.attempt.run, held.generation):
+                say(f"{child.attempt.run.name}: the pruner ends it")
+                child.stop("interrupted")
+        if self.search.has_proposed(self.setup.slots - len(self.children)):
+            self._next_look = 0.0
+
     def _is_stopped_by_failures(self) -> bool:
         stop = policy.study_stop(self.queue.failures, self.supervise)
         if stop is None:
@@ -146,12 +164,13 @@ class Worker:
             say(f"no further run is started: {stop[0]}: {', '.join(stop[1])}")
             self.failed += 1
             self.queue.clear()
+        self.search.clear()
         return True
 
     def _take(self, run: LockedRun) -> None:
         """Start the run if it can be claimed."""
         try:
-            attempt = claim(self.study, run, self.claimant, self.setup.threads, self.queue.seen.get(run.id))
+            attempt = claim(self.study, run, self._claimant, self.setup.threads, self.queue.seen.get(run.id))
         except (UserError, OSError) as error:
             self._leave_alone(run, error)
             return
@@ -173,7 +192,7 @@ class Worker:
 
     def _nursery(self) -> Nursery:
         # With the pipe's write end, or the worker's own parent pipe, a child would keep itself alive.
-        close = [self._life_write, *([] if self.parent_fd is None else [self.parent_fd])]
+        close = [self._life_write, *self.search.descriptors, *([] if self.parent_fd is None else [self.parent_fd])]
         return Nursery(self._life_read, close, self.setup.isolation, self.setup.nproc, self.supervise.time_limit)
 
     def _leave_alone(self, run: LockedRun, error: Exception) -> None:
@@ -208,6 +227,7 @@ class Worker:
         if settled.ending == "failed":
             self.failed += 1
         self.queue.ended(run, settled)
+        self.search.ended(run)
         self._next_look = 0.0
 
     def _settle_again(self, last: bool = False) -> None:
@@ -229,7 +249,7 @@ class Worker:
     def _beat(self) -> None:
         if time.monotonic() < self._next_beat:
             return
-        self._next_beat = time.monotonic() + lease.BEAT_SECONDS
+        self._next_beat = time.monotonic() + self._claimant.beat_seconds
         for child in [*self.children.values(), *(child for child, _ in self.unsettled)]:
             try:
                 lease.beat(child.attempt.lease)
@@ -241,7 +261,7 @@ class Worker:
 
     def _wait(self, wake: int, seconds: float) -> None:
         """Sleep until a child ends, a signal comes, the parent goes, or a tick has passed."""
-        sources = [wake] if self.parent_fd is None else [wake, self.parent_fd]
+        sources = [wake, *self.search.answers, *([] if self.parent_fd is None else [self.parent_fd])]
         ready, _, _ = select.select(sources, [], [], seconds)
         if wake in ready:
             os.read(wake, 4096)
@@ -251,14 +271,8 @@ class Worker:
 
     def _requeue(self) -> None:
         """Ask Slurm for this job again: a clean end inside its grace time would count as completed."""
-        job = os.environ.get("SLURM_JOB_ID")
-        if self.setup.on_term != "requeue-command" or self.stopping != "preempted" or not job:
-            return
-        try:
-            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-            say(f"asked for job {job} again: {done.stderr.strip() or 'done'}")
-        except OSError as error:
-            say(f"could not ask for job {job} again: {reason_of(error)}")
+        if self.setup.on_term == "requeue-command" and self.stopping == "preempted":
+            say(requeue())
 
 
 def _on_gpu(run: LockedRun) -> bool:

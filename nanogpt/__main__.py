@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     describe = command("describe", _describe, "parameters, FLOPs and memory of a config, without training it")
     describe.add_argument("target", type=Path, nargs="?", metavar="CONFIG", help="then any settings as --key=value")
     describe.add_argument("--many", action="store_true", help="read a JSON list of configs on stdin, answer as JSON")
+    describe.add_argument("--elsewhere", action="store_true", help="with --many: devices need not be here")
     rules = command("rules", _rules, "the parametrization's rules with the numbers of a config")
     rules.add_argument("target", type=Path, metavar="CONFIG", help="then any settings as --key=value")
     _add_coord_check(command("coord-check", _coord_check, "do activations stay put while a model grows?"))
@@ -87,7 +88,8 @@ def _add_coord_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps per model; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="models per size and mode; default %(default)s")
     parser.add_argument("--sequences", type=int, default=8, help="sequences per step; default %(default)s")
-    parser.add_argument("--learning_rate", type=float, help="constant; default: a twentieth of init_std")
+    parser.add_argument("--learning_rate", type=float, help="constant; default: moves weights by 1/20 of init_std")
+    parser.add_argument("--adamw_learning_rate", type=float, help="with Muon: constant rate of what AdamW trains")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/coord_check/CONFIG")
 
 
@@ -186,15 +188,20 @@ def _show(folder: Path) -> int:
 
 
 def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.describe import describe, describe_many, format_description
+    from nanogpt.data.corpora import MissingCorpus
+    from nanogpt.describe import describe, describe_many, describe_without_corpus, format_description
 
     if arguments.many:
         # Not json.dump: it encodes in Python, and writes each number by itself.
-        sys.stdout.write(json.dumps(describe_many(json.load(sys.stdin))))
+        sys.stdout.write(json.dumps(describe_many(json.load(sys.stdin), arguments.elsewhere)))
         return 0
     if arguments.target is None:
         raise UserError("describe: needs a config file, or --many")
-    print(format_description(describe(_load(arguments.target, overrides))))
+    config = _load(arguments.target, overrides)
+    try:
+        print(format_description(describe(config)))
+    except MissingCorpus as problem:
+        print(format_description(describe_without_corpus(config, problem), str(problem)))
     return 0
 
 
@@ -209,10 +216,16 @@ def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _rules(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.describe import describe
+    from nanogpt.data.corpora import MissingCorpus
+    from nanogpt.describe import describe, describe_without_corpus
     from nanogpt.rules import format_config_rules
 
-    print(format_config_rules(describe(_load(arguments.target, overrides))))
+    config = _load(arguments.target, overrides)
+    try:
+        description = describe(config)
+    except MissingCorpus as problem:  # no rule depends on it
+        description = describe_without_corpus(config, problem)
+    print(format_config_rules(description))
     return 0
 
 

@@ -32,8 +32,9 @@ MOST_PROBED = 4  # sequences in it
 class Sweep:
     """What is trained: every mode at every size of one axis, `seeds` times, for `steps` steps of `sequences`.
 
-    The learning rate is the check's own, not the config's: a peak that training reaches by a warm-up would, used from
-    the first step on, saturate the small models and tilt every slope.
+    The learning rates are the check's own, not the config's: a peak that training reaches by a warm-up would, used
+    from the first step on, saturate the small models and tilt every slope. `adamw_learning_rate` is that of what Muon
+    does not train.
     """
 
     axis: Axis
@@ -43,6 +44,7 @@ class Sweep:
     seeds: int = 3
     sequences: int = 8
     learning_rate: float = 1e-3
+    adamw_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         where = f"coord-check: {self.axis}s"
@@ -54,8 +56,9 @@ class Sweep:
         for name in ("steps", "seeds", "sequences"):
             if getattr(self, name) < 1:
                 raise UserError(f"coord-check: {name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise UserError(f"coord-check: learning_rate: expected a positive number, got {self.learning_rate}")
+        for name in ("learning_rate", "adamw_learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"coord-check: {name}: expected a positive number, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,25 @@ def sized(config: Config, sweep: Sweep, mode: str, size: int) -> Config:
     The base shape is the config's where it names one, else the smallest size of the sweep. The learning rate is
     constant, the precision float32 and dropout off, so that nothing but the size differs.
     """
-    if config.optimizer.kind != "adamw":
-        # Its rate means another size of step, and the check's default and thresholds were set for AdamW.
-        raise UserError(f"coord-check: optimizer.kind={config.optimizer.kind}: only adamw is checked")
-    model, parametrization = config.model, config.parametrization
-    base = {
-        "base_n_embd": parametrization.base_n_embd or (min(sweep.sizes) if sweep.axis == "width" else model.n_embd),
-        "base_n_layer": parametrization.base_n_layer or (min(sweep.sizes) if sweep.axis == "depth" else model.n_layer),
-    }
+    model = config.model
+    depth = config.parametrization.base_n_layer or (min(sweep.sizes) if sweep.axis == "depth" else model.n_layer)
+    base = {"base_n_embd": base_width(config, sweep.axis, sweep.sizes), "base_n_layer": depth}
     shape = _at_width(config, size) if sweep.axis == "width" else {"n_layer": size}
     tree = config.model_dump(mode="json")
     tree["model"] |= {"dropout": 0.0, **shape}
     tree["parametrization"] |= {"mode": mode, **base}
     tree["optimizer"]["learning_rate"] = sweep.learning_rate
+    if config.optimizer.kind == "muon":
+        tree["optimizer"]["adamw_learning_rate"] = sweep.adamw_learning_rate
     tree["schedule"] = {"kind": "constant"}
     tree["train"] |= {"precision": "fp32", "batch_size": sweep.sequences}
     tree["runtime"] |= {"micro_batch_size": None}
     return Config.model_validate(tree)
+
+
+def base_width(config: Config, axis: Axis, sizes: Sequence[int]) -> int:
+    """The width that a sweep's multipliers are measured from."""
+    return config.parametrization.base_n_embd or (min(sizes) if axis == "width" else config.model.n_embd)
 
 
 def _at_width(config: Config, size: int) -> dict[str, Any]:
@@ -117,15 +122,22 @@ def _at_width(config: Config, size: int) -> dict[str, Any]:
     return shape
 
 
-def run_sweep(config: Config, sweeps: Sequence[Sweep], say: Callable[[str], None] = lambda text: None) -> list[Reading]:
+def run_sweep(
+    config: Config,
+    sweeps: Sequence[Sweep],
+    say: Callable[[str], None] = lambda text: None,
+    before: Callable[[], None] = lambda: None,
+) -> list[Reading]:
     """Train every mode, size and seed of the sweeps and read the activations before and after each step.
 
-    Raises UserError for a size that the config can not take, before anything is trained.
+    `before` is called once all is known to be right. Raises UserError for a size that the config can not take, before
+    anything is trained.
     """
     config = resolve(config)
     models = [(sweep, mode, size) for sweep in sweeps for mode in sweep.modes for size in sweep.sizes]
     configs = [sized(config, *model) for model in models]
     corpus = open_corpus(config.data, config.runtime)
+    before()
     readings: list[Reading] = []
     for number, ((sweep, mode, size), one) in enumerate(zip(models, configs, strict=True), start=1):
         say(f"{number}/{len(models)}: {mode}, {KEYS[sweep.axis]}={size}")

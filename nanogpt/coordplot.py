@@ -25,7 +25,9 @@ WORDS = {
 }
 
 
-def draw_check(readings: Sequence[Reading], slopes: Sequence["Slope"], flat: float, note: str, folder: Path) -> Path:
+def draw_check(
+    readings: Sequence[Reading], slopes: Sequence["Slope"], flat: float, optimizer: str, note: str, folder: Path
+) -> Path:
     """Draw `coord_check_<axis>.png` from the readings of one axis; returns its path."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -53,7 +55,8 @@ def draw_check(readings: Sequence[Reading], slopes: Sequence["Slope"], flat: flo
     bar = figure.colorbar(shades, ax=grid, shrink=min(1.0, 1.5 / len(modes)), aspect=14, pad=0.01)
     bar.set_label("optimizer steps done", fontsize=9)
     figure.suptitle(
-        f"Coordinate check: how large activations are at different {axis}s, from initialization to step {last}.\n"
+        f"Coordinate check ({optimizer}): how large activations are at different {axis}s, "
+        f"from initialization to step {last}.\n"
         f"Flat lines mean that {axis} does not matter. Slope: of the line of step {last}, on log axes; "
         f"orange: steeper than {flat}",
         fontsize=11,

@@ -10,14 +10,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from nanogpt.config import Config, UserError
-from nanogpt.coordcheck import KINDS, Reading, Sweep, run_sweep
+from nanogpt.config.training import Muon
+from nanogpt.coordcheck import KINDS, Reading, Sweep, base_width, run_sweep
 from nanogpt.coordplot import draw_check
 from nanogpt.record import write_atomic
-from parametrization import MODES
+from parametrization import MODES, update_scale
 
 FLAT = 0.15  # the largest |slope| that passes: a factor of 1.5 over 16 times the size
-# Adam moves each weight of the base model by about the learning rate per step: in ten steps by half its own scale, so
-# that what is learned shows beside what was drawn, and the smallest models do not saturate.
+# The default rates move the base model's weights by this share of init_std per step: in ten steps by half their own
+# scale, so that what is learned shows beside what was drawn, and the smallest models do not saturate. Adam moves each
+# weight by about the learning rate; Muon an n x n matrix by rate * factor / sqrt(n), root mean square.
 RATE = 1 / 20
 QUANTITIES = ("rms", "change")
 
@@ -135,25 +137,49 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
     `coord_check_<axis>.png` a figure per axis. Raises UserError before anything is trained or written.
     """
     started = time.perf_counter()
-    readings = run_sweep(config, sweeps, _progress)
+    readings = run_sweep(config, sweeps, _progress, before=lambda: _make(folder))
     found = slopes(readings)
-    sweep = sweeps[0]
-    note = (
-        f"{sweep.steps} steps of {sweep.sequences} x {config.model.block_size} tokens, constant learning rate "
-        f"{sweep.learning_rate:g}, {sweep.seeds} seed{'s' if sweep.seeds > 1 else ''}"
+    name = optimizer_name(config)
+    notes = {sweep.axis: describe_sweep(config, sweep) for sweep in sweeps}
+    heading = "\n".join(f"{axis}: {note}" for axis, note in notes.items())
+    text = (
+        f"slopes: d log2(rms) / d log2(size), mean +- standard deviation over seeds\n{heading}\n\n{format_table(found)}"
     )
-    text = f"slopes: d log2(rms) / d log2(size), mean +- standard deviation over seeds; {note}\n\n{format_table(found)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _write_csv(folder / "coord_check.csv", [field.name for field in fields(Reading)], map(asdict, readings))
         _write_csv(folder / "slopes.csv", [field.name for field in fields(Slope)], map(asdict, found))
         write_atomic(folder / "coord_check.txt", text + "\n")
         for one in sweeps:
             mine = [reading for reading in readings if reading.axis == one.axis]
-            draw_check(mine, [slope for slope in found if slope.axis == one.axis], FLAT, note, folder)
+            draw_check(mine, [slope for slope in found if slope.axis == one.axis], FLAT, name, notes[one.axis], folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return f"{text}\n\n{folder}: written in {time.perf_counter() - started:.0f} s"
+
+
+def _make(folder: Path) -> None:
+    """The folder, known to take files, before minutes of training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "coord_check.txt", "")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+
+
+def describe_sweep(config: Config, sweep: Sweep) -> str:
+    """The optimizer, its rates and how much was trained, in a line."""
+    steps = f"{sweep.steps} step{'s' if sweep.steps > 1 else ''}"
+    trained = f"{steps} of {sweep.sequences} x {config.model.block_size} tokens"
+    seeds = f"{sweep.seeds} seed{'s' if sweep.seeds > 1 else ''}"
+    rates = f"{sweep.learning_rate:.3g}"
+    if config.optimizer.kind == "muon":
+        rates += f" (AdamW's half {sweep.adamw_learning_rate:.3g})"
+    return f"{optimizer_name(config)}, {trained}, constant learning rate {rates}, {seeds}"
+
+
+def optimizer_name(config: Config) -> str:
+    """As people call it."""
+    return f"Muon, scale {config.optimizer.scale}" if isinstance(config.optimizer, Muon) else "AdamW"
 
 
 def _progress(text: str) -> None:
@@ -173,25 +199,37 @@ def _write_csv(path: Path, names: Sequence[str], rows: Iterable[dict[str, object
 
 def sweeps_from(arguments: argparse.Namespace, config: Config) -> list[Sweep]:
     """The sweeps that a command line asks for. Raises UserError for one that is not understood."""
-    rate = config.parametrization.init_std * RATE if arguments.learning_rate is None else arguments.learning_rate
-    modes = tuple(arguments.modes.split(",")) if arguments.modes else tuple(MODES)
+    modes = tuple(arguments.modes.lower().split(",")) if arguments.modes else tuple(MODES)
     given = {"width": arguments.widths, "depth": arguments.depths}
-    sweeps = [
-        Sweep(
-            axis,
-            _sizes(axis, given[axis]),
-            modes,
-            arguments.steps,
-            arguments.seeds,
-            arguments.sequences,
-            rate,
-        )
-        for axis in ("width", "depth")
-        if given[axis] is not None
-    ]
+    length = (arguments.steps, arguments.seeds, arguments.sequences)
+    if arguments.adamw_learning_rate is not None and config.optimizer.kind != "muon":
+        raise UserError(f"coord-check: adamw_learning_rate: optimizer.kind={config.optimizer.kind} has one rate alone")
+    sweeps: list[Sweep] = []
+    for axis in ("width", "depth"):
+        if given[axis] is not None:
+            sizes = _sizes(axis, given[axis])
+            defaults = default_rates(config, base_width(config, axis, sizes))
+            rates = [
+                default if asked is None else asked
+                for asked, default in zip(
+                    (arguments.learning_rate, arguments.adamw_learning_rate), defaults, strict=True
+                )
+            ]
+            sweeps.append(Sweep(axis, sizes, modes, *length, *rates))
     if not sweeps:
         raise UserError("coord-check: needs --widths or --depths, such as --widths 32,64,128,256")
     return sweeps
+
+
+def default_rates(config: Config, base_n_embd: int) -> tuple[float, float]:
+    """(learning rate, AdamW's half) that move the base model's weights by RATE of init_std per step.
+
+    For Muon the move is that of a square matrix: an orthogonal n x n has entries of 1 / sqrt(n), root mean square.
+    """
+    move = config.parametrization.init_std * RATE
+    if not isinstance(config.optimizer, Muon):
+        return move, move
+    return move * math.sqrt(base_n_embd) / update_scale(config.optimizer.scale, base_n_embd, base_n_embd), move
 
 
 def _sizes(axis: str, text: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +86,14 @@ class Description:
         return {"config": self.config.model_dump(mode="json"), **plain, "memory_bytes": self.memory_bytes}
 
 
-def describe(config: Config) -> Description:
-    """Resolve `config` and describe its run. Raises UserError for a corpus, device or precision that is not there."""
-    corpus = _corpus_facts(config)
-    config = _resolve(config, corpus)
+def describe(config: Config, corpus: "CorpusFacts | None" = None, elsewhere: bool = False) -> Description:
+    """Resolve `config` and describe its run. Raises UserError for a corpus, device or precision that is not there.
+
+    With `corpus` the corpus itself need not be there; the id is then not that of any run. A run that trains
+    `elsewhere` may name a device that this machine lacks.
+    """
+    corpus = corpus or _corpus_facts(config)
+    config = _resolve(config, corpus, elsewhere)
     facts = model_facts(config.model)
     steps = horizon_steps(config, facts, corpus.train_tokens)
     tokens = steps * tokens_per_step(config)
@@ -111,14 +115,17 @@ def describe(config: Config) -> Description:
     )
 
 
-def describe_many(trees: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`Description.as_dict` of each config dict, or {"error": one line} for one that cannot be described."""
-    return [_describe_or_error(tree) for tree in trees]
+def describe_many(trees: Iterable[Mapping[str, Any]], elsewhere: bool = False) -> list[dict[str, Any]]:
+    """`Description.as_dict` of each config dict, or {"error": one line} for one that cannot be described.
+
+    Runs that train `elsewhere` may name a device that this machine lacks.
+    """
+    return [_describe_or_error(tree, elsewhere) for tree in trees]
 
 
-def _describe_or_error(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_or_error(tree: Mapping[str, Any], elsewhere: bool) -> dict[str, Any]:
     try:
-        return describe(Config.model_validate(tree)).as_dict()
+        return describe(Config.model_validate(tree), elsewhere=elsewhere).as_dict()
     except UserError as error:
         return {"error": str(error)}
     except ValueError as error:  # pydantic's: the tree was validated before, so its first line is enough
@@ -136,7 +143,7 @@ def _corpus_facts(config: Config) -> "CorpusFacts":
     return facts(config.data, config.runtime)
 
 
-def _resolve(config: Config, corpus: "CorpusFacts") -> Config:
+def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> Config:
     from nanogpt.hardware import resolve_device, resolve_precision
 
     vocab_size = config.model.vocab_size
@@ -144,8 +151,12 @@ def _resolve(config: Config, corpus: "CorpusFacts") -> Config:
         vocab_size = corpus.vocab_size
     elif vocab_size < corpus.vocab_size:
         raise UserError(f"model.vocab_size: {vocab_size} is less than the corpus's {corpus.vocab_size}; use auto")
-    device = resolve_device(config.runtime.device)
-    precision = resolve_precision(config.train.precision, device)
+    device, precision = config.runtime.device, str(config.train.precision)
+    if not elsewhere or device == "auto":
+        device = resolve_device(device)
+        precision = resolve_precision(precision, device)
+    elif precision == "auto":
+        precision = "fp32" if device == "cpu" else "bf16"
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab_size}),
@@ -294,18 +305,32 @@ def _score_bytes(model: Model, applications: int) -> int:
     return scores * (2 * FLOAT_BYTES + 1 if model.dropout > 0 else FLOAT_BYTES)
 
 
-def format_description(description: Description) -> str:
-    """The description as a page for people."""
+def describe_without_corpus(config: Config, problem: UserError) -> Description:
+    """The description of a config whose corpus is not there. Raises `problem` where its length is needed."""
+    from nanogpt.data.corpora import assumed_facts
+
+    if config.train.horizon[0] == "epochs":
+        raise problem
+    corpus = assumed_facts(config.data)
+    vocab_size = config.model.vocab_size
+    return describe(config, corpus if vocab_size == "auto" else replace(corpus, vocab_size=vocab_size))
+
+
+def format_description(description: Description, missing: str = "") -> str:
+    """The description as a page for people. `missing` says why the corpus is not there."""
     d, model, train = description, description.config.model, description.config.train
     six_nd = 6.0 * d.n_params * d.tokens
     kaplan = 6.0 * d.n_params_non_embedding * d.tokens
     parts = {
         "run": {
-            "id": d.id,
+            "id": "unknown until the corpus is there" if missing else d.id,
             "model": f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
-            "corpus": f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",
+            "corpus": f"{missing}; {model.vocab_size:,} kinds of tokens assumed"
+            if missing
+            else f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",
             "length": f"{d.steps:,} steps of {tokens_per_step(d.config):,} tokens = {d.tokens:,} tokens, "
-            f"{d.tokens / d.train_tokens:.3g} epochs, {d.tokens / d.n_params_non_embedding:.3g} per parameter",
+            + ("" if missing else f"{d.tokens / d.train_tokens:.3g} epochs, ")
+            + f"{d.tokens / d.n_params_non_embedding:.3g} per parameter",
             "device": f"{d.config.runtime.device}, {train.precision}",
         },
         "parameters": {

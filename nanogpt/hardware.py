@@ -48,6 +48,8 @@ PEAK_BF16_FLOPS: dict[str, float] = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
+# Words that turn the name of a GPU above into that of another, or of a slice of it: no peak is better than a wrong one.
+OTHER_SILICON = {"laptop", "max", "ti", "d", "super", "mig"}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MATMUL_TOLERANCE = 1e-5  # relative error against float64: true float32 reaches 1e-6, bf16 4e-3, TF32 5e-4
 
@@ -133,7 +135,7 @@ def peak_flops(device: "str | torch.device") -> float | None:
 def peak_flops_by_name(gpu_name: str) -> float | None:
     """The same by the name a GPU reports, as in `NVIDIA H100 80GB HBM3`. Whole words only: an L40 is no L4."""
     words = set(gpu_name.lower().replace("-", " ").split())
-    if "laptop" in words:  # the name of a desktop GPU, on slower silicon
+    if words & OTHER_SILICON:
         return None
     return next((peak for name, peak in PEAK_BF16_FLOPS.items() if set(name.lower().split()) <= words), None)
 

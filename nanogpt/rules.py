@@ -1,11 +1,12 @@
 """What the parametrization makes of one config: the rule table with the numbers that training will use."""
 
 from nanogpt.config import Config
+from nanogpt.config.training import Muon
 from nanogpt.describe import Description
 from nanogpt.model import build_model
 from nanogpt.optim import build_optimizer
-from parametrization import Role
-from parametrization.table import RoleSettings, format_rules
+from parametrization import Role, matrix_shapes
+from parametrization.table import MuonHalf, RoleSettings, format_rules
 
 
 def role_settings(config: Config, steps: int | None = None) -> dict[Role, RoleSettings]:
@@ -36,4 +37,13 @@ def format_config_rules(description: Description) -> str:
         f"{parametrization.mode}: n_embd={model.n_embd}, n_layer={model.n_layer}, head size {model.head_size}, "
         f"ffn width {model.ffn_hidden}; {given}; weight_decay_rule={parametrization.weight_decay_rule}"
     )
-    return f"{heading}\n{format_rules(rules, role_settings(config, description.steps))}"
+    return f"{heading}\n{format_rules(rules, role_settings(config, description.steps), muon_half(config))}"
+
+
+def muon_half(config: Config) -> MuonHalf | None:
+    """What Muon trains in the model of a resolved config; None where it trains nothing."""
+    optimizer, model = config.optimizer, config.model
+    if not isinstance(optimizer, Muon):
+        return None
+    shapes = matrix_shapes(model.n_embd, model.ffn_hidden, model.kv_heads * model.head_size)
+    return MuonHalf(optimizer.scale, config.parametrization.weight_decay_rule, shapes)

@@ -1,6 +1,6 @@
 """The scaling rules of SP, muP, depth-muP and CompleteP, as plain numbers: no torch, no model, no files."""
 
-from parametrization.muon import MUON_ROLES, MuonRule, MuonScale, muon_rule, update_scale
+from parametrization.muon import MUON_ROLES, MuonRule, MuonScale, matrix_shapes, muon_rule, update_scale
 from parametrization.roles import Role
 from parametrization.rules import (
     MODES,
@@ -27,6 +27,7 @@ __all__ = [
     "Shape",
     "WeightDecayRule",
     "decay_divisor",
+    "matrix_shapes",
     "muon_rule",
     "scaling_rules",
     "update_scale",

@@ -48,10 +48,21 @@ def muon_rule(rule: RoleRule, scale: MuonScale, weight_decay_rule: WeightDecayRu
     return MuonRule(lr, decay_multiplier(weight_decay_rule, width, lr))
 
 
-def update_scale(scale: MuonScale, fan_out: int, fan_in: int) -> float:
+def update_scale(scale: MuonScale, fan_out: float, fan_in: float) -> float:
     """The factor on an orthogonalised update of a fan_out x fan_in matrix."""
     if scale == "original":
         return math.sqrt(max(1.0, fan_out / fan_in))
     if scale == "match_rms_adamw":
         return 0.2 * math.sqrt(max(fan_out, fan_in))
     return math.sqrt(fan_out / fan_in)
+
+
+def matrix_shapes(n_embd: int, ffn_hidden: float, kv_width: int | None = None) -> dict[str, tuple[float, float]]:
+    """(fan_out, fan_in) of each matrix that Muon trains in a block, by what it is; `kv_width`: of K and of V alone.
+
+    Under grouped queries K and V are smaller than Q. Experts are each a feed-forward layer of this shape.
+    """
+    shapes = {"q, attention_out": (n_embd, n_embd), "k, v": (kv_width or n_embd, n_embd)}
+    if shapes["k, v"] == shapes["q, attention_out"]:
+        shapes = {"q, k, v, attention_out": (n_embd, n_embd)}
+    return {**shapes, "ffn in": (ffn_hidden, n_embd), "ffn_out": (n_embd, ffn_hidden)}

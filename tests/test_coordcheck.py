@@ -45,7 +45,7 @@ def test_the_command_leaves_a_table_readings_and_figures(
         "slopes.csv",
     ]
     assert printed.out.startswith((out / "coord_check.txt").read_text().rstrip())
-    assert "2 steps of 8 x 16 tokens, constant learning rate 0.001, 2 seeds" in printed.out
+    assert "AdamW, 2 steps of 8 x 16 tokens, constant learning rate 0.001, 2 seeds" in printed.out
     for heading in ("width: sp", "width: mup", "depth: sp", "depth: mup"):
         assert heading in printed.out
     assert printed.out.count("the steepest is") == 4
@@ -65,7 +65,11 @@ MISTAKES = {
     "unknown mode": (["--depths=1,2", "--modes=sp,mop"], "no such mode 'mop'; did you mean 'mup'?"),
     "heads do not fit": (["--widths=8,12"], "coord-check: widths: 12 is not a multiple of the head size, 8"),
     "no steps": (["--depths=1,2", "--steps=0"], "coord-check: steps: expected at least 1, got 0"),
-    "another optimizer": (["--depths=1,2", "--optimizer=muon"], "optimizer.kind=muon: only adamw is checked"),
+    "half a rate": (["--depths=1,2", "--adamw_learning_rate=1"], "optimizer.kind=adamw has one rate alone"),
+    "no half a rate": (
+        ["--depths=1,2", "--optimizer=muon", "--adamw_learning_rate=-1"],
+        "coord-check: adamw_learning_rate: expected a positive number, got -1.0",
+    ),
     "rate": (["--depths=1,2", "--learning_rate=0"], "coord-check: learning_rate: expected a positive number, got 0"),
     "the config's rate": (["--depths=1,2", "--optimizer.learning_rate=1"], "takes --learning_rate, its own"),
 }
@@ -81,6 +85,16 @@ def test_a_mistake_is_one_line_and_trains_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_trained(
+    config_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert main(["coord-check", str(config_file), "--widths=8,16", f"--out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cannot be written" in error
 
 
 def test_a_width_keeps_head_size_query_groups_and_proportions(tiny: Make) -> None:

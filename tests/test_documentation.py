@@ -13,8 +13,9 @@ import yaml
 from experiments.__main__ import _parser as experiments_parser
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.laws import LAWS
-from experiments.analysis.spec import FitSpec, ReportSpec
-from experiments.study import Study, StudyFile
+from experiments.analysis.spec import FitSpec, OptimumSpec, ReportSpec
+from experiments.study import Study
+from experiments.studyfile import StudyFile
 from nanogpt.__main__ import _parser as nanogpt_parser
 from nanogpt.config import Config
 from nanogpt.config.aliases import ALIASES
@@ -228,7 +229,12 @@ def test_record_fields_are_all_described() -> None:
 def test_study_keys_laws_and_figures_are_all_described() -> None:
     described = rows((ROOT / "docs" / "studies.md").read_text())
     fit, report = ({f"fit.{key}" for key in FitSpec.model_fields}, {f"report.{key}" for key in ReportSpec.model_fields})
-    assert {*StudyFile.model_fields, *FIGURES, *fit, *report} <= set(described)
+    optimum = {f"optimum.{key}" for key in OptimumSpec.model_fields}
+    assert {*StudyFile.model_fields, *FIGURES, *fit, *optimum, *report} <= set(described)
+    for key, field in OptimumSpec.model_fields.items():
+        assert described[f"optimum.{key}"][0] == {None: "none"}.get(field.default, str(field.get_default())) or (
+            field.is_required() and described[f"optimum.{key}"][0] == "required"
+        )
     assert set(rows((ROOT / "docs" / "laws.md").read_text())) == set(LAWS)
     for key in ("law", "y", "loss", "delta", "bootstrap", "seed"):
         assert described[f"fit.{key}"][0] == str(FitSpec.model_fields[key].default)
@@ -237,7 +243,10 @@ def test_study_keys_laws_and_figures_are_all_described() -> None:
 def test_shipped_studies_are_all_described() -> None:
     text = (ROOT / "docs" / "studies.md").read_text()
     for path in (ROOT / "studies").glob("*.yaml"):
-        assert f"({len(Study.load(path).runs())} runs)" in rows(text)[f"studies/{path.name}"][0]
+        study, row = Study.load(path), rows(text)[f"studies/{path.name}"][0]
+        assert f"({len(study.runs())} runs" in row
+        for size in study.sizes:
+            assert f"{len(Study.load(path, size=size).runs())} with `--size {size}`" in row
 
 
 def test_parametrization_modes_are_all_described() -> None:
@@ -246,13 +255,15 @@ def test_parametrization_modes_are_all_described() -> None:
     assert set(rows((ROOT / "docs" / "parametrization.md").read_text())) == {name for names in named for name in names}
 
 
-def test_the_printed_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_tables_are_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
     from parametrization.__main__ import main
 
     text = (ROOT / "docs" / "parametrization.md").read_text()
-    command = fences(text, "sh")[0]
-    main(shlex.split(command)[3:])
-    assert capsys.readouterr().out == fences(text, "")[0]
+    shown = [command for command in fences(text, "sh") if command.startswith("python -m parametrization table")]
+    assert len(shown) == 2
+    for command, table in zip(shown, fences(text, ""), strict=True):
+        main(shlex.split(command)[3:])
+        assert capsys.readouterr().out == table
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

@@ -1,14 +1,18 @@
 """`python -m nanogpt rules`: the numbers it prints are those of the optimizer and of the published table."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from nanogpt.__main__ import main
 from nanogpt.configfile import load_config
 from nanogpt.describe import resolve
-from nanogpt.rules import role_settings
-from parametrization import MODES, Role
+from nanogpt.model import build_model
+from nanogpt.optim import build_optimizer
+from nanogpt.rules import muon_half, role_settings
+from parametrization import MODES, MUON_ROLES, MuonScale, Role
+from parametrization.table import multipliers
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "zipf_small.yaml"
 DEEP = ["--n_embd=128", "--n_head=8", "--n_layer=8", "--base_n_layer=2", "--mode=completep", "--weight_decay=0.1"]
@@ -55,6 +59,40 @@ def test_every_role_gets_its_rule(mode: str, rule: str) -> None:
     else:
         depth = 0.5 if mode == "depth_mup" else 1.0
         assert hidden.learning_rate * hidden.weight_decay == pytest.approx(1e-3 * depth, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", get_args(MuonScale))
+@pytest.mark.parametrize("rule", ["width", "coupled", "sqrt", "independent"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_configs_muon_has_the_tables_multipliers(mode: str, rule: str, scale: str) -> None:
+    words = ["--optimizer=muon", f"--scale={scale}", "--learning_rate=0.5", "--n_kv_head=2", "--bias=true"]
+    config = resolve(load_config(CONFIG, [*DEEP, *words, f"--mode={mode}", f"--weight_decay_rule={rule}"]))
+    half = muon_half(config)
+    assert half is not None
+    table = multipliers(build_model(config, "meta").rules, half)
+    decay = config.optimizer.weight_decay / (0.5 if rule == "independent" else 1)
+    for role, found in role_settings(config).items():
+        assert (found.eps is None) == (role in MUON_ROLES) == (table[role].eps is None)
+        if role in MUON_ROLES:
+            assert found.learning_rate == pytest.approx(0.5 * table[role].learning_rate, rel=1e-12)
+            assert found.weight_decay == pytest.approx(decay * table[role].weight_decay, rel=1e-12)
+
+
+@pytest.mark.parametrize("ffn", ["gelu", "swiglu", "relu2"])
+@pytest.mark.parametrize("heads", [2, 8])
+def test_the_shapes_printed_are_those_that_muon_updates(ffn: str, heads: int) -> None:
+    config = resolve(load_config(CONFIG, [*DEEP, "--optimizer=muon", f"--n_kv_head={heads}", f"--ffn={ffn}"]))
+    half = muon_half(config)
+    assert half is not None
+    optimizer = build_optimizer(build_model(config, "meta"), config, "meta")
+    pieces = [
+        piece.shape
+        for group in optimizer.param_groups
+        for parameter in (group["params"] if group["half"] == "muon" else [])
+        for matrix in (parameter.unbind(0) if parameter.dim() == 3 else (parameter,))
+        for piece in (matrix.split(group["rows"]) if group["rows"] else (matrix,))
+    ]
+    assert {tuple(piece) for piece in pieces} == set(half.shapes.values())
 
 
 def test_under_tau_epoch_the_printed_decay_follows_the_horizon(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,11 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.analysis import plots, sweeps
+from experiments.analysis import basins, plots, surface, sweeps
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
+from experiments.analysis.optimum import Optima
+from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, ReportSpec
 from nanogpt.config import UserError
 
@@ -21,12 +23,14 @@ SEEDS = "The line under the figure counts runs and seeds; diverged runs are mark
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What figures are drawn from: the table of runs, their curves, and the law where there is one."""
+    """What figures are drawn from: the table of runs, their curves, and the law and the optima where there are any."""
 
     runs: pd.DataFrame
     curves: pd.DataFrame | None = None
     fit: Fit | None = None
     holdout: Holdout | None = None
+    optima: Optima | None = None
+    searched: Searched | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,17 @@ def _lr_basin(m: Material, s: FigureSpec) -> Figure:
     return sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss")
 
 
+def _lr_transfer(m: Material, s: FigureSpec) -> Figure:
+    if m.optima is None:
+        raise UserError("lr_transfer: the study found no optima; it needs an `optimum:` section and finished runs")
+    return basins.lr_transfer(m.runs, m.optima)
+
+
+def _response_surface(m: Material, s: FigureSpec) -> Figure:
+    names = [s.x, s.rows] if s.x and s.rows else []
+    return surface.response_surface(m.runs, m.searched, s.y or "val_loss", names)
+
+
 FIGURES: dict[str, Kind] = {
     "loss_vs_compute": Kind(
         _loss_vs_compute,
@@ -122,6 +137,20 @@ FIGURES: dict[str, Kind] = {
     "lr_basin": Kind(
         _lr_basin, "Final loss against learning rate (base-2 axis); stars mark each line's best. " + SEEDS
     ),
+    "lr_transfer": Kind(
+        _lr_transfer,
+        "The basin of each size, a panel per parametrization. Diamonds are fitted optima with their intervals over "
+        "seeds, the dashed line the base's optimum: where diamonds leave it, the optimum does not transfer. " + SEEDS,
+    ),
+    "response_surface": Kind(
+        _response_surface,
+        "What the search has learnt of its space. Above: every trial over pairs of its most influential factors, on a "
+        "thin-plate spline in those two (smoothing by 5-fold cross-validation, within the hull of the trials; the "
+        "other factors vary from trial to trial). Below: loss against each factor alone. The share is that of the "
+        "variance of the trials' ranks between bins of the factor, adjusted for the number of bins. Where trials were "
+        "pruned, the loss is the one at the first rung, where every trial was measured after the same share of its "
+        "training; the star is the lowest final loss. Orange crosses diverged, and rank last.",
+    ),
 }
 
 
@@ -130,7 +159,9 @@ def chosen_figures(spec: ReportSpec, material: Material) -> tuple[FigureSpec, ..
     if spec.figures is not None:
         listed = spec.figures
     else:
-        names = ["loss_vs_compute", "training_curves"]
+        names = ["lr_transfer"] if material.optima is not None else []
+        names += ["response_surface"] if material.searched is not None else []
+        names += ["loss_vs_compute", "training_curves"]
         names += ["predicted_vs_measured"] if material.holdout is not None else []
         names += ["residuals"] if material.fit is not None else []
         names += ["loss_heatmap"] if spec.x and spec.rows else ["loss_vs"] if spec.x else []

@@ -8,26 +8,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.analysis.claims import Claim
 from experiments.analysis.columns import finished
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import FLOOR_IS_ZERO, Fit
 from experiments.analysis.holdout import Holdout, holdout
 from experiments.analysis.laws import Law, make_law
-from experiments.analysis.spec import LAW_INPUTS, FitSpec
+from experiments.analysis.optimum import Optima, find_optima
+from experiments.analysis.searched import Searched, search_sentences
+from experiments.analysis.spec import LAW_INPUTS, FitSpec, OptimumSpec
+from experiments.analysis.transfer import transfer_claims, transfer_text
 from nanogpt.config import UserError
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One sentence computed from the data; `holds` is None where it only describes."""
-
-    text: str
-    holds: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """A study's fit on all its runs, its held-out prediction, the true floor of its data where known, and the claims.
+    """A study's fit on all its runs, its held-out prediction, the true floor of its data where known, the optima of
+    its sweep, and the claims.
 
     `problems` says in words what could not be done (too few finished runs, say); `best` is the row of lowest loss.
     """
@@ -39,9 +36,16 @@ class Analysis:
     best: Mapping[str, Any] | None
     claims: tuple[Claim, ...]
     problems: tuple[str, ...]
+    optima: Optima | None = None
 
 
-def analyse_table(spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss") -> Analysis:
+def analyse_table(
+    spec: FitSpec | None,
+    runs: pd.DataFrame,
+    y: str = "val_loss",
+    optimum: OptimumSpec | None = None,
+    searched: Searched | None = None,
+) -> Analysis:
     """Fit, hold out and state; a table too small for its law gives an Analysis whose `problems` say so."""
     y = spec.y if spec is not None else y
     best = _best(runs, y)
@@ -54,9 +58,22 @@ def analyse_table(spec: FitSpec | None, runs: pd.DataFrame, y: str = "val_loss")
             held = _hold_out(spec, runs, y)
         except UserError as error:
             problems.append(str(error))
+    optima = _optima(optimum, runs, problems)
     floor = _true_floor(runs, y)
-    claims = _claims(spec, result, held, floor, best, runs, y)
-    return Analysis(spec, result, held, floor, best, claims, tuple(problems))
+    about_optima = transfer_claims(optima, optimum) if optima is not None and optimum is not None else ()
+    claims = (*about_optima, *_claims(spec, result, held, floor, best, runs, y, searched))
+    return Analysis(spec, result, held, floor, best, claims, tuple(problems), optima)
+
+
+def _optima(spec: OptimumSpec | None, runs: pd.DataFrame, problems: list[str]) -> Optima | None:
+    if spec is None or not finished(runs).any():
+        return None
+    options = spec.model_dump(include={"per", "panel", "y", "base", "where", "window", "bootstrap", "seed"})
+    try:
+        return find_optima(runs, spec.of, **options)
+    except UserError as error:
+        problems.append(str(error))
+        return None
 
 
 def _inputs(spec: FitSpec) -> dict[str, str | None]:
@@ -94,7 +111,7 @@ def _true_floor(runs: pd.DataFrame, y: str) -> float | None:
 
 def _claims(
     spec: FitSpec | None, result: Fit | None, held: Holdout | None, floor: float | None,
-    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str,
+    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str, searched: Searched | None,
 ) -> tuple[Claim, ...]:  # fmt: skip
     claims = []
     if result is not None:
@@ -103,7 +120,9 @@ def _claims(
         claims.append(_held_out_claim(held, spec.holdout.max_error))
     if result is not None and floor is not None and _reaches_the_floor(result.law):
         claims.append(_floor_claim(result, floor, held))
-    if best is not None:
+    if searched is not None:
+        claims += [Claim(text) for text in search_sentences(runs, searched, y)]
+    elif best is not None:
         claims += [*_best_mean_claim(runs, y), _best_claim(best, y)]
     return tuple(claims)
 
@@ -224,7 +243,7 @@ def held_out_rows(held: Holdout) -> pd.DataFrame:
 
 
 def analysis_text(analysis: Analysis) -> str:
-    """The block a terminal shows: the law, E beside the entropy, measured beside predicted, and what does not hold."""
+    """The block a terminal shows: the law, E beside the entropy, measured beside predicted, the optima."""
     lines: list[str] = []
     if analysis.fit is not None:
         lines += [analysis.fit.summary(), ""]
@@ -238,7 +257,9 @@ def analysis_text(analysis: Analysis) -> str:
             lines.append(f"  {row['run']!s:<{width}}  {row['measured']:8.4f}  {row['predicted']:9.4f}  {interval:<18}"
                          f"  {row['error']:+7.2%}")  # fmt: skip
         lines.append("")
-    marks = {True: "holds: ", False: "FAILS: ", None: ""}
-    lines += [f"{marks[claim.holds]}{claim.text}" for claim in analysis.claims]
+    if analysis.optima is not None:
+        lines += [transfer_text(analysis.optima), ""]
+    marks = {"holds": "holds: ", "fails": "FAILS: ", "undecided": "undecided: ", None: ""}
+    lines += [f"{marks[claim.verdict]}{claim.text}" for claim in analysis.claims]
     lines += [f"not done: {problem}" for problem in analysis.problems]
     return "\n".join(lines)

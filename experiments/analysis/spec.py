@@ -1,4 +1,4 @@
-"""What a study may write under `fit:` and `report:`, checked before anything launches; imports nothing heavy."""
+"""The `fit:`, `optimum:` and `report:` of a study, checked before anything launches; imports nothing heavy."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TypeVar
@@ -17,7 +17,8 @@ LAW_INPUTS: dict[str, tuple[str, ...]] = {
 }
 LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
-    "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap", "lr_basin"
+    "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap",
+    "lr_basin", "lr_transfer", "response_surface",
 ]  # fmt: skip
 
 
@@ -74,6 +75,29 @@ class FitSpec(_Section):
         return self
 
 
+class OptimumSpec(_Section):
+    """Where the loss is lowest, per size, and how much may be lost by using one size's optimum at the others."""
+
+    of: str = Field(description="column whose best value is looked for, such as learning_rate")
+    per: str = Field(description="column of the size, such as n_embd")
+    panel: str | None = Field(None, description="column whose values are judged apart, such as mode")
+    base: int | float | str | None = Field(None, description="size whose optimum the others use (default: smallest)")
+    y: str = Field("val_loss", description="the loss")
+    where: str | None = Field(None, description="filter on the rows, such as 'batch_size == 32'")
+    window: int = Field(2, ge=1, description="grid steps to either side of the lowest mean that are fitted")
+    max_drift: float = Field(1.0, gt=0, description="octaves that an optimum may lie from the base's")
+    max_regret: float = Field(0.02, gt=0, description="loss that the base's optimum may cost; or 2 sd over seeds")
+    bootstrap: int = Field(400, ge=0, description="resamples of seeds behind the intervals; 0 for none")
+    seed: int = 0
+
+    @field_validator("where")
+    @classmethod
+    def _where_parses(cls, text: str | None) -> str | None:
+        if text is not None:
+            Filter(text, "filter")
+        return text
+
+
 class FigureSpec(_Section):
     """One figure of the report; what is left out comes from the report section itself."""
 
@@ -101,9 +125,13 @@ class ReportSpec(_Section):
         return tuple({"figure": item} if isinstance(item, str) else item for item in figures)
 
 
-def columns_named(fit: FitSpec | None, report: ReportSpec) -> list[tuple[str, str]]:
+def columns_named(fit: FitSpec | None, report: ReportSpec, optimum: OptimumSpec | None = None) -> list[tuple[str, str]]:
     """Every column that a study's analysis reads, with the key that names it."""
     found = []
+    if optimum is not None:
+        found += [(f"optimum.{key}", getattr(optimum, key)) for key in ("of", "per", "panel", "y")]
+        names = Filter(optimum.where, "optimum.where").names() if optimum.where else ()
+        found += [("optimum.where", name) for name in names]
     if fit is not None:
         found += [(f"fit.{key}", getattr(fit, key)) for key in ("x", "n", "d", "y", "cluster")]
         found += [("fit.where", name) for name in (Filter(fit.where, "fit.where").names() if fit.where else ())]
@@ -129,11 +157,21 @@ def column_among(columns: Iterable[str], name: str, place: str) -> str:
 
 
 _Model = TypeVar("_Model", bound=_Section)
+EXAMPLES = {
+    "FitSpec": "{law: chinchilla}",
+    "OptimumSpec": "{of: learning_rate, per: n_embd}",
+    "ReportSpec": "{figures: [loss_vs]}",
+}
 
 
 def check_fit_spec(spec: Mapping[str, Any], where: str = "fit") -> FitSpec:
     """The validated `fit:` section; UserError in one line with the place, the value and the nearest right name."""
     return _check(FitSpec, spec, where)
+
+
+def check_optimum_spec(spec: Mapping[str, Any], where: str = "optimum") -> OptimumSpec:
+    """The validated `optimum:` section; UserError as `check_fit_spec`."""
+    return _check(OptimumSpec, spec, where)
 
 
 def check_report_spec(spec: Mapping[str, Any], where: str = "report") -> ReportSpec:
@@ -143,7 +181,7 @@ def check_report_spec(spec: Mapping[str, Any], where: str = "report") -> ReportS
 
 def _check(model: type[_Model], spec: Mapping[str, Any], where: str) -> _Model:
     if not isinstance(spec, Mapping):
-        raise UserError(f"{where}: expected a mapping such as {{law: chinchilla}}, found {spec!r}")
+        raise UserError(f"{where}: expected a mapping such as {EXAMPLES[model.__name__]}, found {spec!r}")
     try:
         return model.model_validate(dict(spec))
     except ValidationError as error:
@@ -159,6 +197,8 @@ def _one_line(error: ValidationError, model: type[_Section], where: str) -> str:
         parts: dict[str, type[_Section]] = {"holdout": HoldoutSpec, "figures": FigureSpec}
         owner = parts.get(steps[0], model) if len(steps) > 1 else model
         return f"{place}: no such key{did_you_mean(steps[-1], owner.model_fields)}"
+    if first["type"] == "missing":
+        return f"{place}: is missing; a whole section is such as {EXAMPLES[model.__name__]}"
     if first["type"] == "literal_error":
         allowed = [name.strip("' ") for name in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return f"{place}: {first['input']!r} is not known{did_you_mean(first['input'], allowed)}"

@@ -8,11 +8,14 @@ from typing import Any
 
 from experiments.commands.failures import failures_text, stop_text
 from experiments.exclusions import read_exclusions
-from experiments.launchers.submitted import submissions
+from experiments.launchers import launcher_named
+from experiments.launchers.submitted import Submission, submissions
 from experiments.lock import Lock, holds
 from experiments.reasons import next_step, why
+from experiments.results import study_folder
 from experiments.store import RunState, StudyFolder
 from experiments.study import Study
+from nanogpt.config import UserError
 
 SUCCESS = 0
 # The states in the order in which they need someone.
@@ -24,8 +27,7 @@ BY_NEED = (
 
 def folder_of(arguments: argparse.Namespace) -> StudyFolder:
     """The results folder of a study, whose lock is all that is read: the study itself may have moved on."""
-    path = Path(arguments.study)
-    return StudyFolder(path if path.is_dir() else arguments.out / Study.load(path).name)
+    return study_folder(arguments.study, arguments.out, arguments.size)
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -61,14 +63,30 @@ def _print_reasons(study: StudyFolder, states: dict[str, RunState], drifted: dic
 def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: argparse.Namespace) -> None:
     if stop := stop_text(study, states):
         print(f"stopped: {stop}; `retry` makes them start again")
+    if study.to_propose:
+        print(f"{study.to_propose} trials are still to be proposed")
+    if refused := study.refused():
+        print(f"{len(refused)} proposals were refused and replaced; the first: {refused[0].reason}")
     for each in submissions(study.path):
-        print(f"submitted: {each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}")
+        sent = f"{each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}"
+        print(f"submitted: {sent}; {_alive(each)}")
     excluded = read_exclusions(study.path, study.runs())
     labels = {run.id: run.label for run in study.runs()}
     for id, exclusion in excluded.items():
         print(f"left out of fits: {labels[id]} ({id}): {exclusion}")
     if has_changed(arguments.study, study.lock):
         print("the study has changed since it was last run; `plan` shows what `run` would do")
+
+
+def _alive(submission: Submission) -> str:
+    """What the engine says of a submission's workers. Files alone tell the runs' states; this only helps a person."""
+    try:
+        alive = launcher_named(submission.launcher).alive(submission)
+    except UserError:
+        alive = None
+    if alive is None:
+        return "its launcher cannot be asked here"
+    return f"{alive} wait or run" if alive else "none is left, so `run` starts others"
 
 
 def _as_data(
@@ -79,6 +97,7 @@ def _as_data(
     rows = []
     for run in study.runs():
         row: dict[str, Any] = {"id": run.id, "label": run.label, **vars(states[run.id])}
+        row |= {} if run.trial is None else {"trial": run.trial}
         if arguments.why:
             row |= {"why": why(states[run.id]), "next": next_step(states[run.id], bool(stop))}
         if run.id in excluded:
@@ -96,7 +115,7 @@ def _as_data(
 
 
 def has_changed(study: str, lock: Lock) -> bool:
-    return Path(study).is_file() and not holds(lock, Study.load(study, lock.overrides))
+    return Path(study).is_file() and not holds(lock, Study.load(study, lock.overrides, lock.size))
 
 
 def results(arguments: argparse.Namespace) -> int:
@@ -109,7 +128,7 @@ def results(arguments: argparse.Namespace) -> int:
 
 
 def fit(arguments: argparse.Namespace) -> int:
-    """The study's law, fitted and printed."""
+    """The study's law or optima, fitted and printed."""
     from experiments.conclude import fit_text
 
     print(fit_text(folder_of(arguments)))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments.commands.failures import failures_text, stop_text
 from experiments.commands.target import command_text, prepared_study
+from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
 from experiments.launchers.settings import LocalSettings, chosen_launcher
 from experiments.launchers.slots import slots_for
@@ -28,16 +29,19 @@ SUCCESS, FAILURE, CTRL_C = 0, 1, 130
 def plan(arguments: argparse.Namespace) -> int:
     """Show what would be run, why, and what it costs."""
     prepared = prepared_study(arguments)
-    _show_plan(prepared, arguments)
+    wanting = any(map(uses_gpu, prepared.study.runs())) and not visible_gpus()
+    _show_plan(prepared, arguments, pretend_gpus=wanting)
+    if wanting:
+        print("  note         these runs want a GPU, and this machine has none")
     if prepared.drifted:
         print(f"  drifted, so `run` will ask:\n{drift_text(prepared.drifted)}")
     return SUCCESS
 
 
-def _show_plan(prepared: Prepared, arguments: argparse.Namespace) -> bool:
-    """Print the plan; returns whether anything is left to train."""
+def _show_plan(prepared: Prepared, arguments: argparse.Namespace, pretend_gpus: bool = False) -> bool:
+    """Print the plan, `pretend_gpus` as if there were some for one run; returns whether anything is left to train."""
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
-    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study))
+    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study, pretend_gpus))
     print(plan_text(made))
     states = prepared.study.states()
     starts = starts_text(prepared.study.runs(), states)
@@ -47,10 +51,11 @@ def _show_plan(prepared: Prepared, arguments: argparse.Namespace) -> bool:
     return bool(made.to_do)
 
 
-def _at_a_time(job: Job, study: StudyFolder) -> int:
+def _at_a_time(job: Job, study: StudyFolder, pretend_gpus: bool) -> int:
     """Runs at a time on one worker."""
     if isinstance(job.settings, LocalSettings):
-        return slots_for(job, study.runs()).count
+        gpus = [str(index) for index in range(job.settings.nproc)] if pretend_gpus else None
+        return slots_for(job, study.runs(), gpus=gpus).count
     return default_jobs(job.at_a_time)
 
 
@@ -87,7 +92,8 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
     report = run.folder.path / "report.html"
     wanted = not arguments.no_report and (worked or not report.exists())
     broken = wanted and any(states.get(s) for s in ("completed", "diverged")) and write_report(run.folder.path) != 0
-    total, finished = sum(states.values()), sum(states.get(status, 0) for status in FINISHED)
+    to_propose, finished = run.folder.to_propose, sum(states.get(status, 0) for status in FINISHED)
+    total = sum(states.values()) + to_propose
     print(f"{finished} of {total} runs are finished" + ("" if worked else "; nothing was left to do"))
     if report.exists() and not broken:
         print(f"look at {report}")
@@ -96,12 +102,15 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
         print(f"failed runs wait for: {_again(arguments, 'retry')} --failed", file=sys.stderr)
     if stop := stop_text(run.folder):
         print(f"stopped: {stop}", file=sys.stderr)
-    elif not is_complete({status: count for status, count in states.items() if status != "failed"}):
+    elif to_propose or not is_complete({status: count for status, count in states.items() if status != "failed"}):
         print(f"go on with: {_again(arguments)}", file=sys.stderr)
-    return SUCCESS if is_complete(states) and not broken else FAILURE
+    return SUCCESS if is_complete(states) and not (broken or to_propose) else FAILURE
 
 
 def _interrupted(run: StudyRun, arguments: argparse.Namespace) -> int:
+    if run.outlives_driver:
+        run.stop()
+        return CTRL_C
     print("\nstopping: the runs save a checkpoint and end (press Ctrl-C again to end at once)", file=sys.stderr)
     try:
         run.stop()

@@ -1,6 +1,7 @@
 """The `inprocess` launcher: one run after another in this very process, for a debugger or a traceback on the screen."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import engine, lease
@@ -8,6 +9,7 @@ from experiments.attempt import Attempt, claim, settle
 from experiments.launchers.base import Job, available_cores
 from experiments.launchers.submitted import Submission
 from experiments.lease import Claimant, LeaseLost
+from experiments.lock import LockedRun
 from experiments.outcomes import Exit
 from experiments.queue import Queue
 from experiments.store import StudyFolder
@@ -20,12 +22,13 @@ class InProcess:
     def start(self, folder: Path, job: Job) -> "Finished":
         study = StudyFolder(folder)
         supervise = check_supervise(study.lock.supervise, str(folder))
-        queue, claimant, failed = Queue(study, job.retry_failed), Claimant(), 0
-        for run in queue.candidates():
+        claimant, failed = Claimant(supervise.lease), 0
+        queue = Queue(study, job.retry_failed, claimant=claimant)
+        for run in _with_proposals(study, queue):
             ending = "retry"
             while ending == "retry" and queue.wants(run):
                 attempt = claim(study, run, claimant, available_cores())
-                ending = _train(attempt, supervise) if attempt is not None else ""
+                ending = _train(attempt, supervise, claimant.beat_seconds) if attempt is not None else ""
             if ending == "interrupted":
                 return Finished(engine.INTERRUPTED)
             failed += ending == "failed"
@@ -39,10 +42,21 @@ class InProcess:
         """Its workers end with the driver: there are no submissions."""
 
 
-def _train(attempt: Attempt, supervise: Supervise) -> str:
+def _with_proposals(study: StudyFolder, queue: Queue) -> Iterator[LockedRun]:
+    """The runs left, and where a sampler learns from them, one trial after the other."""
+    yield from queue.candidates()
+    if study.to_propose:
+        from experiments.search.propose import Proposals
+
+        proposals = Proposals(study.path)
+        while proposals.propose(1).published:
+            yield from queue.candidates()
+
+
+def _train(attempt: Attempt, supervise: Supervise, beat_seconds: float) -> str:
     attempt.folder.mkdir(parents=True, exist_ok=True)
     done = threading.Event()
-    beats = threading.Thread(target=_beat_until, args=(done, attempt), daemon=True)
+    beats = threading.Thread(target=_beat_until, args=(done, attempt, beat_seconds), daemon=True)
     beats.start()
     try:
         status = engine.train(attempt.arguments(None))
@@ -55,8 +69,8 @@ def _train(attempt: Attempt, supervise: Supervise) -> str:
     return settle(attempt, Exit(status, "interrupted" if status == engine.INTERRUPTED else ""), supervise).ending
 
 
-def _beat_until(done: threading.Event, attempt: Attempt) -> None:
-    while not done.wait(lease.BEAT_SECONDS):
+def _beat_until(done: threading.Event, attempt: Attempt, seconds: float) -> None:
+    while not done.wait(seconds):
         try:
             lease.beat(attempt.lease)
         except LeaseLost:

@@ -1,21 +1,39 @@
 """The section `launcher:` of a study: which launcher starts its workers, and the settings of each. Nothing heavy."""
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from experiments.launchers.slurm_settings import SlurmSettings
 from experiments.supervise import Place, section_problem
 from nanogpt.config import UserError, did_you_mean
 
 Count = Annotated[int, Field(strict=True, ge=1)]
-Amount = Annotated[int, Field(strict=True, ge=0)]
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt])(?:i?B)?")
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    outlives_driver: ClassVar[bool] = False  # whether workers go on when the driver ends
+    elsewhere: ClassVar[bool] = False  # whether workers run on other machines than the driver
 
     jobs: Count | None = Field(None, description="Runs at a time on one worker; default: from cores or GPUs.")
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes from `500M`, `8G` or `1.5T`, by powers of 1024. Raises ValueError for anything else."""
+    found = _MEMORY.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"expected an amount of memory such as 500M or 8G, got {text!r}")
+    return round(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2].upper())))
+
+
+def _memory(text: str | None) -> str | None:
+    if text is not None:
+        memory_bytes(text)
+    return text
 
 
 class LocalSettings(_Settings):
@@ -34,37 +52,21 @@ class InProcessSettings(_Settings):
     kind: Literal["inprocess"] = "inprocess"
 
 
-class SlurmSettings(_Settings):
-    """An array of workers under Slurm. `cpus`, `gpus` and `mem` are of one worker."""
-
-    kind: Literal["slurm"] = "slurm"
-    workers: Count = Field(1, description="Workers, each a task of the job array.")
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    mem: str | None = None
-    time: str = "1:00:00"
-    cpus: Count = 1
-    gpus: Amount = 0
-    nodes: Count = 1
-    nproc: Count = 1
-    grace: Amount = Field(60, description="Seconds between Slurm's signal and the time limit.")
-    setup: list[str] = Field([], description="Shell lines that run first, such as module load.")
-    sbatch: dict[str, str | int] = Field({}, description="Further options of sbatch.")
-    max_array: Count | None = Field(None, description="Most tasks of one array; default: the site's limit.")
-
-
 class RaySettings(_Settings):
     """Workers as tasks of a Ray cluster. `cpus`, `gpus` and `memory` are of one worker."""
 
+    elsewhere: ClassVar[bool] = True
     kind: Literal["ray"] = "ray"
-    address: str = "auto"
-    workers: Count = 1
-    cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
-    memory: str | None = None
-    runtime_env: dict[str, Any] = {}
+    address: str = Field("auto", description="Of the cluster's head, host:port; auto: the cluster this machine is in.")
+    workers: Count = Field(1, description="Workers, each a task of the cluster.")
+    cpus: Annotated[float, Field(gt=0)] = Field(1, description="Cores of one worker.")
+    gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs of one worker; 0.5 shares one with another.")
+    memory: Annotated[str | None, AfterValidator(_memory)] = Field(None, description="Of one worker, such as 8G.")
+    max_retries: Annotated[int, Field(strict=True, ge=-1)] = Field(
+        -1, description="How often Ray starts a worker again that was lost with its node; -1: always."
+    )
+    autoscaling: bool = Field(False, description="Nodes may come later: do not refuse what no node has now.")
+    runtime_env: dict[str, Any] = Field({}, description="Ray's runtime environment of the workers, as it is.")
 
 
 LauncherSettings = LocalSettings | InProcessSettings | SlurmSettings | RaySettings

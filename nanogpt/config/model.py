@@ -81,13 +81,15 @@ class Model(Section):
     @property
     def ffn_hidden(self) -> int:
         """Width of the feed-forward layer after its default is applied."""
-        if self.ffn.hidden is not None:
-            return self.ffn.hidden
+        return self.ffn.hidden if self.ffn.hidden is not None else self.default_ffn_hidden(self.n_embd)
+
+    def default_ffn_hidden(self, n_embd: int) -> int:
+        """Width of the feed-forward layer of a model of this kind and some width, when none is named."""
         if isinstance(self.ffn, SwiGLU):
             multiple = self.ffn.multiple_of
             # 8/3 d in whole numbers: a float 8 / 3 * 768 may land a hair above 2048 and round up a whole step.
-            return -(-8 * self.n_embd // (3 * multiple)) * multiple
-        return 4 * self.n_embd
+            return -(-8 * n_embd // (3 * multiple)) * multiple
+        return 4 * n_embd
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

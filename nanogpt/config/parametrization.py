@@ -20,7 +20,7 @@ class Parametrization(Section):
     base_n_embd: PositiveInt | None = Field(None, description="Width of the base model; needed by every mode but sp.")
     base_n_layer: PositiveInt | None = Field(None, description="Depth of the base model; needed by depth rules.")
     base_head_size: PositiveInt | None = Field(None, description="Head size of the base model; default the model's.")
-    base_ffn_hidden: PositiveInt | None = Field(None, description="FFN width of the base; default in proportion.")
+    base_ffn_hidden: PositiveInt | None = Field(None, description="FFN width of the base; see docs.")
     weight_decay_rule: WeightDecayRule = Field("width", description="What weight_decay means for a matrix: see docs.")
     residual_init: Literal["gpt2", "plain"] = Field("gpt2", description="SP only: std / sqrt(2 n_layer), or plain.")
     init_std: PositiveFloat = 0.02

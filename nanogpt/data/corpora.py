@@ -15,7 +15,9 @@ from nanogpt.config.errors import UserError
 from nanogpt.config.identity import canonical_json
 from nanogpt.config.runtime import Runtime
 from nanogpt.data import zipf
-from nanogpt.data.binfiles import SPLITS, file_sha256, read_meta, read_tokens, write_meta, write_tokens
+from nanogpt.data.binfiles import NANOGPT_VOCAB, SPLITS, file_sha256, read_meta, read_tokens, write_meta, write_tokens
+
+SHAKESPEARE_CHARACTERS = 65
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ class OpenCorpus:
     min_context: int = 1
     log_prob: Callable[[NDArray[Any]], NDArray[np.float64]] | None = None
     val_bytes_per_token: float | None = None
+
+
+class MissingCorpus(UserError):
+    """The corpus has not been prepared, or lies elsewhere."""
+
+
+def assumed_facts(data: Data) -> CorpusFacts:
+    """What may be taken for granted of a corpus that is not there: its usual vocabulary, and nothing of its length."""
+    vocab_size = SHAKESPEARE_CHARACTERS if isinstance(data.corpus, ShakespeareChar) else NANOGPT_VOCAB
+    return CorpusFacts(vocab_size, train_tokens=0, val_tokens=0)
 
 
 def data_root(runtime: Runtime) -> Path:
@@ -92,7 +104,7 @@ def _folder_facts(folder: Path) -> CorpusFacts:
     missing = [path.name for path in paths.values() if not path.exists()]
     if missing:
         prepare = "; run `python -m nanogpt prepare shakespeare_char`" if folder.name == "shakespeare_char" else ""
-        raise UserError(f"{folder}: no corpus there ({' and '.join(missing)} missing){prepare}")
+        raise MissingCorpus(f"{folder}: no corpus there ({' and '.join(missing)} missing){prepare}")
     vocab_size = read_meta(folder)["vocab_size"]
     for path in paths.values():
         largest = int(read_tokens(path).max())

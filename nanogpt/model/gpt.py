@@ -51,7 +51,7 @@ def model_rules(model: Model, parametrization: Parametrization) -> Rules:
         n_embd=base_n_embd,
         n_layer=parametrization.base_n_layer or depth,
         head_size=parametrization.base_head_size or model.head_size,
-        ffn_hidden=parametrization.base_ffn_hidden or model.ffn_hidden * base_n_embd / model.n_embd,
+        ffn_hidden=parametrization.base_ffn_hidden or _base_ffn_hidden(model, base_n_embd),
     )
     return scaling_rules(
         parametrization.mode,
@@ -63,6 +63,13 @@ def model_rules(model: Model, parametrization: Parametrization) -> Rules:
         weight_decay_rule=parametrization.weight_decay_rule,
         residual_init=parametrization.residual_init,
     )
+
+
+def _base_ffn_hidden(model: Model, base_n_embd: int) -> float:
+    """The base model's own width where that follows from n_embd (rounded, under SwiGLU), else one in proportion."""
+    if model.ffn.hidden is None:
+        return model.default_ffn_hidden(base_n_embd)
+    return model.ffn.hidden * base_n_embd / model.n_embd
 
 
 class GPT(nn.Module):

@@ -14,6 +14,8 @@ from experiments.analysis import plots, sweeps
 from experiments.analysis.figures import FIGURES, Material, chosen_figures, draw_all, inline_svg, png_bytes, svg_text
 from experiments.analysis.fit import fit
 from experiments.analysis.holdout import holdout
+from experiments.analysis.optimum import find_optima
+from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, check_report_spec
 from nanogpt.config import UserError
 from tests.analysis.tables import planted_curves, planted_runs, with_diverged
@@ -23,12 +25,12 @@ matplotlib.use("Agg")
 
 @pytest.fixture(scope="module")
 def material() -> Material:
-    """35 runs in a 7 x 5 grid, one of them diverged, with curves, a fit and a holdout."""
+    """35 runs in a 7 x 5 grid, one of them diverged, with curves, a fit, a holdout and (refused) optima."""
     runs = with_diverged(planted_runs(), 17)
     law = {"bootstrap": 30}
-    return Material(
-        runs, planted_curves(runs), fit("chinchilla", runs, **law), holdout("chinchilla", runs, largest=5, **law)
-    )
+    held, optima = holdout("chinchilla", runs, largest=5, **law), find_optima(runs, "tokens", "n_embd")
+    searched = Searched({"model.n_embd": "log", "tokens": "log"})
+    return Material(runs, planted_curves(runs), fit("chinchilla", runs, **law), held, optima, searched)
 
 
 def drawn(name: str, material: Material) -> Figure:
@@ -132,6 +134,49 @@ def test_lr_basin_stars_the_minimum_of_each_line() -> None:
     stars = {float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "*"}
     assert stars == {4e-3, 2e-3}
     assert axes.get_xscale() == "log"
+
+
+def test_lr_transfer_marks_the_optima_and_the_base_s() -> None:
+    from tests.analysis.test_optimum import BEST, RATE, basins, diverge
+
+    runs = diverge(basins(seeds=3, noise=0.002), 128, 2.0**-5, (1,))
+    optima = find_optima(runs, "learning_rate", "n_embd", bootstrap=50)
+    figure = FIGURES["lr_transfer"].draw(Material(runs, optima=optima), FigureSpec(figure="lr_transfer"))
+    (axes,) = figure.axes
+    diamonds = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "D"]
+    np.testing.assert_allclose(np.log2(diamonds), list(BEST.values()), atol=0.05)
+    pairs = [tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
+    assert (diamonds[0], diamonds[0]) in pairs, "a vertical line at the base's optimum"
+    assert len([line for line in axes.lines if line.get_marker() == "|"]) == 3, "an interval per size"
+    assert sum(line.get_linestyle() == "None" and line.get_marker() == "o" for line in axes.lines) == 3
+    (crosses,) = [line for line in axes.lines if line.get_marker() == "X"]
+    assert sorted(crosses.get_xdata()) == [2.0**-4, 2.0**-3]
+    assert axes.get_xscale() == "log"
+    words = texts(figure)
+    for part in ("octaves", "n_embd = 32", "optimum of 32", "diverged (2)", "88 runs, 3 seeds (1-3)", "50 bootstrap"):
+        assert part in words, part
+    assert set(axes.get_xticks()) <= set(runs[RATE])
+
+
+def test_lr_transfer_draws_panels_side_by_side_on_one_scale() -> None:
+    from tests.analysis.test_optimum import basins
+
+    runs = pd.concat([basins(**{"parametrization.mode": mode}) for mode in ("sp", "mup")], ignore_index=True)
+    material = Material(runs, optima=find_optima(runs, "learning_rate", "n_embd", "mode"))
+    left, right = FIGURES["lr_transfer"].draw(material, FigureSpec(figure="lr_transfer")).axes
+    assert left.get_title(loc="left").startswith("sp: -2.00 octaves")
+    assert right.get_title(loc="left").startswith("mup: ")
+    assert left.get_ylim() == right.get_ylim()
+
+
+def test_lr_transfer_draws_the_rows_that_were_fitted() -> None:
+    from tests.analysis.test_optimum import basins
+
+    runs = pd.concat([basins(**{"train.batch_size": size}) for size in (8, 16)], ignore_index=True)
+    optima = find_optima(runs, "learning_rate", "n_embd", where="batch_size == 8")
+    assert "30 runs" in texts(
+        FIGURES["lr_transfer"].draw(Material(runs, optima=optima), FigureSpec(figure="lr_transfer"))
+    )
 
 
 def test_curves_of_many_runs_get_a_colour_bar() -> None:

@@ -1,4 +1,4 @@
-"""The fit: and report: sections: equal to the registries, light to import, mistakes answered with the right name."""
+"""The fit:, optimum: and report: sections: equal to the registries, light to import, mistakes answered in one line."""
 
 import subprocess
 import sys
@@ -10,7 +10,15 @@ import pytest
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.fit import LOSSES
 from experiments.analysis.laws import LAWS
-from experiments.analysis.spec import LAW_INPUTS, FigureName, LawName, LossName, check_fit_spec, check_report_spec
+from experiments.analysis.spec import (
+    LAW_INPUTS,
+    FigureName,
+    LawName,
+    LossName,
+    check_fit_spec,
+    check_optimum_spec,
+    check_report_spec,
+)
 from nanogpt.config import UserError
 
 
@@ -70,3 +78,24 @@ def test_report_mistakes(spec: dict, message: str) -> None:
     with pytest.raises(UserError) as caught:
         check_report_spec(spec)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"of": "learning_rate"}, "study: optimum.per: is missing; a whole section is such as {of: learning_rate, per"),
+        ({"off": "learning_rate", "per": "n_embd", "of": "x"}, "study: optimum.off: no such key; did you mean 'of'?"),
+        ({"of": "x", "per": "y", "window": 0}, "study: optimum.window: input should be greater than or equal to 1"),
+        (
+            {"of": "x", "per": "y", "max_drift": -1},
+            "study: optimum.max_drift: input should be greater than 0, found -1",
+        ),
+        ({"of": "x", "per": "y", "where": "import os"}, "not an expression"),
+        ("learning_rate", "study: optimum: expected a mapping such as {of: learning_rate, per: n_embd}"),
+    ],
+)
+def test_optimum_mistakes(spec: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_optimum_spec(spec, "study: optimum")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -242,3 +242,20 @@ def test_one_window_has_no_standard_error(config_file: Path, capsys: pytest.Capt
     assert main(["train", str(config_file), f"--out_dir={folder}", "--eval_tokens=16"]) == 0
     assert read_record(folder / "metrics.json").val_loss_stderr is None
     assert "±" not in capsys.readouterr().out
+
+
+def test_a_config_can_be_described_without_its_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the id and the epochs follows from the config: a person looks at sizes before preparing gigabytes."""
+    config = Path(__file__).parents[2] / "configs" / "gpt2.yaml"
+    for command in ("describe", "rules"):
+        assert main([command, str(config), f"--data_dir={tmp_path}"]) == 0
+        text = capsys.readouterr().out
+        assert ("no corpus there" in text) == (command == "describe")
+    assert main(["describe", str(config), f"--data_dir={tmp_path}", "--vocab_size=50257"]) == 0
+    text = capsys.readouterr().out
+    assert "unknown until the corpus is there" in text
+    assert "124,439,808" in text  # GPT-2 small
+    assert main(["describe", str(config), f"--data_dir={tmp_path}", "--epochs=1"]) == 2
+    assert "no corpus there" in capsys.readouterr().err
+    assert main(["train", str(config), f"--data_dir={tmp_path}", f"--out_dir={tmp_path / 'run'}"]) == 2
+    assert not (tmp_path / "run").exists()

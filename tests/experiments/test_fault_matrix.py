@@ -237,7 +237,7 @@ def test_a_clock_that_was_set_back_or_ahead(tmp_path, shift):
 def test_a_folder_that_is_deleted_while_its_run_trains(study, capsys, monkeypatch):
     tiny = study(GOOD, 2)
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "BEATS", 1200)
     deleted = []
 
     def obey(self):

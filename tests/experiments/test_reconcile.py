@@ -18,6 +18,7 @@ from experiments.launchers.submitted import Submission, write_submission
 from experiments.lease import Claimant
 from experiments.lock import resolve, write_lock
 from experiments.results import load
+from experiments.search.trials import Trial, publish_trial
 from experiments.selection import find_runs
 from experiments.store import StudyFolder
 from experiments.study import Study
@@ -234,8 +235,7 @@ def test_runs_of_a_submission_are_queued(study, capsys):
 
 def test_proposed_trials_are_runs(study):
     extra = study.lock.runs[0].model_copy(update={"id": "a" * 12, "label": "trial=0"})
-    (study.path / "trials").mkdir()
-    (study.path / "trials" / "0.json").write_text(json.dumps({"run": extra.model_dump(mode="json")}))
+    publish_trial(study.path, Trial(trial=0, search="x", sampler="tpe", seed=0, settings={}, runs=[extra]))
     assert [each.id for each in study.runs()][-1] == "a" * 12
     assert study.states()["a" * 12].status == "missing"
 

@@ -40,7 +40,8 @@ def test_identities_of_shipped_configs(update: bool) -> None:
 
 
 def test_ids_of_shipped_studies(update: bool) -> None:
-    studies = [Study.load(path) for path in sorted((ROOT / "studies").glob("*.yaml"))]
+    paths = sorted((ROOT / "studies").glob("*.yaml"))
+    studies = [Study.load(path, size=size) for path in paths for size in (None, *Study.load(path).sizes)]
     found = {study.name: {run.label: run_id(run.config) for run in study.runs()} for study in studies}
     check("studies.json", found, update)
 

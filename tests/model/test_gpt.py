@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanogpt.config import Config, UserError
 from nanogpt.model import build_model
 from nanogpt.optim import build_optimizer
-from parametrization import MODES
+from parametrization import MODES, Role
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11}
 
@@ -215,3 +215,16 @@ def test_every_forward_multiplier_acts_with_and_without_targets() -> None:
     torch.testing.assert_close(model(idx)[0], logits, rtol=1e-5, atol=1e-6)
     targets = tokens(1, seed=1)
     assert model.loss(idx, targets).item() == pytest.approx(F.cross_entropy(logits, targets[0]).item(), rel=1e-5)
+
+
+def test_the_base_of_a_swiglu_is_the_base_models_own_width() -> None:
+    """8/3 of 32 is rounded up to 96, not 88, so the ratio of fan-ins is 704 / 96 and not the 8 of the widths."""
+    base = {"mode": "mup", "base_n_embd": 32}
+    tree = {"model": {"n_embd": 256, "n_head": 8, "vocab_size": 64, "ffn": "swiglu"}, "train": {"max_iters": 1}}
+    rules = build_model(Config.model_validate(tree | {"parametrization": base}), "meta").rules
+    small = {"model": tree["model"] | {"n_embd": 32, "n_head": 1}, "train": tree["train"]}
+    assert Config.model_validate(small).model.ffn_hidden == 96
+    assert rules.roles[Role.FFN_OUT].lr_multiplier == pytest.approx(96 / 704, rel=1e-12)
+    named = tree | {"parametrization": base, "model": tree["model"] | {"ffn": {"kind": "swiglu", "hidden": 704}}}
+    proportional = build_model(Config.model_validate(named), "meta").rules
+    assert proportional.roles[Role.FFN_OUT].lr_multiplier == pytest.approx(1 / 8, rel=1e-12)

@@ -13,7 +13,7 @@ from nanogpt.config.training import Muon as MuonSettings
 from nanogpt.model import GPT, build_model
 from nanogpt.model.attention import Attention
 from nanogpt.optim import build_optimizer, lr_factor, muon, set_learning_rate
-from nanogpt.optim.muon import FAMILIES, Muon, MuonAdamW, orthogonalize
+from nanogpt.optim.muon import FAMILIES, Muon, MuonAdamW
 from parametrization import MODES, MUON_ROLES, WEIGHT_DECAY_RULES, Role
 
 SCALES = ("original", "match_rms_adamw", "spectral")
@@ -122,33 +122,6 @@ def test_torchs_own_muon_agrees(scale: str) -> None:
         assert moved > 0.1
 
 
-@any_family
-@pytest.mark.parametrize("shape", [(64, 128), (128, 64), (32, 128), (256, 64), (16, 256), (384, 96)])
-def test_singular_values_of_rectangular_updates_are_near_one(family: str, shape: tuple[int, int]) -> None:
-    for seed in range(5):
-        values = torch.linalg.svdvals(orthogonalize(random(*shape, seed=seed), 5, family).float())
-        assert values.min() >= 0.5
-        assert values.max() <= 1.25
-
-
-@any_family
-@pytest.mark.parametrize("size", [16, 64, 128, 256])
-def test_singular_values_of_square_updates_are_near_one(family: str, size: int) -> None:
-    for seed in range(5):
-        values = torch.linalg.svdvals(orthogonalize(random(size, size, seed=seed), 5, family).float())
-        assert values.max() <= 1.25
-        assert values.mean() >= 0.8
-
-
-@any_family
-def test_the_size_of_a_gradient_does_not_matter(family: str) -> None:
-    gradient = random(16, 48)
-    expected = orthogonalize(gradient, 5, family)
-    for size in (2.0**-60, 2.0**-20, 2.0**40):
-        assert torch.equal(orthogonalize(gradient * size, 5, family), expected)
-    assert torch.count_nonzero(orthogonalize(torch.zeros(4, 8), 5, family)) == 0
-
-
 @pytest.mark.parametrize("normuon", [None, 0.9], ids=["muon", "normuon"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stacked_updates_equal_looped_ones(dtype: torch.dtype, normuon: float | None) -> None:
@@ -161,7 +134,7 @@ def test_stacked_updates_equal_looped_ones(dtype: torch.dtype, normuon: float | 
         assert (left - right).norm() <= tolerance * (left - start).norm()
 
 
-@pytest.mark.parametrize(("shape", "products"), [((64, 65), 1), ((256, 257), 1), ((257, 258), 3), ((128, 1024), 2)])
+@pytest.mark.parametrize(("shape", "products"), [((64, 65), 1), ((512, 513), 1), ((513, 514), 3), ((512, 1024), 2)])
 def test_small_matrices_are_stacked_and_large_ones_are_not_on_a_cpu(
     shape: tuple[int, int], products: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,15 +319,20 @@ def test_saved_state_goes_on_bit_exactly(tmp_path: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in again.state_dict().items()), "a rate did not arrive"
 
 
-def test_accumulated_gradients_give_the_whole_batchs_update() -> None:
-    config = make()
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("normuon", [None, 0.9], ids=["muon", "normuon"])
+def test_accumulated_gradients_give_the_whole_batchs_update(parts: int, normuon: float | None) -> None:
+    """In float64, where updates are orthogonalised in float64, so that no rounding to bfloat16 hides a difference."""
+    config = make(optimizer={"normuon": normuon})
     whole, cut = build_model(config).double(), build_model(config).double()
     idx = torch.cat([batch(0), batch(1)])
-    for model, size in ((whole, 8), (cut, 2)):
+    for model, count in ((whole, 1), (cut, parts)):
         optimizer = build_optimizer(model, config, "cpu")
-        for part in idx.split(size):
-            (model.loss(part, part.roll(-1, dims=1)) * len(part) / len(idx)).backward()
-        optimizer.step()
+        for _ in range(3):
+            optimizer.zero_grad(set_to_none=True)
+            for part in idx.chunk(count):
+                (model.loss(part, part.roll(-1, dims=1)) / count).backward()
+            optimizer.step()
     for (name, left), right in zip(whole.named_parameters(), cut.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -106,8 +106,52 @@ def test_the_table_prints_every_mode_and_role(capsys: pytest.CaptureFixture[str]
     assert "residual branch x 0.25, head input x 0.25" in completep
 
 
-@pytest.mark.parametrize("arguments", [[], ["table"], ["table", "--n_embd", "0"], ["table", "--n_embd", "x"]])
-def test_a_wrong_argument_exits_with_status_2(arguments: list[str]) -> None:
+WIDE_AND_DEEP = ["table", "--n_embd", "256", "--base_n_embd", "64", "--n_layer", "8", "--base_n_layer", "2"]
+# By hand, for m_N = 4 and m_L = 4: learning rate under depth-muP, weight decay, and the factors on the updates.
+MUON_ROWS = {
+    "original": (["0.5", "1"], ("1", "2", "1")),
+    "match_rms_adamw": (["0.25", "2"], ("3.2", "6.4", "6.4")),
+    "spectral": (["0.5", "1"], ("1", "2", "0.5")),
+}
+
+
+@pytest.mark.parametrize("scale", MUON_ROWS)
+def test_the_table_prints_muons_rows_beside_those_of_adamw(scale: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WIDE_AND_DEEP, "--mode", "depth_mup"]
+    main(words)
+    adamw = capsys.readouterr().out.splitlines()
+    main([*words, "--optimizer", "muon", "--scale", scale])
+    *muon, updates = capsys.readouterr().out.splitlines()
+    (settings, factors) = MUON_ROWS[scale]
+    for left, right in zip(adamw, muon, strict=True):
+        if left.split()[0] in ("hidden", "attention_out", "ffn_out"):
+            found = right.split()
+            assert [*found[2:4], found[-1]] == [*settings, "(Muon)"]
+        elif not left.startswith("---"):
+            assert left.split() == right.split()
+    square, wide, tall = factors
+    assert updates == (
+        f"Muon's update, scale {scale}: q, k, v, attention_out (256 x 256) x {square}; ffn in (1024 x 256) x {wide}; "
+        f"ffn_out (256 x 1024) x {tall}"
+    )
+
+
+def test_muons_scale_is_original_unless_named(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*WIDE_AND_DEEP, "--optimizer", "muon"])
+    unnamed = capsys.readouterr().out
+    main([*WIDE_AND_DEEP, "--optimizer", "muon", "--scale", "original"])
+    assert unnamed == capsys.readouterr().out
+
+
+WRONG = [[], ["table"], ["table", "--n_embd", "0"], ["table", "--n_embd", "x"]]
+WRONG += [["table", "--n_embd", "8", "--scale", "spectral"], ["table", "--n_embd", "8", "--optimizer", "lion"]]
+WRONG += [["table", "--n_embd", "8", "--init_std", text] for text in ("-1", "0", "nan", "inf", "x")]
+WRONG += [["table", "--n_embd", "100"], ["table", "--n_embd", "8", "--head_size", "3"]]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_a_wrong_argument_is_one_line_and_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,161 @@
+"""Optuna by ask and tell: a study rebuilt in memory from earlier trials, asked for one more. Optuna stores nothing.
+
+Run as a module it checks a sampler: one line and status 2 when it cannot be made. Nothing else imports optuna.
+"""
+
+import inspect
+import json
+import math
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from experiments.search.search import Search
+from experiments.search.spec import Dimension, Sampler
+from nanogpt.config import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import optuna
+
+MISSING = "{package} is not installed, and the sampler needs it; pip install 'nanogpt-scaling[hpo]'"
+CLASSES = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "gp": "GPSampler", "random": "RandomSampler"}
+NEEDS = {"cmaes": ("cmaes",), "gp": ("scipy", "torch")}
+
+
+@dataclass(frozen=True)
+class Told:
+    """An earlier trial of the same search: its settings, its loss if it has one, and what the sampler kept in it."""
+
+    settings: Mapping[str, Any]
+    value: float | None = None
+    is_pruned: bool = False
+    is_open: bool = False
+    at_rungs: Mapping[int, float] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a sampler proposes, and what it wants back with that trial."""
+
+    settings: dict[str, Any]
+    state: dict[str, Any]
+
+
+def ask(search: Search, cell: int, earlier: Sequence[Told]) -> Asked:
+    """The next settings for a cell: a function of the earlier trials and the seed.
+
+    A trial without a loss that is no longer open (diverged, refused) is told as the worst loss known: it should be
+    avoided as that one is. Raises UserError when optuna is missing.
+    """
+    optuna = _optuna()
+    distributions = {key: _distribution(dimension, key in search.whole) for key, dimension in search.space.items()}
+    sampler = make_sampler(search.sampler, _seed(search.sampler.seed, cell, len(earlier)))
+    study = optuna.create_study(direction="minimize", sampler=sampler)
+    values = [trial.value for trial in earlier if trial.value is not None]
+    worst = max(values, default=None)
+    for trial in earlier:
+        study.add_trial(_frozen(search, trial, worst, distributions))
+    asked = study.ask(distributions)
+    # What a sampler keeps in a trial (CMA-ES its whole state) must stand there again when the study is rebuilt.
+    state = study.get_trials(deepcopy=False)[asked.number].system_attrs
+    settings = {key: _setting(search, key, asked.params[key]) for key in search.space}
+    return Asked(settings, json.loads(json.dumps(state)))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise UserError(f"sweep.sampler: {MISSING.format(package='optuna')}") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+def make_sampler(sampler: Sampler, seed: int) -> Any:
+    """The sampler of optuna that a study names. Raises UserError for an unknown setting or a missing package."""
+    optuna = _optuna()
+    settings = dict(sampler.optuna)
+    name = settings.pop("sampler", "tpe")
+    for package in NEEDS.get(name, ()):
+        try:
+            __import__(package)
+        except ImportError:
+            raise UserError(f"sweep.sampler: {MISSING.format(package=package)}") from None
+    make = getattr(optuna.samplers, CLASSES[name])
+    known = [key for key in inspect.signature(make).parameters if key != "seed"]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"sweep.sampler.optuna: {name} has no setting {key!r}{did_you_mean(key, known)}")
+    try:
+        return make(seed=seed, **settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sweep.sampler.optuna: {error}") from None
+
+
+def _seed(seed: int, cell: int, number: int) -> int:
+    """Every trial has a seed of its own: with one for all, a rebuilt sampler would draw the same numbers again."""
+    return int.from_bytes(sha256(f"{seed}/{cell}/{number}".encode()).digest()[:4], "big")
+
+
+def _distribution(dimension: Dimension, is_whole: bool) -> "optuna.distributions.BaseDistribution":
+    import optuna
+
+    if dimension.choice is not None:
+        # By index: optuna takes no lists or mappings, and to it the order of choices says nothing anyway.
+        return optuna.distributions.CategoricalDistribution(tuple(range(len(dimension.choice))))
+    low, high = dimension.ends
+    log = dimension.log is not None
+    if dimension.whole is not None or is_whole:
+        return optuna.distributions.IntDistribution(math.ceil(low), math.floor(high), log=log)
+    return optuna.distributions.FloatDistribution(low, high, log=log)
+
+
+def _setting(search: Search, key: str, value: Any) -> Any:
+    choice = search.space[key].choice
+    if choice is not None:
+        return choice[value]
+    return value if isinstance(value, int) else float(f"{value:.12g}")
+
+
+def _parameter(search: Search, key: str, value: Any) -> Any:
+    """A setting as optuna knows it."""
+    choice = search.space[key].choice
+    return value if choice is None else choice.index(value)
+
+
+def _frozen(
+    search: Search, trial: Told, worst: float | None, distributions: Mapping[str, Any]
+) -> "optuna.trial.FrozenTrial":
+    import optuna
+
+    states = optuna.trial.TrialState
+    value = trial.value if trial.value is not None else worst
+    ended = states.FAIL if value is None else states.PRUNED if trial.is_pruned else states.COMPLETE
+    state = states.RUNNING if trial.is_open else ended
+    return optuna.trial.create_trial(
+        state=state,
+        value=None if state in (states.RUNNING, states.FAIL) else value,
+        params={key: _parameter(search, key, value) for key, value in trial.settings.items()},
+        distributions=dict(distributions),
+        intermediate_values=dict(trial.at_rungs),
+        system_attrs=dict(trial.state),
+    )
+
+
+def main() -> int:
+    """Check the sampler on stdin, given as JSON."""
+    try:
+        make_sampler(Sampler.model_validate(json.load(sys.stdin)), 0)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
