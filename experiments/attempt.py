@@ -57,7 +57,7 @@ def claim(
     Raises OSError when the folder cannot be written.
     """
     folder = study.folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # the study's own folder is not made anew: who deleted it meant that
     held = claimant.claim(folder, after)
     if held is None:
         return None

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from experiments.exclusions import read_exclusions
 from experiments.results import load, load_curves
 from experiments.store import StudyFolder
 from nanogpt.config import UserError
@@ -52,7 +53,7 @@ def report_meta(folder: StudyFolder) -> "StudyMeta":
         optimum=lock.optimum,
         report=lock.report,
         commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),
-        notes=(*lock.notes, *_refusals(folder)),
+        notes=(*lock.notes, *_refusals(folder), *_exclusions(folder)),
         searched=_searched(folder),
     )
 
@@ -70,6 +71,14 @@ def _searched(folder: StudyFolder) -> "Searched | None":
         first_rung=search.pruner.at[0] if search.pruner.at else None,
         planned_flops=sum(run.flops for run in folder.runs()) if search.pruner.at else None,
     )
+
+
+def _exclusions(folder: StudyFolder) -> list[str]:
+    """Every run that a person left out, with the reason: a report without a fit must say it too."""
+    runs = folder.runs()
+    labels = {run.id: run.label for run in runs}
+    found = read_exclusions(folder.path, runs)
+    return [f"left out of fits and means by hand: {labels[id]} ({id}): {why}" for id, why in found.items()]
 
 
 def _refusals(folder: StudyFolder) -> list[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.analysis import basins, plots, surface, sweeps
+from experiments.analysis.columns import excluded
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
 from experiments.analysis.optimum import Optima
@@ -189,6 +190,8 @@ def _draw(name: str, spec: FigureSpec, material: Material) -> Drawn:
     law = material.holdout.fit if material.holdout is not None else material.fit
     held = material.holdout.fit if material.holdout is not None else None
     caption = kind.caption if law is not None else kind.caption.replace(BAND, "")
+    left_out = int(excluded(material.runs).sum())
+    caption += f" {left_out} runs were excluded by hand." if left_out else ""
     caption = caption.format(draws=len(law.draws) if law else 0, held_draws=len(held.draws) if held else 0).strip()
     try:
         figure = kind.draw(material, spec)

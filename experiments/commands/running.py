@@ -13,7 +13,7 @@ from experiments.commands.target import command_text, prepared_study
 from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
 from experiments.launchers.settings import LocalSettings, chosen_launcher
-from experiments.launchers.slots import slots_for
+from experiments.launchers.slots import study_slots
 from experiments.planner import drift_text, make_plan, plan_text
 from experiments.progress import for_stream
 from experiments.reasons import starts_text
@@ -55,7 +55,7 @@ def _at_a_time(job: Job, study: StudyFolder, pretend_gpus: bool) -> int:
     """Runs at a time on one worker."""
     if isinstance(job.settings, LocalSettings):
         gpus = [str(index) for index in range(job.settings.nproc)] if pretend_gpus else None
-        return slots_for(job, study.runs(), gpus=gpus).count
+        return study_slots(job, study, gpus).count
     return default_jobs(job.at_a_time)
 
 

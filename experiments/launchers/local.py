@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.engine import CALM_THREADS, child_environment
 from experiments.launchers.base import Job
 from experiments.launchers.settings import LocalSettings
-from experiments.launchers.slots import slots_for
+from experiments.launchers.slots import study_slots
 from experiments.launchers.submitted import Submission
 from experiments.outcomes import log_tail
 from experiments.store import StudyFolder
@@ -23,7 +23,7 @@ class Local:
     """Starts one `python -m experiments worker`, which forks a child per run, or starts it cold."""
 
     def start(self, folder: Path, job: Job) -> "LocalWorkers":
-        slots = slots_for(job, StudyFolder(folder).runs())
+        slots = study_slots(job, StudyFolder(folder))
         settings = job.settings if isinstance(job.settings, LocalSettings) else LocalSettings()
         options = {"--slots": slots.count, "--threads": slots.threads, "--isolation": settings.isolation}
         options |= {"--nproc": settings.nproc, "--slots-per-gpu": settings.slots_per_gpu}

@@ -7,6 +7,7 @@ from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers.base import Job, available_cores
 from experiments.launchers.settings import LocalSettings
 from experiments.lock import LockedRun
+from experiments.store import StudyFolder
 from nanogpt.config import UserError
 
 
@@ -20,21 +21,36 @@ class Slots:
 
 
 def slots_for(
-    job: Job, runs: Sequence[LockedRun], cores: int | None = None, gpus: Sequence[str] | None = None
+    job: Job,
+    runs: Sequence[LockedRun],
+    cores: int | None = None,
+    gpus: Sequence[str] | None = None,
+    to_come: int = 0,
+    device: str = "",
 ) -> Slots:
     """Slots from GPUs where runs use them, else from cores; never more than runs, whose threads would then be few.
 
+    `to_come` is how many trials are still to be proposed, and `device` what they ask for.
     Raises UserError when one run wants more GPUs than there are.
     """
     cores = available_cores() if cores is None else cores
     settings = job.settings if isinstance(job.settings, LocalSettings) else LocalSettings()
-    if any(map(uses_gpu, runs)):
+    wanting = any(map(uses_gpu, runs))
+    if wanting or (to_come and device != "cpu"):
         gpus = visible_gpus() if gpus is None else gpus
+    if gpus is not None and (wanting or (to_come and device != "cpu" and gpus)):
         if len(gpus) < settings.nproc:
             raise UserError(f"launcher.nproc: {settings.nproc}: one run wants more GPUs than there are ({len(gpus)})")
         most, per_run = len(gpus) // settings.nproc * settings.slots_per_gpu, settings.nproc
         count = min(job.at_a_time or most, most)
     else:
-        count, per_run = job.at_a_time or max(1, min(cores // settings.nproc, len(runs) or 1)), 0
+        count, per_run = job.at_a_time or max(1, min(cores // settings.nproc, len(runs) + to_come or 1)), 0
     threads = settings.threads or max(1, cores // (count * settings.nproc))
     return Slots(count, threads, per_run)
+
+
+def study_slots(job: Job, study: StudyFolder, gpus: Sequence[str] | None = None) -> Slots:
+    """The slots for a study's runs, those that a search has yet to propose among them."""
+    search = study.lock.search
+    device = str((search.base.get("runtime") or {}).get("device", "")) if search is not None else ""
+    return slots_for(job, study.runs(), gpus=gpus, to_come=study.to_propose, device=device)

@@ -254,6 +254,24 @@ def test_a_folder_that_is_deleted_while_its_run_trains(study, capsys, monkeypatc
     assert any("deleted, its folder was deleted or moved away while it ran" in line for line in told(capsys, 2))
 
 
+def test_a_study_folder_that_is_deleted_is_not_made_anew(study, capsys, monkeypatch):
+    tiny = study(GOOD, 2, 3, 4)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
+    deleted = []
+
+    def obey(self):
+        if not deleted and (folder(tiny, 2) / "steps.log").exists():
+            shutil.rmtree(tiny.path)
+            deleted.append(tiny.path)
+        return original(self)
+
+    original = Worker._obey_requests
+    monkeypatch.setattr(Worker, "_obey_requests", obey)
+    assert Worker(StudyFolder(tiny.path), Setup(slots=1), Claimant()).work() == 1
+    assert not list(tiny.path.glob("*/metrics.json"))
+    assert "No such file or directory" in capsys.readouterr().out
+
+
 def test_equal_failures_have_equal_signatures():
     one = {
         "class": "RuntimeError",

@@ -75,6 +75,19 @@ def test_slots_come_from_gpus_where_runs_use_them(settings, jobs, gpus, expected
     assert slots_for(job, runs(9, device="cuda"), cores=16, gpus=[str(i) for i in range(gpus)]) == expected
 
 
+@pytest.mark.parametrize(
+    ("to_come", "device", "gpus", "expected"),
+    [
+        (6, "", [], Slots(6, 2)),
+        (6, "cpu", ["0"], Slots(6, 2)),
+        (99, "cpu", [], Slots(16, 1)),
+        (6, "", ["0", "1"], Slots(2, 8, 1)),
+    ],
+)
+def test_trials_that_are_still_to_be_proposed_have_slots(to_come, device, gpus, expected):
+    assert slots_for(Job(LocalSettings()), [], cores=16, gpus=gpus, to_come=to_come, device=device) == expected
+
+
 def test_a_run_that_wants_more_gpus_than_there_are_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"^launcher.nproc: 4: one run wants more GPUs than there are \(2\)$"):
         slots_for(Job(LocalSettings(nproc=4)), runs(1, device="cuda"), cores=16, gpus=["0", "1"])

@@ -13,6 +13,7 @@ from conftest import ROOT, wait_until
 from experiments import lease, marks
 from experiments.__main__ import main
 from experiments.attempt import claim
+from experiments.conclude import report_meta
 from experiments.exclusions import read_exclusions
 from experiments.launchers.submitted import Submission, write_submission
 from experiments.lease import Claimant
@@ -200,6 +201,8 @@ def test_exclusions_are_left_out_of_fits_and_said(study, capsys):
     capsys.readouterr()
     main(["status", str(study.path)])
     assert "left out of fits: seed=1" in capsys.readouterr().out
+    notes = report_meta(study).notes  # a report says it where there is no fit, too
+    assert [note for note in notes if "the node overheated" in note and "seed=1" in note]
 
 
 BAD_EXCLUSIONS = {
