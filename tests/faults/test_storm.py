@@ -30,7 +30,7 @@ base: {ROOT / "configs" / "tiny_cpu.yaml"}
 config:
   model: {{n_layer: 1, n_head: 1, n_embd: 16, block_size: 16}}
   data: {{corpus: {{kind: zipf_mixture, alphabet_size: 32, train_tokens: 65536, val_tokens: 8192}}}}
-  train: {{batch_size: 4, max_iters: 600, eval_interval: 100, eval_tokens: 1024}}
+  train: {{batch_size: 4, max_iters: 1000, eval_interval: 200, eval_tokens: 1024}}
   runtime: {{threads: 1, checkpoint: {{interval_seconds: 0.2}}}}
 sweep: {{seeds: {RUNS}}}
 supervise: {{lease: {LEASE_SECONDS}s, backoff: 0, max_failures: null}}
@@ -140,7 +140,7 @@ def storm(tmp_path_factory) -> Storm:
             raging.wake()
             if time.monotonic() > next_strike and raging.killed < KILLS:
                 raging.strike()
-                next_strike = time.monotonic() + raging.dice.uniform(0.3, 3)
+                next_strike = time.monotonic() + raging.dice.uniform(0.1, 1)
             raging.note_published()
             time.sleep(0.05)
         raging.wake(everyone=True)
@@ -184,7 +184,7 @@ def test_no_file_is_torn(storm):
     for path in (storm.out / "storm").rglob("*.json"):
         json.loads(path.read_text())
     for folder in folders(storm):
-        assert [line["step"] for line in read_history(folder / "history.jsonl")] == list(range(10, 601, 10))
+        assert [line["step"] for line in read_history(folder / "history.jsonl")] == list(range(10, 1001, 10))
 
 
 def test_every_run_equals_the_undisturbed_one(storm):
