@@ -6,10 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import Config, OneLineParser, UserError
 from nanogpt.configfile import build_config, lay_overrides, load_layers
+
+if TYPE_CHECKING:
+    from nanogpt.describe import Description
 
 EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 75
 
@@ -188,8 +191,7 @@ def _show(folder: Path) -> int:
 
 
 def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.data.corpora import MissingCorpus
-    from nanogpt.describe import describe, describe_many, describe_without_corpus, format_description
+    from nanogpt.describe import describe_many, format_description
 
     if arguments.many:
         # Not json.dump: it encodes in Python, and writes each number by itself.
@@ -197,12 +199,20 @@ def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if arguments.target is None:
         raise UserError("describe: needs a config file, or --many")
-    config = _load(arguments.target, overrides)
-    try:
-        print(format_description(describe(config)))
-    except MissingCorpus as problem:
-        print(format_description(describe_without_corpus(config, problem), str(problem)))
+    description, missing = _described(_load(arguments.target, overrides))
+    print(format_description(description, missing))
     return 0
+
+
+def _described(config: Config) -> tuple["Description", str]:
+    """What can be said of a config, and why its corpus is not there if it is not: sizes and rules need none."""
+    from nanogpt.data.corpora import MissingCorpus
+    from nanogpt.describe import describe, describe_without_corpus
+
+    try:
+        return describe(config), ""
+    except MissingCorpus as problem:
+        return describe_without_corpus(config, problem), str(problem)
 
 
 def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -216,15 +226,9 @@ def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _rules(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.data.corpora import MissingCorpus
-    from nanogpt.describe import describe, describe_without_corpus
     from nanogpt.rules import format_config_rules
 
-    config = _load(arguments.target, overrides)
-    try:
-        description = describe(config)
-    except MissingCorpus as problem:  # no rule depends on it
-        description = describe_without_corpus(config, problem)
+    description, _ = _described(_load(arguments.target, overrides))
     print(format_config_rules(description))
     return 0
 

@@ -6,7 +6,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from experiments.commands.failures import failures_text, stop_text
 from experiments.commands.target import command_text, prepared_study
@@ -17,12 +16,12 @@ from experiments.launchers.slots import study_slots
 from experiments.planner import drift_text, make_plan, plan_text
 from experiments.progress import for_stream
 from experiments.reasons import starts_text
+from experiments.results import RESULTS
 from experiments.retrying import mark_retries
 from experiments.runner import Prepared, StudyRun, default_jobs, is_complete, refuse_drift, write_report
 from experiments.store import FINISHED, StudyFolder
 from nanogpt.config import UserError
 
-DEFAULT_OUT = Path("results")
 SUCCESS, FAILURE, CTRL_C = 0, 1, 130
 
 
@@ -121,7 +120,7 @@ def _interrupted(run: StudyRun, arguments: argparse.Namespace) -> int:
 
 
 def _again(arguments: argparse.Namespace, verb: str = "run") -> str:
-    return shlex.join(command_text(arguments, verb, DEFAULT_OUT))
+    return shlex.join(command_text(arguments, verb, RESULTS))
 
 
 @contextlib.contextmanager

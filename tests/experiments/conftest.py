@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.lock import resolve, write_lock
+from experiments.store import StudyFolder
+from experiments.study import Study
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 BASE = """# A base for the orchestrator's tests.
 model: {n_layer: 1, n_head: 1, n_embd: 8, block_size: 8}
@@ -40,6 +44,16 @@ def write_study(tmp_path: Path) -> Write:
         return path
 
     return write
+
+
+@pytest.fixture
+def study(write_study: Write, tmp_path: Path) -> StudyFolder:
+    """A locked study of four runs, nothing of it started: 1 is fine, 100 raises, 102 diverges, 103 is a mistake."""
+    path = tmp_path / "results" / "tiny"
+    path.mkdir(parents=True)
+    more = "supervise: {retries: 0}"
+    write_lock(path, resolve(Study.load(write_study("{seeds: [1, 100, 102, 103]}", more))))
+    return StudyFolder(path)
 
 
 @pytest.fixture

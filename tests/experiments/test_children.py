@@ -17,16 +17,6 @@ from nanogpt.config import UserError
 pytestmark = pytest.mark.usefixtures("fake_engine")
 
 
-@pytest.fixture
-def study(write_study, tmp_path) -> StudyFolder:
-    """A locked study of four runs, nothing of it started: 1 is fine, 100 raises, 102 diverges, 103 is a mistake."""
-    path = tmp_path / "results" / "tiny"
-    path.mkdir(parents=True)
-    more = "supervise: {retries: 0}"
-    write_lock(path, resolve(Study.load(write_study("{seeds: [1, 100, 102, 103]}", more))))
-    return StudyFolder(path)
-
-
 def by_seed(study: StudyFolder) -> dict[int, str]:
     states = study.states()
     return {each.config["seed"]: states[each.id].status for each in study.runs()}

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, wait_until
 
 from experiments.results import load
+from tests.processes import family
 
 STUDY = """question: What is left after a kill?
 hypothesis: Everything.
@@ -46,19 +47,6 @@ def study(tmp_path) -> Path:
 
 def line(study: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "experiments", "run", str(study), "--out", str(out), "--no-report", "--jobs", "1"]
-
-
-def family(pid: int) -> list[int]:
-    """A process and everything it started, directly or not."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit():
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
-    return found
 
 
 def is_alive(pid: int) -> bool:

@@ -17,25 +17,13 @@ from experiments.conclude import report_meta
 from experiments.exclusions import read_exclusions
 from experiments.launchers.submitted import Submission, write_submission
 from experiments.lease import Claimant
-from experiments.lock import resolve, write_lock
 from experiments.results import load
 from experiments.search.trials import Trial, publish_trial
 from experiments.selection import find_runs
 from experiments.store import StudyFolder
-from experiments.study import Study
 from nanogpt.config import UserError
 
 pytestmark = pytest.mark.usefixtures("fake_engine")
-
-
-@pytest.fixture
-def study(write_study, tmp_path) -> StudyFolder:
-    """A locked study of four runs, nothing of it started: 1 is fine, 100 raises, 102 diverges, 103 is a mistake."""
-    path = tmp_path / "results" / "tiny"
-    path.mkdir(parents=True)
-    more = "supervise: {retries: 0}"
-    write_lock(path, resolve(Study.load(write_study("{seeds: [1, 100, 102, 103]}", more))))
-    return StudyFolder(path)
 
 
 def run(study: StudyFolder, *more: str) -> int:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import family
+
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_ENGINE = ROOT / "tests" / "experiments"
 BASE = """model: {n_layer: 1, n_head: 1, n_embd: 8, block_size: 8}
@@ -123,19 +125,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def family(pid: int) -> list[int]:
-    """A process and everything it started, directly or not."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit():
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
-    return found
 
 
 def workers_of(folder: Path) -> list[int]:
