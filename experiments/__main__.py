@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="verb")
 
     plan = _command(commands, "plan", _in("running", "plan"), "show what would be run, why, and what it costs")
-    run = _command(commands, "run", _in("running", "run"), "train what is not finished, then fit and write the report")
+    run = _command(commands, "run", _run, "train what is not finished, then fit and write the report")
     status = _command(commands, "status", _in("looking", "status"), "count the runs in each state, name the failures")
     retry = _command(commands, "retry", _in("running", "retry"), "try failed runs again, and run the study")
     cancel = _command(commands, "cancel", _in("folders", "cancel"), "stop a study's workers, or single runs")
@@ -106,6 +106,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    """`run`, with a worker that loads torch from now on: it takes longer than all that comes before the first run."""
+    from experiments.standby import standing_by
+
+    study = Path(arguments.study)
+    folder = arguments.out / "-".join(filter(None, [study.stem, arguments.size]))
+    wanted = study.is_file() and not arguments.dry_run and arguments.launcher in (None, "local")
+    with standing_by(folder, wanted) as arguments.standby:
+        return _in("running", "run")(arguments)
+
+
 def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting for all runs")
     parser.add_argument("--jobs", type=_at_least_one, metavar="N", help="runs at a time (default: one per core)")
@@ -125,6 +136,7 @@ def _add_worker(commands: Any) -> None:
     worker = commands.add_parser("worker", help="train a results folder's runs (launchers start it)")
     worker.set_defaults(command=_in("running", "worker"))
     worker.add_argument("folder", type=Path, metavar="FOLDER")
+    worker.add_argument("--standby", action="store_true", help="load torch, then read the options from standard input")
     worker.add_argument("--slots", type=_at_least_one, default=1, help="runs at a time")
     worker.add_argument("--threads", type=_at_least_one, default=1, help="threads of each run that names none")
     worker.add_argument("--parent-fd", type=int, help="descriptor whose end of file means: stop")

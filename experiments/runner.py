@@ -21,6 +21,7 @@ from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
 from experiments.results import check_base, check_columns
 from experiments.retrying import mark_retries
+from experiments.standby import standing_by
 from experiments.store import FINISHED, TO_DO, StudyFolder
 from experiments.study import Study
 from nanogpt.config import UserError
@@ -255,10 +256,10 @@ class ExperimentRunner:
         if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
             raise UserError(f"run_grid: jobs: expected a whole number of at least 1, got {jobs!r}")
         study = Study.from_grid(grid_name, self.base_config_path, base_params, grid_params, seeds, launcher, supervise)
-        settings = chosen_launcher(study.launcher)
-        prepared = prepare(study, self.output_root / grid_name, drifted, settings.elsewhere)
-        job = Job(settings, jobs=jobs, retry_failed=retry_failed)
-        run = StudyRun(prepared, job).start()
+        settings, folder = chosen_launcher(study.launcher), self.output_root / grid_name
+        with standing_by(folder, settings.kind == "local") as standby:
+            prepared = prepare(study, folder, drifted, settings.elsewhere)
+            run = StudyRun(prepared, Job(settings, jobs, retry_failed, standby)).start()
         self._handles.append(run)
         if not wait:
             return run

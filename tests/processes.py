@@ -15,3 +15,10 @@ def family(pid: int) -> list[int]:
     for known in found:
         found += [child for child, parent in parents.items() if parent == known]
     return found
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie that nobody waits for has no command line any more."""
+    with contextlib.suppress(OSError):
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False

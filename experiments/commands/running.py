@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -19,6 +20,7 @@ from experiments.reasons import starts_text
 from experiments.results import RESULTS
 from experiments.retrying import mark_retries
 from experiments.runner import Prepared, StudyRun, default_jobs, is_complete, refuse_drift, write_report
+from experiments.standby import Standby, obey
 from experiments.store import FINISHED, StudyFolder
 from nanogpt.config import UserError
 
@@ -59,19 +61,19 @@ def _at_a_time(job: Job, study: StudyFolder, pretend_gpus: bool) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train what is not finished, then fit and write the report."""
+    """Train what is not finished, then fit and write the report. `arguments.standby`: a worker started ahead."""
     if arguments.dry_run:
         return plan(arguments)
     prepared = prepared_study(arguments)
     refuse_drift(prepared)
-    return _train(prepared, arguments)
+    return _train(prepared, arguments, arguments.standby)
 
 
-def _train(prepared: Prepared, arguments: argparse.Namespace) -> int:
+def _train(prepared: Prepared, arguments: argparse.Namespace, standby: Standby | None = None) -> int:
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
     to_do = _show_plan(prepared, arguments)
     retry_failed = getattr(arguments, "retry_failed", False)
-    run = StudyRun(prepared, Job(settings, arguments.jobs, retry_failed))
+    run = StudyRun(prepared, Job(settings, arguments.jobs, retry_failed, standby))
     with _terminable():
         try:
             run.start()
@@ -152,7 +154,13 @@ def retry(arguments: argparse.Namespace) -> int:
 
 def worker(arguments: argparse.Namespace) -> int:
     """Train a results folder's runs; launchers start it."""
+    from experiments.__main__ import main as command
     from experiments.worker import Setup, main
+
+    if arguments.standby:
+        status = command(["worker", *obey()])
+        sys.stdout.flush()
+        os._exit(status)  # unloading torch takes a tenth of a second, and the driver waits for the end
 
     given = {name: getattr(arguments, name) for name in Setup.__dataclass_fields__}
     return main(StudyFolder(arguments.folder), Setup(**given))

@@ -3,19 +3,26 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from experiments.launchers.settings import LauncherSettings, LocalSettings
 from experiments.launchers.submitted import Submission
 
+if TYPE_CHECKING:
+    from experiments.standby import Standby
+
 
 @dataclass(frozen=True)
 class Job:
-    """What the workers are asked to do: where, how many runs at a time, and whether failed runs are tried again."""
+    """What the workers are asked to do: where, how many runs at a time, and whether failed runs are tried again.
+
+    `standby` is a worker on this machine that was started ahead; a launcher that has no use for it leaves it alone.
+    """
 
     settings: LauncherSettings = field(default_factory=LocalSettings)
     jobs: int | None = None
     retry_failed: bool = False
+    standby: "Standby | None" = None
 
     @property
     def at_a_time(self) -> int | None:

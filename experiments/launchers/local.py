@@ -4,16 +4,15 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from experiments.engine import CALM_THREADS, child_environment
 from experiments.launchers.base import Job
 from experiments.launchers.settings import LocalSettings
 from experiments.launchers.slots import study_slots
 from experiments.launchers.submitted import Submission
 from experiments.outcomes import log_tail
+from experiments.standby import Standby
 from experiments.store import StudyFolder
 
 LOGS = "workers"
@@ -29,7 +28,8 @@ class Local:
         options |= {"--nproc": settings.nproc, "--slots-per-gpu": settings.slots_per_gpu}
         options |= {"--gpus-per-run": slots.gpus_per_run} if slots.gpus_per_run else {}
         flags = ["--retry-failed"] if job.retry_failed else []
-        return LocalWorkers(folder, [*(str(word) for pair in options.items() for word in pair), *flags], slots.threads)
+        words = [str(word) for pair in options.items() for word in pair]
+        return LocalWorkers(folder, [*words, *flags], slots.threads, job.standby or Standby(folder))
 
     def alive(self, submission: Submission) -> int | None:
         """Its workers end with the driver: there are no submissions."""
@@ -42,21 +42,13 @@ class Local:
 class LocalWorkers:
     """The worker's process, and the pipe whose end tells it that we are gone."""
 
-    def __init__(self, folder: Path, options: list[str], threads: int) -> None:
-        read, self._life = os.pipe()
-        command = [sys.executable, "-m", "experiments", "worker", str(folder.resolve()), *options]
-        command += ["--parent-fd", str(read)]
-        # OpenMP reads its settings when torch is loaded: later is too late.
-        environment = {**child_environment(), **CALM_THREADS, "OMP_NUM_THREADS": str(threads)}
+    def __init__(self, folder: Path, options: list[str], threads: int, standby: Standby) -> None:
         (folder / LOGS).mkdir(exist_ok=True)
-        self.log = folder / LOGS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-        with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches the runner alone, which then stops the runs in order.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                pass_fds=(read,), start_new_session=True,
-            )  # fmt: skip
-        os.close(read)
+        self.log = folder.resolve() / LOGS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        self.log.touch()
+        # Runs are told their threads by their configs; this is for what else they may load.
+        recruit = standby.order([str(folder.resolve()), *options], self.log, {"OMP_NUM_THREADS": str(threads)})
+        self._process, self._life = recruit.process, recruit.life
 
     def poll(self) -> int | None:
         status = self._process.poll()

@@ -1,6 +1,5 @@
 """The real engine under kill -9: a study is finished by a second call, and its table equals an uninterrupted one's."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 from conftest import ROOT, wait_until
 
 from experiments.results import load
-from tests.processes import family
+from tests.processes import family, is_alive
 
 STUDY = """question: What is left after a kill?
 hypothesis: Everything.
@@ -47,13 +46,6 @@ def study(tmp_path) -> Path:
 
 def line(study: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "experiments", "run", str(study), "--out", str(out), "--no-report", "--jobs", "1"]
-
-
-def is_alive(pid: int) -> bool:
-    """A zombie that nobody waits for has no command line any more."""
-    with contextlib.suppress(OSError):
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    return False
 
 
 def test_a_killed_study_ends_with_the_table_of_an_uninterrupted_one(study, tmp_path):
