@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanogpt.coordcheck import KEYS, KINDS, Reading
+from nanogpt.record import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,9 +64,8 @@ def draw_check(
     )
     figure.supxlabel(note, fontsize=8, color="0.35")
     path = folder / f"coord_check_{axis}.png"
-    temporary = folder / f".coord_check_{axis}.tmp.png"
-    figure.savefig(temporary, dpi=110, metadata={"Software": None})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, metadata={"Software": None})
     return path
 
 

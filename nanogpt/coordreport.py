@@ -13,7 +13,7 @@ from nanogpt.config import Config, UserError
 from nanogpt.config.training import Muon
 from nanogpt.coordcheck import KINDS, Reading, Sweep, base_width, run_sweep
 from nanogpt.coordplot import draw_check
-from nanogpt.record import write_atomic
+from nanogpt.record import replacing, write_atomic
 from parametrization import MODES, update_scale
 
 FLAT = 0.15  # the largest |slope| that passes: a factor of 1.5 over 16 times the size
@@ -189,12 +189,10 @@ def _progress(text: str) -> None:
 
 
 def _write_csv(path: Path, names: Sequence[str], rows: Iterable[dict[str, object]]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)
 
 
 def sweeps_from(arguments: argparse.Namespace, config: Config) -> list[Sweep]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from nanogpt.record import read_history, read_record
+from nanogpt.record import read_history, read_record, replacing
 
 
 def draw_loss(folder: Path) -> Path | None:
@@ -38,9 +38,8 @@ def draw_loss(folder: Path) -> Path | None:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     path = folder / "loss.png"
-    temporary = folder / ".loss.tmp.png"
-    figure.savefig(temporary, dpi=130, metadata={"Software": None})
-    temporary.replace(path)
+    with replacing(path) as temporary:  # two runners may both finish a study, and draw it
+        figure.savefig(temporary, dpi=130, metadata={"Software": None})
     return path
 
 

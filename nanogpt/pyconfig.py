@@ -34,13 +34,15 @@ def load_python(path: Path) -> PythonFile:
     A value is a literal, or arithmetic (+ - * / //) on numbers, as in `gradient_accumulation_steps = 5 * 8`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as Python, which takes a byte order mark
         tree = ast.parse(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", None) or 1
-        raise UserError(f"{path}:{line}: not Python: {getattr(error, 'msg', error)}") from None
+        line = getattr(error, "lineno", None)
+        place = f"{path}:{line}" if line else str(path)
+        reason = getattr(error, "msg", str(error)) or "nested too deeply"
+        raise UserError(f"{place}: not Python: {reason}") from None
     data: dict[str, Any] = {}
     lines: dict[str, int] = {}
     for index, statement in enumerate(tree.body):

@@ -16,6 +16,7 @@ from nanogpt.record import (
     read_history,
     read_published,
     read_record,
+    replacing,
     to_json,
     write_atomic,
     write_record,
@@ -139,3 +140,27 @@ def test_a_failed_write_keeps_the_old_text(tmp_path: Path) -> None:
         write_atomic(path, "\ud800")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "loss.png"
+    with replacing(path) as mine, replacing(path) as theirs:
+        mine.write_text("mine")
+        theirs.write_text("theirs")
+    assert path.read_text() == "mine"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["loss.png"]
+
+
+def test_a_file_that_was_not_finished_replaces_nothing(tmp_path):
+    path = tmp_path / "loss.png"
+    path.write_text("old")
+
+    def half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["loss.png"]

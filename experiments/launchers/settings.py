@@ -50,6 +50,7 @@ class InProcessSettings(_Settings):
     """One run after another in the driver itself, for a debugger."""
 
     kind: Literal["inprocess"] = "inprocess"
+    jobs: Annotated[int, Field(strict=True, ge=1, le=1)] | None = Field(None, description="One run at a time, always.")
 
 
 class RaySettings(_Settings):

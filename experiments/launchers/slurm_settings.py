@@ -50,6 +50,14 @@ def _word(value: Any) -> Any:
     return text
 
 
+def _memory(value: Any) -> Any:
+    """Slurm's own notation: a whole number of megabytes, or with K, M, G or T."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text is not None and not (isinstance(text, str) and re.fullmatch(r"\d+[KMGTkmgt]?", text)):
+        raise ValueError(f"expected a whole amount of memory such as 500M or 8G, got {value!r}")
+    return text
+
+
 def _line(value: Any) -> str:
     text = "" if value is None else str(value)
     if re.search(r'[\n\r"\\]', text):
@@ -77,7 +85,9 @@ class SlurmSettings(BaseModel):
     account: Word | None = None
     qos: Word | None = None
     constraint: Word | None = None
-    mem: Word | None = Field(None, description="Memory, such as 8G; default: the site's.")
+    mem: Annotated[str | None, BeforeValidator(_memory), WithJsonSchema({"type": ["string", "integer", "null"]})] = (
+        Field(None, description="Memory, such as 8G; default: the site's.")
+    )
     time: Annotated[str, BeforeValidator(_slurm_time), _AsWritten] = Field(
         "1:00:00", description="Most time of a worker before it is requeued: 4h, 1d, or Slurm's D-HH:MM:SS."
     )

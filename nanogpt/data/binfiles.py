@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt.config.errors import UserError
-from nanogpt.record import read_json, to_json, write_atomic
+from nanogpt.record import read_json, replacing, to_json, write_atomic
 
 SPLITS = ("train", "val")
 NANOGPT_VOCAB = 50304  # nanoGPT takes its padded GPT-2 vocabulary for a folder without a meta file
@@ -18,9 +18,8 @@ NANOGPT_VOCAB = 50304  # nanoGPT takes its padded GPT-2 vocabulary for a folder 
 
 def write_tokens(path: Path, tokens: NDArray[Any]) -> None:
     """Write token ids as raw little-endian uint16, atomically."""
-    temporary = path.with_suffix(".tmp")
-    tokens.astype("<u2").tofile(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        tokens.astype("<u2").tofile(temporary)
 
 
 def read_tokens(path: Path) -> NDArray[np.uint16]:

@@ -77,6 +77,17 @@ def test_anything_else_is_refused_with_its_line(tmp_path, line, message, capsys)
     assert capsys.readouterr().out == ""
 
 
+def test_a_nesting_that_python_refuses_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not Python: nested too deeply"):
+        load_config(written(tmp_path, "n_layer = " + "-" * 20_000 + "4"))
+
+
+def test_a_byte_order_mark_is_read_over_as_python_does(tmp_path):
+    path = tmp_path / "marked.py"
+    path.write_bytes(b"\xef\xbb\xbf" + SHAKESPEARE.encode())
+    assert load_config(path).model.n_layer == 6
+
+
 def test_it_is_a_base_of_studies_whose_folder_is_the_studys(tmp_path):
     study = tmp_path / "depth.yaml"
     written(tmp_path, SHAKESPEARE)

@@ -32,6 +32,8 @@ WRONG = {
     "launcher: slrm": "tiny.yaml:5: launcher: no such launcher 'slrm'; did you mean 'slurm'?",
     "launcher: {kind: local, jbs: 2}": "tiny.yaml:5: launcher.jbs: no such key; did you mean 'jobs'?",
     "launcher: {kind: local, jobs: 0}": "launcher.jobs: expected greater than or equal to 1, got 0",
+    "launcher: {kind: inprocess, jobs: 3}": "launcher.jobs: expected less than or equal to 1, got 3",
+    "launcher: {kind: slurm, mem: lots}": "launcher.mem: expected a whole amount of memory such as 500M or 8G",
     "launcher: [local]": "launcher: expected a name or settings with `kind`",
 }
 
