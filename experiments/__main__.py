@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from nanogpt.config import OneLineParser, UserError
+    from nanogpt.config import OneLineParser, UserError, os_problem
 except ImportError as error:
     sys.exit(f"{error}; `python -m experiments.doctor` tells what is missing")
 
 DEFAULT_OUT = Path("results")
-KINDS = ("error", "oom", "timeout", "crashed", "corrupt")
+KINDS = ("error", "oom", "timeout", "crashed", "corrupt", "disk-full")
 SUCCESS, FAILURE, MISTAKE, CTRL_C = 0, 1, 2, 130
 
 
@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb not in ("run", "retry"):
             return SUCCESS
         print("run: stopped, because whoever read its output went away; `run` again goes on", file=sys.stderr)
+        return FAILURE
+    except OSError as error:  # a full disk, a folder that is deleted meanwhile: no bug of ours to trace
+        print(f"{arguments.verb}: {os_problem(error)}", file=sys.stderr)
         return FAILURE
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from experiments.lock import LockedRun
-from experiments.store import FINISHED, TO_DO, RunState
+from experiments.store import FINISHED, TO_DO, RunState, met_full_disk
 
 NAMED = 5  # runs of one reason that are named one by one
 
@@ -42,6 +42,8 @@ def next_step(state: RunState, stopped: bool = False) -> str:
         return "nothing, it is finished"
     if state.status == "running":
         return "nothing, it is under way"
+    if met_full_disk(state):
+        return f"start attempt {state.generation + 1}, if there is room on the disk by then"
     if state.status == "failed":
         return "nothing, it waits for `retry`"
     if state.status == "drifted":
@@ -60,7 +62,7 @@ def starts_text(runs: Iterable[LockedRun], states: Mapping[str, RunState]) -> st
     groups: dict[str, list[str]] = {}
     for run in runs:
         state = states[run.id]
-        if state.status in TO_DO:
+        if state.status in TO_DO or met_full_disk(state):
             # The attempt and the message tell runs of one state apart: only the state's own words make a group.
             brief = RunState(state.status, detail=state.detail if state.kind else "", kind=state.kind)
             groups.setdefault(f"{state.status}: {why(brief)}", []).append(run.label)

@@ -6,10 +6,12 @@ from pathlib import Path
 from experiments import marks
 from experiments.selection import find_runs
 from experiments.store import RunState, StudyFolder
-from nanogpt.config import UserError
+from nanogpt.config import UserError, os_reason
 
 
-def mark_retries(study: StudyFolder, ids: Sequence[str] = (), kind: str | None = None) -> int:
+def mark_retries(
+    study: StudyFolder, ids: Sequence[str] = (), kind: str | None = None, retry: marks.Retry | None = None
+) -> int:
     """Ask for another attempt at the failed runs meant; all of them when neither ids nor a class are given."""
     states = study.states()
     meant = find_runs(study.runs(), ids) if ids else study.runs()
@@ -18,14 +20,14 @@ def mark_retries(study: StudyFolder, ids: Sequence[str] = (), kind: str | None =
             raise UserError(f"command line: {run.label}: is {states[run.id].status}; only a failed run is tried again")
     chosen = [run for run in meant if states[run.id].status == "failed" and kind in (None, states[run.id].kind)]
     for run in chosen:
-        _mark(study.folder(run), states[run.id])
+        _mark(study.folder(run), states[run.id], retry or marks.Retry())
     return len(chosen)
 
 
-def _mark(folder: Path, state: RunState) -> None:
+def _mark(folder: Path, state: RunState, retry: marks.Retry) -> None:
     try:
         marks.set_damaged_aside(folder)
         if state.generation:
-            marks.ask_retry(folder, state.generation, marks.Retry())
+            marks.ask_retry(folder, state.generation, retry)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{folder}: cannot be written: {os_reason(error, folder)}") from None

@@ -17,13 +17,15 @@ from experiments.launchers.base import available_cores
 from experiments.launchers.settings import chosen_launcher
 from experiments.launchers.submitted import end_submission, submissions
 from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
+from experiments.marks import Retry
+from experiments.outcomes import DISK_FULL
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
 from experiments.results import check_base, check_columns
 from experiments.retrying import mark_retries
 from experiments.store import FINISHED, TO_DO, StudyFolder
 from experiments.study import Study
-from nanogpt.config import UserError
+from nanogpt.config import UserError, os_reason
 from nanogpt.record import write_atomic
 
 if TYPE_CHECKING:
@@ -112,6 +114,8 @@ class StudyRun:
             # Marked here and once: a worker that starts later would take up what has failed since, again and again.
             mark_retries(self.folder)
             self._job = replace(self._job, retry_failed=False)
+        # What met a full disk has no fault of its own: `run` is asked for again when there is room.
+        mark_retries(self.folder, kind=DISK_FULL, retry=Retry("policy", "the disk was full"))
         published.discard_if_wrong(self.folder.path, self.folder.folders())
         # Workers that are left to an engine are joined, and not more of them submitted than there is work for.
         if self.to_do() and (self.outlives_driver or not self._is_submitted()):
@@ -142,7 +146,7 @@ class StudyRun:
             if prepared.is_new or not (path / LOCK_NAME).exists():
                 write_lock(path, self.folder.lock)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+            raise UserError(f"{path}: cannot be written: {os_reason(error, path)}") from None
 
     def to_do(self) -> int:
         """How many runs workers would take up now."""

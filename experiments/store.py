@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments import lease, marks
 from experiments.launchers.submitted import submissions
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
-from experiments.outcomes import failure, read_outcome
+from experiments.outcomes import DISK_FULL, failure, read_outcome
 from experiments.search.search import Refused
 from experiments.search.trials import TrialFiles, runs_of
 from nanogpt.config import UserError
@@ -19,7 +19,7 @@ from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, r
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.I)  # s3://bucket, of which a Path keeps s3:/bucket
 RUN_FOLDER = re.compile(r".*\.([0-9a-f]{12})")
-# What `run` takes up again by itself; a failed run waits until a person asks for a retry.
+# What `run` takes up again by itself; a failed run waits until a person asks for a retry, but for a full disk.
 TO_DO = ("missing", "queued", "interrupted", "preempted", "lost")
 FINISHED = PUBLISHED
 # The start of a record as it is written: enough to tell a state, a hundred times faster than validating all of it.
@@ -32,8 +32,8 @@ _HEAD = re.compile(
 class RunState:
     """The state of one run, the attempt that tells it, and a failed run's error or a running one's host.
 
-    `kind` is the class of a failure (error, oom, timeout, crashed, corrupt), also of one that is to be tried again;
-    `signature` is equal for failures of one cause.
+    `kind` is the class of a failure (error, oom, timeout, crashed, corrupt, disk-full), also of one that is to be tried
+    again; `signature` is equal for failures of one cause.
     """
 
     status: str
@@ -41,6 +41,11 @@ class RunState:
     detail: str = ""
     kind: str = ""
     signature: str = ""
+
+
+def met_full_disk(state: RunState) -> bool:
+    """Whether a run failed for no fault of its own, so that `run` takes it up again without `retry`."""
+    return state.status == "failed" and state.kind == DISK_FULL
 
 
 class StudyFolder:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nanogpt.config.diskfull import naming
 from nanogpt.config.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -76,7 +77,7 @@ def write_atomic(path: Path, text: str, durable: bool = True) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with naming(path), temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             if durable:
                 file.flush()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from experiments.lock import LockedRun
 from experiments.outcomes import LOG_NAME, log_tail
 from experiments.policy import study_stop
-from experiments.store import FINISHED, RunState, StudyFolder
+from experiments.store import FINISHED, RunState, StudyFolder, met_full_disk
 from experiments.supervise import check_supervise
 
 SHOWN_LINES = 5
@@ -29,6 +29,8 @@ def failures_text(study: StudyFolder, states: Mapping[str, RunState] | None = No
 
 
 def _log_lines(study: StudyFolder, run: LockedRun, state: RunState) -> Sequence[str]:
+    if met_full_disk(state):
+        return ()
     log = study.folder(run) / "attempts" / str(state.generation) / LOG_NAME
     if not log.exists():
         return ()

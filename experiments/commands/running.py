@@ -18,8 +18,9 @@ from experiments.progress import for_stream
 from experiments.reasons import starts_text
 from experiments.results import RESULTS
 from experiments.retrying import mark_retries
+from experiments.room import disk_text
 from experiments.runner import Prepared, StudyRun, default_jobs, is_complete, refuse_drift, write_report
-from experiments.store import FINISHED, StudyFolder
+from experiments.store import FINISHED, StudyFolder, met_full_disk
 from nanogpt.config import UserError
 
 SUCCESS, FAILURE, CTRL_C = 0, 1, 130
@@ -97,13 +98,22 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
     if report.exists() and not broken:
         print(f"look at {report}")
     if states.get("failed"):
-        print(failures_text(run.folder), file=sys.stderr)
-        print(f"failed runs wait for: {_again(arguments, 'retry')} --failed", file=sys.stderr)
-    if stop := stop_text(run.folder):
+        _tell_failures(run, arguments)
+    now = run.folder.states()
+    if full := disk_text(run.folder, now):
+        print(f"{full}; make room, then: {_again(arguments)}", file=sys.stderr)
+    elif stop := stop_text(run.folder, now):
         print(f"stopped: {stop}", file=sys.stderr)
     elif to_propose or not is_complete({status: count for status, count in states.items() if status != "failed"}):
         print(f"go on with: {_again(arguments)}", file=sys.stderr)
     return SUCCESS if is_complete(states) and not (broken or to_propose) else FAILURE
+
+
+def _tell_failures(run: StudyRun, arguments: argparse.Namespace) -> None:
+    states = run.folder.states()
+    print(failures_text(run.folder, states), file=sys.stderr)
+    if any(state.status == "failed" and not met_full_disk(state) for state in states.values()):
+        print(f"failed runs wait for: {_again(arguments, 'retry')} --failed", file=sys.stderr)
 
 
 def _interrupted(run: StudyRun, arguments: argparse.Namespace) -> int:
