@@ -64,7 +64,8 @@ def starts_text(runs: Iterable[LockedRun], states: Mapping[str, RunState]) -> st
         state = states[run.id]
         if state.status in TO_DO or met_full_disk(state):
             # The attempt and the message tell runs of one state apart: only the state's own words make a group.
-            brief = RunState(state.status, detail=state.detail if state.kind else "", kind=state.kind)
+            told = state.detail if state.kind and not met_full_disk(state) else ""
+            brief = RunState(state.status, detail=told, kind=state.kind)
             groups.setdefault(f"{state.status}: {why(brief)}", []).append(run.label)
     lines = []
     for reason, labels in groups.items():

@@ -14,7 +14,7 @@ from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
 from experiments.outcomes import DISK_FULL, failure, read_outcome
 from experiments.search.search import Refused
 from experiments.search.trials import TrialFiles, runs_of
-from nanogpt.config import UserError
+from nanogpt.config import UserError, nearest_existing
 from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, read_published
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.I)  # s3://bucket, of which a Path keeps s3:/bucket
@@ -68,13 +68,20 @@ class StudyFolder:
             raise UserError(f"{self.path}: no {LOCK_NAME} here; `python -m experiments run STUDY` makes one")
         return lock
 
-    def check_writable(self) -> None:
-        """Raises UserError when the folder cannot be made or written, before anything is computed for it."""
+    def check_place(self) -> None:
+        """Raises UserError when there cannot be a results folder, before anything is computed for it."""
         if ADDRESS.match(str(self.path)):
             raise UserError(f"{self.path}: is an address, not a folder: results need a file system that has hard links")
-        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        nearest = nearest_existing(self.path)
         if not nearest.is_dir():
             raise UserError(f"{self.path}: cannot be written: {nearest} is not a folder")
+
+    def check_writable(self) -> None:
+        """Raises UserError when the folder cannot be made or written by us."""
+        self.check_place()
+        nearest = nearest_existing(self.path)
+        if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+            raise UserError(f"{self.path}: cannot be written: {nearest} is on a read-only file system")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise UserError(f"{self.path}: cannot be written: no permission for {nearest}")
 

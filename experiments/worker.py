@@ -20,7 +20,7 @@ from dataclasses import InitVar, dataclass, field
 
 from experiments import engine, lease, marks, policy
 from experiments.attempt import Settled, claim, give_back, settle
-from experiments.children import Child, Nursery, Reason
+from experiments.children import GRACE_SECONDS, Child, Nursery, Reason
 from experiments.devices import GpuPool, visible_gpus
 from experiments.launchers.slurm_requeue import requeue
 from experiments.lease import Claimant, LeaseLost
@@ -55,6 +55,7 @@ class Setup:
     nproc: int = 1
     name: str = ""
     on_term: str = "exit"
+    grace: float = GRACE_SECONDS
 
 
 @dataclass
@@ -208,7 +209,8 @@ class Worker:
     def _nursery(self) -> Nursery:
         # With the pipe's write end, or the worker's own parent pipe, a child would keep itself alive.
         close = [self._life_write, *self.search.descriptors, *([] if self.parent_fd is None else [self.parent_fd])]
-        return Nursery(self._life_read, close, self.setup.isolation, self.setup.nproc, self.supervise.time_limit)
+        setup, limit = self.setup, self.supervise.time_limit
+        return Nursery(self._life_read, close, setup.isolation, setup.nproc, limit, setup.grace)
 
     def _leave_alone(self, run: LockedRun, error: Exception) -> None:
         say(f"{run.name}: left alone: {reason_of(error)}")

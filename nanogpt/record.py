@@ -20,6 +20,10 @@ PUBLISHED = ("completed", "diverged", "pruned")
 Status = Literal["completed", "diverged", "pruned", "failed", "interrupted"]
 
 
+class DamagedFile(UserError):
+    """A file of ours that is not what was once written to it."""
+
+
 class Record(BaseModel):
     """One run's outcome, flat: the schema of `metrics.json` and of every attempt's `outcome.json`.
 
@@ -125,11 +129,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except RecursionError:
-        raise UserError(f"{path}: damaged: nested too deeply") from None
+        raise DamagedFile(f"{path}: damaged: nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: damaged or truncated (line {error.lineno}: {error.msg})") from None
+        raise DamagedFile(f"{path}: damaged or truncated (line {error.lineno}: {error.msg})") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(data).__name__}")
+        raise DamagedFile(f"{path}: expected a JSON object, found a {type(data).__name__}")
     return data
 
 

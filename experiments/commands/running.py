@@ -65,14 +65,17 @@ def run(arguments: argparse.Namespace) -> int:
         return plan(arguments)
     prepared = prepared_study(arguments)
     refuse_drift(prepared)
-    return _train(prepared, arguments)
+    return _train(prepared, _study_run(prepared, arguments), arguments)
 
 
-def _train(prepared: Prepared, arguments: argparse.Namespace) -> int:
+def _study_run(prepared: Prepared, arguments: argparse.Namespace) -> StudyRun:
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
+    return StudyRun(prepared, Job(settings, arguments.jobs, getattr(arguments, "retry_failed", False)))
+
+
+def _train(prepared: Prepared, run: StudyRun, arguments: argparse.Namespace) -> int:
     to_do = _show_plan(prepared, arguments)
     retry_failed = getattr(arguments, "retry_failed", False)
-    run = StudyRun(prepared, Job(settings, arguments.jobs, retry_failed))
     with _terminable():
         try:
             run.start()
@@ -153,11 +156,12 @@ def retry(arguments: argparse.Namespace) -> int:
         raise UserError("command line: retry: give --failed, --class CLASS, or the ids of runs")
     prepared = prepared_study(arguments)
     refuse_drift(prepared)
-    if arguments.launcher is not None:
-        chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
+    run = _study_run(prepared, arguments)
+    if not arguments.mark_only:
+        run.check()
     marked = mark_retries(prepared.study, arguments.ids, arguments.kind)
     print(f"{marked} run{'s' * (marked != 1)} marked to be tried again")
-    return SUCCESS if arguments.mark_only else _train(prepared, arguments)
+    return SUCCESS if arguments.mark_only else _train(prepared, run, arguments)
 
 
 def worker(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ def os_reason(error: OSError, place: str | os.PathLike[str]) -> str:
 
 def free_space(place: str | os.PathLike[str]) -> str:
     """`468 kB of 3.1 MB are free on /scratch`, for the file system that a path is on or would be on."""
-    nearest = existing(Path(place))
+    nearest = nearest_existing(Path(place))
     mount = next(path for path in (nearest, *nearest.parents) if os.path.ismount(path) or path == path.parent)
     try:
         usage = shutil.disk_usage(nearest)
@@ -43,12 +43,12 @@ def free_space(place: str | os.PathLike[str]) -> str:
 def free_bytes(place: str | os.PathLike[str]) -> int | None:
     """The space that is left where a path is or would be; None where that cannot be told."""
     try:
-        return shutil.disk_usage(existing(Path(place))).free
+        return shutil.disk_usage(nearest_existing(Path(place))).free
     except OSError:
         return None
 
 
-def existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """The path or the nearest folder above it that exists, absolute."""
     path = path.absolute()
     return next((each for each in (path, *path.parents) if each.exists()), Path(path.anchor))
