@@ -25,7 +25,11 @@ _WHY = {
 def why(state: RunState) -> str:
     """Why a run is in this state: its class, the attempt that tells it, and what that attempt said."""
     words = _WHY[state.status]
-    if state.status == "interrupted" and state.kind:
+    if state.status == "interrupted" and state.kind == "corrupt":
+        words = "a file of it was damaged (corrupt)"
+    elif state.status == "interrupted" and state.has_result:
+        words = "it has finished, and its result is not published yet"
+    elif state.status == "interrupted" and state.kind:
         words = f"an attempt failed ({state.kind})"
     if state.status == "failed":
         words += f" ({state.kind})"
@@ -54,6 +58,8 @@ def next_step(state: RunState, stopped: bool = False) -> str:
         return "leave it to the submitted workers"
     if not state.generation:
         return "start it"
+    if state.has_result:
+        return f"publish the result of attempt {state.generation}"
     return f"start attempt {state.generation + 1} from the last good checkpoint, if there is one"
 
 
@@ -65,7 +71,7 @@ def starts_text(runs: Iterable[LockedRun], states: Mapping[str, RunState]) -> st
         if state.status in TO_DO or met_full_disk(state):
             # The attempt and the message tell runs of one state apart: only the state's own words make a group.
             told = state.detail if state.kind and not met_full_disk(state) else ""
-            brief = RunState(state.status, detail=told, kind=state.kind)
+            brief = RunState(state.status, detail=told, kind=state.kind, has_result=state.has_result)
             groups.setdefault(f"{state.status}: {why(brief)}", []).append(run.label)
     lines = []
     for reason, labels in groups.items():

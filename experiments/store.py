@@ -33,7 +33,7 @@ class RunState:
     """The state of one run, the attempt that tells it, and a failed run's error or a running one's host.
 
     `kind` is the class of a failure (error, oom, timeout, crashed, corrupt, disk-full), also of one that is to be tried
-    again; `signature` is equal for failures of one cause.
+    again; `signature` is equal for failures of one cause; `has_result` says that the attempt only needs publishing.
     """
 
     status: str
@@ -41,6 +41,7 @@ class RunState:
     detail: str = ""
     kind: str = ""
     signature: str = ""
+    has_result: bool = False
 
 
 def met_full_disk(state: RunState) -> bool:
@@ -239,7 +240,11 @@ def _unpublished(seen: Look) -> RunState:
     if outcome is not None and outcome.status == "interrupted":
         return RunState(kind if kind in ("preempted", "lost") else "interrupted", top, failure(error))
     if seen.has_mark("released"):
-        return RunState("interrupted", top)
+        has_result = outcome is not None and outcome.status in PUBLISHED
+        if any(name.startswith(marks.DAMAGED) for name in seen.names):
+            detail = f"the damaged {lease.RECORD_NAME} was set aside"
+            return RunState("interrupted", top, detail, "corrupt", has_result=has_result)
+        return RunState("interrupted", top, has_result=has_result)
     # With a finished outcome that is not published yet, its worker is about to do so.
     return _held(folder, top)
 

@@ -144,12 +144,11 @@ def test_a_run_that_takes_too_long(study, capsys):
 
 
 def test_a_run_that_takes_too_long_and_does_not_listen(study, monkeypatch):
-    monkeypatch.setattr(children, "STOP_GRACE_SECONDS", 0.2)
     monkeypatch.setattr(
         "fake_engine._StopRequests", lambda fd: dataclasses.make_dataclass("Deaf", [("asked", bool, False)])()
     )
     monkeypatch.setattr(children.signal, "SIGTERM", signal.SIGWINCH)  # which is ignored
-    found = work(study(GOOD, 110, supervise="{time_limit: 0.3, retries: 0}"))
+    found = work(study(GOOD, 110, supervise="{time_limit: 0.3, retries: 0}"), grace=0.2)
     assert (found[110].status, found[110].kind) == ("failed", "timeout")
 
 
