@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import marks
+from experiments import marks, published
 from experiments.selection import find_runs
 from experiments.store import RunState, StudyFolder
 from nanogpt.config import UserError, os_reason
@@ -21,6 +21,8 @@ def mark_retries(
     chosen = [run for run in meant if states[run.id].status == "failed" and kind in (None, states[run.id].kind)]
     for run in chosen:
         _mark(study.folder(run), states[run.id], retry or marks.Retry())
+    if any(states[run.id].kind == "corrupt" for run in chosen):
+        published.discard_if_wrong(study.path, study.folders())  # it may name a record that was set aside
     return len(chosen)
 
 

@@ -31,7 +31,7 @@ def disk_text(study: StudyFolder, states: Mapping[str, RunState]) -> str:
     if not left or not (met or (free is not None and free < MARGIN_BYTES)):
         return ""
     most = max(map(needs, left))
-    waiting = f", {_runs(len(left) - len(met))} more to finish" if len(left) > len(met) else ""
+    waiting = f", {len(left) - len(met)} more to finish" if len(left) > len(met) else ""
     return (
         f"the disk is full, or was: {free_space(study.path)}; {_runs(len(met))} failed for it{waiting}, "
         f"and one of them needs up to {amount(most, 'B')}"

@@ -69,6 +69,11 @@ class StudyFolder:
             raise UserError(f"{self.path}: no {LOCK_NAME} here; `python -m experiments run STUDY` makes one")
         return lock
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the study was deleted or moved away since its lock was read, or was never written."""
+        return not (self.path / LOCK_NAME).exists()
+
     def check_place(self) -> None:
         """Raises UserError when there cannot be a results folder, before anything is computed for it."""
         if ADDRESS.match(str(self.path)):

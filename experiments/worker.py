@@ -185,6 +185,9 @@ class Worker:
 
     def _take(self, run: LockedRun) -> None:
         """Start the run if it can be claimed."""
+        if self.study.is_gone:
+            self._end_with_study()
+            return
         try:
             attempt = claim(self.study, run, self.claimant, self.setup.threads, self.queue.seen.get(run.id))
         except (UserError, OSError) as error:
@@ -205,6 +208,14 @@ class Worker:
         self.children[child.pid] = child
         devices = f", GPU {','.join(gpus)}" if gpus else ""
         say(f"{run.name}: attempt {attempt.lease.generation} started, pid {child.pid}{devices}")
+
+    def _end_with_study(self) -> None:
+        """Whoever deletes a study while it runs means that."""
+        if not self.queue.is_empty:
+            say(f"{self.study.path}: was deleted or moved away: no further run is started")
+            self.failed += 1
+        self.queue.clear()
+        self.search.clear()
 
     def _nursery(self) -> Nursery:
         # With the pipe's write end, or the worker's own parent pipe, a child would keep itself alive.

@@ -91,6 +91,10 @@ def _train(prepared: Prepared, run: StudyRun, arguments: argparse.Namespace) -> 
 
 def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
     """The report, and what is left to say about runs without a result."""
+    if run.folder.is_gone:
+        gone = "was deleted or moved away while its runs trained; they have ended"
+        print(f"{run.folder.path}: {gone}. To begin anew: {_again(arguments)}", file=sys.stderr)
+        return FAILURE
     states = run.status()
     report = run.folder.path / "report.html"
     wanted = not arguments.no_report and (worked or not report.exists())

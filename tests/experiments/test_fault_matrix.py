@@ -70,10 +70,10 @@ def told(capsys, seed: int) -> list[str]:
 def test_a_disk_that_is_full_in_training(study, capsys):
     tiny = study(GOOD, 109)
     found = work(tiny)
-    assert (found[109].status, found[109].kind) == ("failed", "error")
+    assert (found[109].status, found[109].kind) == ("failed", "disk-full")
     assert found[109].detail.endswith("No space left on device")
     assert found[GOOD].status == "completed"
-    assert len(told(capsys, 109)) == 4  # started and ended, twice
+    assert len(told(capsys, 109)) == 2  # started and ended, once
 
 
 @pytest.mark.parametrize("lasting", [False, True])
@@ -268,7 +268,10 @@ def test_a_study_folder_that_is_deleted_is_not_made_anew(study, capsys, monkeypa
     monkeypatch.setattr(Worker, "_obey_requests", obey)
     assert Worker(StudyFolder(tiny.path), Setup(slots=1), Claimant()).work() == 1
     assert not list(tiny.path.glob("*/metrics.json"))
-    assert "No such file or directory" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("was deleted or moved away: no further run is started") == 1
+    assert "left alone" not in said
+    assert not tiny.path.exists()
 
 
 def test_equal_failures_have_equal_signatures():
