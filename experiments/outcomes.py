@@ -27,6 +27,7 @@ OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|DefaultCPUAllocator: can't allocat
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 LITTLE_BYTES = 64 * 1024  # with less than this, a child can say nothing any more
 DAMAGED = re.compile(r"\b(damaged|truncated|corrupt)")
+ADVICE = ("start it clean with --reset", "`forget` the run, and it starts anew")
 _CGROUP = Path("/sys/fs/cgroup")
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")
 _FRAME = re.compile(r'\s*File "([^"]+)", line \d+, in (\S+)')
@@ -145,6 +146,8 @@ def _error(ending: Exit, log: list[str]) -> dict[str, Any]:
         return {"class": "Crashed", "message": f"died of {_signal_name(ending.signal)}"}
     if ending.status == engine.COMPLETED:
         return {"class": "NoRecord", "message": "ended with exit status 0 and no record"}
+    # What the engine tells a person who trains one run is not what helps with a study's.
+    last = last.removeprefix("nanogpt: ").replace(*ADVICE)
     name = {engine.MISTAKE: "UserError", engine.FAILED: "Error"}.get(ending.status, "Crashed")
     return {"class": name, "message": last or f"exit status {ending.status} and no record"}
 

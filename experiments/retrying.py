@@ -19,6 +19,7 @@ def mark_retries(
         if states[run.id].status != "failed":
             raise UserError(f"command line: {run.label}: is {states[run.id].status}; only a failed run is tried again")
     chosen = [run for run in meant if states[run.id].status == "failed" and kind in (None, states[run.id].kind)]
+    chosen = [run for run in chosen if study.folder(run).is_dir()]  # what lies in a folder's place takes no mark
     for run in chosen:
         _mark(study.folder(run), states[run.id], retry or marks.Retry())
     if any(states[run.id].kind == "corrupt" for run in chosen):

@@ -267,9 +267,10 @@ def _held(folder: Path, top: int) -> RunState:
     if holder is None:
         return RunState("lost", top)
     if lease.is_local(holder):
-        return RunState("running" if lease.is_alive(holder) else "lost", top, holder.host)
-    fresh = time.time() - path.stat().st_mtime < holder.stale_seconds
-    return RunState("running" if fresh else "lost", top, holder.host)
+        lives = lease.is_alive(holder)
+    else:
+        lives = time.time() - path.stat().st_mtime < holder.stale_seconds
+    return RunState("running", top, holder.host) if lives else RunState("lost", top, f"last seen on {holder.host}")
 
 
 def published_record(folder: Path) -> Record | None:

@@ -13,6 +13,8 @@ from experiments.__main__ import main
 from experiments.attempt import claim
 from experiments.launchers.slurm_script import run_grace
 from experiments.lease import Claimant, highest, top_generation
+from experiments.outcomes import Exit, classify
+from experiments.retrying import mark_retries
 from experiments.store import StudyFolder
 from experiments.worker import Setup, Worker
 
@@ -60,6 +62,38 @@ def test_a_record_that_was_set_aside_is_published_again_and_so_it_is_told(study,
     Worker(StudyFolder(study.path), Setup(slots=1)).work()
     assert record.read_text() == whole
     assert [path.name for path in (study.folder(run) / "attempts").iterdir()] == ["1"]
+
+
+def test_checkpoints_that_are_all_damaged_are_told_with_what_helps(tmp_path):
+    from nanogpt.checkpoint import load_latest
+    from nanogpt.config import UserError
+
+    home = tmp_path / "attempts" / "1"
+    home.mkdir(parents=True)
+    for name, text in {"checkpoint-00000002.pt": "torn", "checkpoint-00000002.pt.sha256": "0" * 64}.items():
+        (home / name).write_text(text)
+    with pytest.raises(UserError, match="no good checkpoint to resume from") as caught:
+        load_latest(tmp_path)
+    ended = classify(Exit(2), None, [f"nanogpt: {caught.value}"])
+    assert ended.kind == "corrupt"
+    assert ended.error["message"].endswith("(its sha256 does not match)); `forget` the run, and it starts anew")
+
+
+def test_what_lies_in_a_folders_place_takes_no_mark(study):
+    run = study.runs()[0]
+    study.folder(run).write_text("a file")
+    assert study.states()[run.id].kind == "corrupt"
+    assert mark_retries(study) == 0
+
+
+def test_a_holder_elsewhere_that_is_silent_is_told_with_its_host(study, capsys):
+    run = study.runs()[0]
+    held = claim(study, run, Claimant(), threads=1).lease
+    held.path.write_text(
+        held.path.read_text().replace(lease.machine_id(), "elsewhere").replace('"host": "', '"host": "n')
+    )
+    os.utime(held.path, (0, 0))
+    assert ", attempt 1: last seen on n" in why(study, capsys, run.id)
 
 
 def test_a_truncated_lock_says_what_to_do_and_that_works(write_study, tmp_path, capsys):
