@@ -85,11 +85,8 @@ class StudyFolder:
     def check_writable(self) -> None:
         """Raises UserError when the folder cannot be made or written by us."""
         self.check_place()
-        nearest = nearest_existing(self.path)
-        if os.statvfs(nearest).f_flag & os.ST_RDONLY:
-            raise UserError(f"{self.path}: cannot be written: {nearest} is on a read-only file system")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"{self.path}: cannot be written: no permission for {nearest}")
+        if reason := unwritable(self.path):
+            raise UserError(f"{self.path}: cannot be written: {reason}")
 
     def folders(self) -> Mapping[str, Path]:
         """Run folders by id. The label before the id is a courtesy and is not looked at."""
@@ -156,6 +153,16 @@ class StudyFolder:
             for old, new in self.lock.former.items()
             if old in folders
         }
+
+
+def unwritable(path: Path) -> str:
+    """Why we cannot write to a folder, or make it; empty when we can."""
+    nearest = nearest_existing(path)
+    if os.access(nearest, os.W_OK | os.X_OK):
+        return ""
+    if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+        return f"{nearest} is on a read-only file system"
+    return f"no permission for {nearest}"
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from experiments.commands.failures import failures_text, stop_text
+from experiments.commands.failures import failures_text, left_alone_text, stop_text
 from experiments.exclusions import read_exclusions
 from experiments.launchers import launcher_named
 from experiments.launchers.submitted import Submission, submissions
@@ -62,6 +62,8 @@ def _print_reasons(study: StudyFolder, states: dict[str, RunState], drifted: dic
 
 
 def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: argparse.Namespace) -> None:
+    if left := left_alone_text(study, states):
+        print(left)
     if full := disk_text(study, states):
         print(f"{full}; make room, then `run`")
     elif stop := stop_text(study, states):

@@ -5,9 +5,9 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from experiments.commands.failures import failures_text, stop_text
+from experiments.commands.failures import failures_text, left_alone_text, stop_text
 from experiments.commands.target import command_text, prepared_study
 from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
@@ -20,7 +20,7 @@ from experiments.results import RESULTS
 from experiments.retrying import mark_retries
 from experiments.room import disk_text
 from experiments.runner import Prepared, StudyRun, default_jobs, is_complete, refuse_drift, write_report
-from experiments.store import FINISHED, StudyFolder, met_full_disk
+from experiments.store import FINISHED, RunState, StudyFolder, met_full_disk
 from nanogpt.config import UserError
 
 SUCCESS, FAILURE, CTRL_C = 0, 1, 130
@@ -102,11 +102,13 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
     to_propose, finished = run.folder.to_propose, sum(states.get(status, 0) for status in FINISHED)
     total = sum(states.values()) + to_propose
     print(f"{finished} of {total} runs are finished" + ("" if worked else "; nothing was left to do"))
+    now = run.folder.states()
     if report.exists() and not broken:
         print(f"look at {report}")
     if states.get("failed"):
-        _tell_failures(run, arguments)
-    now = run.folder.states()
+        _tell_failures(run, now, arguments)
+    if left := left_alone_text(run.folder, now):
+        print(left, file=sys.stderr)
     if full := disk_text(run.folder, now):
         print(f"{full}; make room, then: {_again(arguments)}", file=sys.stderr)
     elif stop := stop_text(run.folder, now):
@@ -116,8 +118,7 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
     return SUCCESS if is_complete(states) and not (broken or to_propose) else FAILURE
 
 
-def _tell_failures(run: StudyRun, arguments: argparse.Namespace) -> None:
-    states = run.folder.states()
+def _tell_failures(run: StudyRun, states: Mapping[str, RunState], arguments: argparse.Namespace) -> None:
     print(failures_text(run.folder, states), file=sys.stderr)
     if any(state.status == "failed" and not met_full_disk(state) for state in states.values()):
         print(f"failed runs wait for: {_again(arguments, 'retry')} --failed", file=sys.stderr)

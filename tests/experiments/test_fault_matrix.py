@@ -13,6 +13,7 @@ import pytest
 from conftest import wait_until
 
 from experiments import attempt, children, lease, worker
+from experiments.__main__ import main
 from experiments.lease import Claimant
 from experiments.lock import resolve, write_lock
 from experiments.outcomes import Exit, classify, oom_kills, signature
@@ -200,6 +201,20 @@ def test_a_folder_that_becomes_unwritable(study, capsys, monkeypatch):
     assert work(tiny)[GOOD].status == "completed"
     (line,) = told(capsys, 102)
     assert line.endswith("left alone: " + f"{folder(tiny, 102)}: Permission denied")
+
+
+def test_a_folder_that_cannot_be_written_is_told_by_run_and_status(study, capsys, monkeypatch):
+    tiny = study(GOOD, 102)
+    home = folder(tiny, 102)
+    home.mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != home and access(path, mode))
+    monkeypatch.setattr("experiments.launchers.local.Local.start", lambda *_: None)
+    for words in (["run", "--no-report"], ["status"]):
+        main([words[0], str(tiny.path), *words[1:]])
+        told = "".join(capsys.readouterr())
+        assert "1 left alone, since their folders cannot be written:\n" in told
+        assert told.count(f"{home.name}: no permission for {home}\n") == 1
 
 
 @pytest.mark.parametrize("name", ["lease.1", "config.yaml", "attempts/1/outcome.json", "attempts/1/history.jsonl"])
