@@ -16,16 +16,18 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def os_problem(error: OSError, place: str | os.PathLike[str] = "files") -> str:
+def os_problem(error: OSError, place: str | os.PathLike[str] = "") -> str:
     """`PATH: why`, with the free space and what to do when the disk is full. `place` is for errors without a path."""
     path = str(error.filename or place)
-    return f"{path}: {os_reason(error, path)}"
+    return f"{path}: {os_reason(error, path)}" if path else os_reason(error)
 
 
-def os_reason(error: OSError, place: str | os.PathLike[str]) -> str:
+def os_reason(error: OSError, place: str | os.PathLike[str] | None = None) -> str:
     """Why, without the path."""
-    reason = str(error.strerror or error)
-    return f"{reason}: {free_space(place)}; make room there, then run again" if is_disk_full(error) else reason
+    reason = str(error.strerror or error) or type(error).__name__
+    if not is_disk_full(error):
+        return reason
+    return f"{reason}{f': {free_space(place)}' if place else ''}; make room there, then run again"
 
 
 def free_space(place: str | os.PathLike[str]) -> str:

@@ -64,6 +64,7 @@ def test_a_full_disk_is_named_with_its_path_its_space_and_what_to_do(tmp_path, d
     assert os_problem(caught.value).endswith("; make room there, then run again")
     assert is_disk_full(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)))
     assert os_problem(PermissionError(errno.EACCES, "Permission denied", "x")) == "x: Permission denied"
+    assert os_problem(TimeoutError()) == "TimeoutError"
     assert free_space(tmp_path / "not" / "there").startswith("468 kB of 3 MB are free on /")
 
 
