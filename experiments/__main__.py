@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from nanogpt.config import OneLineParser, UserError
+    from nanogpt.config import OneLineParser, UserError, os_problem
 except ImportError as error:
     sys.exit(f"{error}; `python -m experiments.doctor` tells what is missing")
 
 DEFAULT_OUT = Path("results")
-KINDS = ("error", "oom", "timeout", "crashed", "corrupt")
+KINDS = ("error", "oom", "timeout", "crashed", "corrupt", "disk-full")
 SUCCESS, FAILURE, MISTAKE, CTRL_C = 0, 1, 2, 130
 
 
@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb not in ("run", "retry"):
             return SUCCESS
         print("run: stopped, because whoever read its output went away; `run` again goes on", file=sys.stderr)
+        return FAILURE
+    except OSError as error:  # a full disk, a folder that is deleted meanwhile: no bug of ours to trace
+        print(f"{arguments.verb}: {os_problem(error)}", file=sys.stderr)
         return FAILURE
 
 
@@ -146,6 +149,8 @@ def _add_worker(commands: Any) -> None:
     worker.add_argument("--isolation", choices=["fork", "process"], default="fork", help="process: cold starts")
     worker.add_argument("--nproc", type=_at_least_one, default=1, help="processes of each run")
     worker.add_argument("--name", default="", help="what the worker calls itself in its log")
+    worker.add_argument("--grace", type=_seconds, default=60.0, metavar="SECONDS",
+                        help="time of a run for its last checkpoint when it is to stop; default 60")  # fmt: skip
     worker.add_argument("--on-term", choices=["exit", "requeue-command"], default="exit",
                         help="requeue-command: ask Slurm for this job again after a signal")  # fmt: skip
 
@@ -179,6 +184,16 @@ def _not_negative(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds of at least 0, got {text!r}")
+    return number
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

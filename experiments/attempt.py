@@ -1,7 +1,7 @@
 """One attempt at a run by a worker: claim it, prepare its folder, and settle how it ended."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from experiments.runfiles import current_config, write_run_files
 from experiments.search.pruned import publish_if_pruned
 from experiments.store import StudyFolder
 from experiments.supervise import Supervise
+from nanogpt.config import free_bytes
 from nanogpt.record import PUBLISHED, Record, attempt_folder, attempt_numbers, publish, write_record
 
 
@@ -151,7 +152,8 @@ def _settle(attempt: Attempt, ending: Exit, supervise: Supervise) -> Settled:
         return Settled("published", outcome.status)
     if publish_if_pruned(attempt.lease.folder, attempt.lease.generation, attempt.run):
         return Settled("published", "pruned")
-    ended = classify(ending, outcome, log_tail(attempt.log))
+    room = free_bytes(attempt.lease.folder)
+    ended = classify(replace(ending, free_bytes=room), outcome, log_tail(attempt.log))
     if ended.error is not None:
         _write(attempt, outcome, ended)
     past = tries(attempt.lease.folder, attempt.lease.generation)

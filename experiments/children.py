@@ -14,18 +14,20 @@ from experiments.attempt import Attempt
 from experiments.devices import VISIBLE
 from experiments.outcomes import Exit, oom_kills
 
-STOP_GRACE_SECONDS = 60.0  # for a last checkpoint; then the process group is killed
+GRACE_SECONDS = 60.0  # for a last checkpoint; then the process group is killed
 Reason = Literal["", "interrupted", "preempted", "timeout"]
 
 
 @dataclass
 class Child:
-    """A child at work on an attempt. `limit` is the time that the attempt may take, in seconds."""
+    """A child at work on an attempt. `limit` is the time that the attempt may take, `grace` what it has for a last
+    checkpoint when it is asked to stop, both in seconds."""
 
     attempt: Attempt
     pid: int
     gpus: list[str] | None = None
     limit: float | None = None
+    grace: float = GRACE_SECONDS
     process: "subprocess.Popen[bytes] | None" = None
     began: float = field(default_factory=time.monotonic)
     kills_before: int = field(default_factory=oom_kills)
@@ -38,7 +40,7 @@ class Child:
             self.asked_to_stop, self.reason = time.monotonic(), reason
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
-        elif time.monotonic() - self.asked_to_stop > STOP_GRACE_SECONDS:
+        elif time.monotonic() - self.asked_to_stop > self.grace:
             self.kill_group()
 
     def keep_time(self) -> None:
@@ -73,6 +75,7 @@ class Nursery:
     isolation: str = "fork"
     nproc: int = 1
     limit: float | None = None
+    grace: float = GRACE_SECONDS
 
     def start(self, attempt: Attempt, gpus: list[str] | None) -> Child:
         """Raises OSError when no process can be started or its log cannot be written."""
@@ -80,9 +83,9 @@ class Nursery:
         if self.isolation == "fork" and self.nproc == 1:
             arguments = attempt.arguments(self.life_read)
             pid = engine.fork_training(arguments, attempt.log, self.close, variables)
-            return Child(attempt, pid, gpus, self.limit)
+            return Child(attempt, pid, gpus, self.limit, self.grace)
         # torchrun hands no descriptors on: there the end of its process group is what ends a run.
         inherited = self.life_read if self.nproc == 1 else None
         keep = [] if inherited is None else [inherited]
         process = engine.spawn_training(attempt.arguments(inherited), attempt.log, keep, self.nproc, variables)
-        return Child(attempt, process.pid, gpus, self.limit, process)
+        return Child(attempt, process.pid, gpus, self.limit, self.grace, process)

@@ -4,6 +4,7 @@
 the tests of the orchestrator use one that trains nothing.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config import UserError
+from nanogpt.config import UserError, os_problem
 
 ENGINE_VARIABLE = "NANOGPT_ENGINE"
 # A launcher whose workers have several nodes names its program here; it is given the module and its arguments.
@@ -138,20 +139,24 @@ def fork_training(
     try:
         pid = os.fork()
         if pid == 0:
-            os.environ.update(variables or {})
-            os._exit(_in_child(arguments, log, close))
+            status = FAILED
+            try:
+                os.environ.update(variables or {})
+                status = _in_child(arguments, log, close)
+            finally:  # whatever is raised: beyond this line a child would go on as a second worker
+                os._exit(status)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
 def _in_child(arguments: list[str], log: Path, close: Sequence[int]) -> int:
-    """Everything a forked child does. Whatever happens it must end here, not in the code of the worker it came from."""
+    """Everything a forked child does."""
     status = FAILED
     try:
         _leave_parent(log, close)
     except OSError as error:
-        print(f"{error.filename or log}: {error.strerror or error}", file=sys.stderr, flush=True)
+        print(os_problem(error, log), file=sys.stderr, flush=True)
         return status
     try:
         status = train(arguments)
@@ -159,9 +164,9 @@ def _in_child(arguments: list[str], log: Path, close: Sequence[int]) -> int:
         status = stop.code if isinstance(stop.code, int) else FAILED
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the log has no room: the status still counts
+            stream.flush()
     return status
 
 

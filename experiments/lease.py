@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 from nanogpt.record import attempt_folder
@@ -76,8 +77,13 @@ def top_generation(folder: Path) -> int:
 
 
 def highest(names: Iterable[str]) -> int:
-    """The highest generation among the names in a run folder."""
-    return max((int(found[1]) for name in names if (found := _LEASE.fullmatch(name))), default=0)
+    """The highest generation among the names in a run folder.
+
+    Each follows the one before it by one, since the file of the next is what fences an attempt off: a name beyond a gap
+    (a copy, a slip of the hand) is none of ours.
+    """
+    there = {int(found[1]) for name in names if (found := _LEASE.fullmatch(name))}
+    return next(generation for generation in count() if generation + 1 not in there)
 
 
 @cache

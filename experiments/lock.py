@@ -19,10 +19,12 @@ from experiments.search.probe import probed
 from experiments.search.search import Refused, Search
 from experiments.study import Study
 from nanogpt.config import UserError, canonical_json
-from nanogpt.record import read_json, write_atomic
+from nanogpt.record import DamagedFile, read_json, write_atomic
 
 SCHEMA_VERSION = 2  # 2: optimum, limits, size
 LOCK_NAME = "study.lock.json"
+# Runs are found by their ids, which the study's file alone decides.
+MEND = "restore it from a backup, or move it aside and `run` the study's YAML file again: finished runs are kept"
 Describe = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 
 
@@ -112,8 +114,11 @@ def read_lock(folder: Path) -> Lock | None:
     path = folder / LOCK_NAME
     if not path.exists():
         return None
-    with _no_collection():
-        return _validated(path, read_json(path))
+    try:
+        with _no_collection():
+            return _validated(path, read_json(path))
+    except DamagedFile as error:
+        raise UserError(f"{error}; {MEND}") from None
 
 
 def _validated(path: Path, data: dict[str, Any]) -> Lock:
@@ -124,7 +129,7 @@ def _validated(path: Path, data: dict[str, Any]) -> Lock:
         return Lock.model_validate(data)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise UserError(f"{path}: damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        raise DamagedFile(f"{path}: damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
 @contextlib.contextmanager

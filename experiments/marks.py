@@ -14,6 +14,7 @@ from experiments.lease import RECORD_NAME, link_text
 
 WORKERS = "workers"
 STOP = "stop."
+DAMAGED = f"{RECORD_NAME}.damaged-"
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,4 @@ def set_damaged_aside(folder: Path) -> None:
     """Rename a published record that cannot be read, so that the run can have one again. Nothing is deleted."""
     record = folder / RECORD_NAME
     if record.exists():
-        record.rename(folder / f"{RECORD_NAME}.damaged-{uuid.uuid4().hex[:8]}")
+        record.rename(folder / f"{DAMAGED}{uuid.uuid4().hex[:8]}")

@@ -1,6 +1,8 @@
 """How an attempt ended, by its outcome and its log rather than by its exit status alone: class, signature, record."""
 
 import contextlib
+import errno
+import os
 import re
 import signal
 from dataclasses import dataclass
@@ -17,11 +19,15 @@ LOG_NAME = "log.txt"
 OUTCOME_NAME = "outcome.json"
 LOG_LINES = 20
 TAIL_BYTES = 64 * 1024
-KINDS = ("error", "oom", "timeout", "crashed", "corrupt")
+DISK_FULL = "disk-full"
+KINDS = ("error", "oom", "timeout", "crashed", "corrupt", DISK_FULL)
 # Someone asked these runs to end. Other signals (a segmentation fault, an abort) come from the run itself.
 ENDED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|DefaultCPUAllocator: can't allocate|\bMemoryError\b|CUDA out of memory")
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+LITTLE_BYTES = 64 * 1024  # with less than this, a child can say nothing any more
 DAMAGED = re.compile(r"\b(damaged|truncated|corrupt)")
+ADVICE = ("start it clean with --reset", "`forget` the run, and it starts anew")
 _CGROUP = Path("/sys/fs/cgroup")
 _VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")
 _FRAME = re.compile(r'\s*File "([^"]+)", line \d+, in (\S+)')
@@ -41,6 +47,7 @@ class Exit:
     reason: Literal["", "interrupted", "preempted", "timeout"] = ""
     out_of_memory: bool = False
     limit: float | None = None
+    free_bytes: int | None = None  # where the run's folder lies
 
     @property
     def signal(self) -> int:
@@ -87,7 +94,7 @@ def classify(ending: Exit, outcome: Record | None, log: list[str]) -> Ended:
         return _ended("failed", "oom", error, log)
     if outcome is not None or ending.status == engine.INTERRUPTED or ending.signal in ENDED_FROM_OUTSIDE:
         return _taken_away(ending, outcome, log)
-    error = _error(ending, log)
+    error = _disk_full(ending, log) or _error(ending, log)
     return _ended("failed", _kind(error, log), {**error, "exit_status": ending.status}, log)
 
 
@@ -107,7 +114,22 @@ def _ended(status: Status, kind: str, error: dict[str, Any], log: list[str]) -> 
     return Ended(status, {**told, "log_tail": log} if log else told)
 
 
+def _disk_full(ending: Exit, log: list[str]) -> dict[str, Any] | None:
+    """The error of a child that met a full disk, which takes no outcome, and perhaps not even a line of the log."""
+    last = next((line for line in reversed(log) if line.strip()), "")
+    if NO_SPACE.search(last):
+        return {"class": "DiskFull", "message": last.removeprefix("nanogpt: ")}
+    if ending.status == engine.FAILED and ending.free_bytes is not None and ending.free_bytes < LITTLE_BYTES:
+        message = (
+            f"it could write neither outcome nor log: {os.strerror(errno.ENOSPC)}; make room there, then run again"
+        )
+        return {"class": "DiskFull", "message": message}
+    return None
+
+
 def _kind(error: dict[str, Any], log: list[str]) -> str:
+    if error.get("class") == "DiskFull" or NO_SPACE.search(str(error.get("message"))):
+        return DISK_FULL
     if error.get("class") in ("OutOfMemoryError", "MemoryError") or OUT_OF_MEMORY.search(str(error.get("message"))):
         return "oom"
     if error.get("class") == "UserError" and DAMAGED.search(str(error.get("message"))):
@@ -124,6 +146,8 @@ def _error(ending: Exit, log: list[str]) -> dict[str, Any]:
         return {"class": "Crashed", "message": f"died of {_signal_name(ending.signal)}"}
     if ending.status == engine.COMPLETED:
         return {"class": "NoRecord", "message": "ended with exit status 0 and no record"}
+    # What the engine tells a person who trains one run is not what helps with a study's.
+    last = last.removeprefix("nanogpt: ").replace(*ADVICE)
     name = {engine.MISTAKE: "UserError", engine.FAILED: "Error"}.get(ending.status, "Crashed")
     return {"class": name, "message": last or f"exit status {ending.status} and no record"}
 

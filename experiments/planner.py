@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.lock import Drift, LockedRun
-from experiments.store import FINISHED, TO_DO, StudyFolder
+from experiments.store import FINISHED, TO_DO, StudyFolder, met_full_disk
 
 KEPT_CHECKPOINTS = 2
 SHOWN_DIFFERENCES = 8
@@ -30,6 +30,7 @@ class Plan:
     limits: str
     notes: list[str]
     to_propose: int = 0
+    short_of_disk: int = 0  # failed for a full disk, so tried again by `run` itself
 
     @property
     def runs(self) -> int:
@@ -37,7 +38,7 @@ class Plan:
 
     @property
     def to_do(self) -> int:
-        return sum(self.states.get(status, 0) for status in TO_DO) + self.to_propose
+        return sum(self.states.get(status, 0) for status in TO_DO) + self.short_of_disk + self.to_propose
 
 
 def make_plan(study: StudyFolder, jobs: int) -> Plan:
@@ -60,6 +61,7 @@ def make_plan(study: StudyFolder, jobs: int) -> Plan:
         limits=lock.limits,
         notes=lock.notes,
         to_propose=study.to_propose,
+        short_of_disk=sum(map(met_full_disk, states.values())),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.marks import Retry
-from experiments.outcomes import Ended
+from experiments.outcomes import DISK_FULL, Ended
 from experiments.supervise import Supervise
 
 # Preempted and lost attempts are free as long as the checkpoint advances; else so many more follow.
@@ -36,6 +36,8 @@ def judge(tries: Sequence[Try], supervise: Supervise, config: Mapping[str, Any])
         return Verdict(None, "a damaged file does not mend itself")
     if (last.error or {}).get("class") == "UserError":
         return Verdict(None, "a mistake in what was given does not mend itself")
+    if last.kind == DISK_FULL:
+        return Verdict(None, "a full disk does not empty itself; the next `run` tries it again")
     if supervise.on_error == "stop":
         return Verdict(None, "on_error is stop")
     if supervise.retries == 0:
@@ -54,9 +56,9 @@ def judge(tries: Sequence[Try], supervise: Supervise, config: Mapping[str, Any])
 
 
 def _since_a_person_asked(failed: Sequence[Try]) -> list[Try]:
-    """The failures that use the budget: a person's wish makes it whole again, and memory has a rule of its own."""
+    """The failures that use the budget: a person's wish makes it whole again, but for memory and disk."""
     asked = max((i for i, one in enumerate(failed) if one.retry is not None and one.retry.by == "person"), default=-1)
-    return [one for one in failed[asked + 1 :] if one.ended.kind != "oom"]
+    return [one for one in failed[asked + 1 :] if one.ended.kind not in ("oom", DISK_FULL)]
 
 
 def _same_before(failed: Sequence[Try]) -> bool:
@@ -98,9 +100,10 @@ def study_stop(failures: Mapping[str, tuple[str, str]], supervise: Supervise) ->
     if failures and supervise.on_error == "stop":
         return "on_error is stop", list(failures)
     by_signature: dict[str, list[str]] = {}
-    for name, (_, signature) in failures.items():
+    for name, (kind, signature) in failures.items():
         if signature:
-            by_signature.setdefault(signature, []).append(name)
+            # Every run meets a full disk at another file and another size: one cause all the same.
+            by_signature.setdefault(kind if kind == DISK_FULL else signature, []).append(name)
     worst = max(by_signature.values(), key=len, default=[])
     if supervise.max_failures is not None and len(worst) >= supervise.max_failures:
         return f"{len(worst)} runs failed in the same way (max_failures is {supervise.max_failures})", worst

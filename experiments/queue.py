@@ -67,11 +67,16 @@ class Queue:
         self._find_runs()
         return not self._left and not self._at_work
 
+    @property
+    def waiting(self) -> list[LockedRun]:
+        """The runs left that this worker does not train."""
+        return [run for run in self._left.values() if run.id not in self._at_work]
+
     def candidates(self) -> Iterator[LockedRun]:
         """The runs that may be looked at now, those first that are most likely to be free."""
         self.study.find_folders()
         self._find_runs()
-        for run in self._looks.in_turn([run for run in self._left.values() if run.id not in self._at_work]):
+        for run in self._looks.in_turn(self.waiting):
             if run.id in self._left:
                 yield run
             if self._in_vain >= LOOKS_IN_VAIN:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from experiments.lock import LockedRun
-from experiments.store import FINISHED, TO_DO, RunState
+from experiments.store import FINISHED, TO_DO, RunState, met_full_disk
 
 NAMED = 5  # runs of one reason that are named one by one
 
@@ -25,7 +25,11 @@ _WHY = {
 def why(state: RunState) -> str:
     """Why a run is in this state: its class, the attempt that tells it, and what that attempt said."""
     words = _WHY[state.status]
-    if state.status == "interrupted" and state.kind:
+    if state.status == "interrupted" and state.kind == "corrupt":
+        words = "a file of it was damaged (corrupt)"
+    elif state.status == "interrupted" and state.has_result:
+        words = "it has finished, and its result is not published yet"
+    elif state.status == "interrupted" and state.kind:
         words = f"an attempt failed ({state.kind})"
     if state.status == "failed":
         words += f" ({state.kind})"
@@ -42,6 +46,8 @@ def next_step(state: RunState, stopped: bool = False) -> str:
         return "nothing, it is finished"
     if state.status == "running":
         return "nothing, it is under way"
+    if met_full_disk(state):
+        return f"start attempt {state.generation + 1}, if there is room on the disk by then"
     if state.status == "failed":
         return "nothing, it waits for `retry`"
     if state.status == "drifted":
@@ -52,6 +58,8 @@ def next_step(state: RunState, stopped: bool = False) -> str:
         return "leave it to the submitted workers"
     if not state.generation:
         return "start it"
+    if state.has_result:
+        return f"publish the result of attempt {state.generation}"
     return f"start attempt {state.generation + 1} from the last good checkpoint, if there is one"
 
 
@@ -60,9 +68,10 @@ def starts_text(runs: Iterable[LockedRun], states: Mapping[str, RunState]) -> st
     groups: dict[str, list[str]] = {}
     for run in runs:
         state = states[run.id]
-        if state.status in TO_DO:
+        if state.status in TO_DO or met_full_disk(state):
             # The attempt and the message tell runs of one state apart: only the state's own words make a group.
-            brief = RunState(state.status, detail=state.detail if state.kind else "", kind=state.kind)
+            told = state.detail if state.kind and not met_full_disk(state) else ""
+            brief = RunState(state.status, detail=told, kind=state.kind, has_result=state.has_result)
             groups.setdefault(f"{state.status}: {why(brief)}", []).append(run.label)
     lines = []
     for reason, labels in groups.items():

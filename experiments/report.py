@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.spec import check_fit_spec, check_optimum_spec, check_report_spec
-from nanogpt.config import UserError
+from nanogpt.config import UserError, os_reason
 
 if TYPE_CHECKING:  # pandas and matplotlib take seconds to import, and only a report needs them
     import pandas as pd
@@ -124,7 +124,7 @@ def _write(path: Path, data: bytes) -> Path:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be written ({os_reason(error, path)})") from error
     return path
 
 

@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments import engine, published
+from experiments.asked import written
 from experiments.engine import INTERRUPTED, child_environment
-from experiments.launchers import Job, Workers, launcher_named
+from experiments.launchers import Job, Launcher, Workers, launcher_named
 from experiments.launchers.base import available_cores
 from experiments.launchers.settings import chosen_launcher
 from experiments.launchers.submitted import end_submission, submissions
-from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
+from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve
+from experiments.marks import Retry
+from experiments.outcomes import DISK_FULL
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
 from experiments.results import check_base, check_columns
 from experiments.retrying import mark_retries
 from experiments.standby import standing_by
-from experiments.store import FINISHED, TO_DO, StudyFolder
+from experiments.store import FINISHED, TO_DO, StudyFolder, met_full_disk
 from experiments.study import Study
 from nanogpt.config import UserError
-from nanogpt.record import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,14 +47,20 @@ class Prepared:
     is_new: bool
 
 
-def prepare(study: Study, folder: Path, drifted: Drifted = "stop", elsewhere: bool = False) -> Prepared:
+def prepare(
+    study: Study, folder: Path, drifted: Drifted = "stop", elsewhere: bool = False, looks: bool = False
+) -> Prepared:
     """Resolve a study for `folder`, from its lock where that still holds. Writes nothing.
 
     Runs that train `elsewhere` may name a device that this machine lacks.
-    Raises UserError for anything wrong in the study, and for a folder that cannot be written. Drifted runs are
+    Raises UserError for anything wrong in the study, and unless one only `looks`, for a folder that cannot be written.
+    Drifted runs are
     reported unless `drifted` says what to do with them.
     """
-    StudyFolder(folder).check_writable()
+    if looks:
+        StudyFolder(folder).check_place()
+    else:
+        StudyFolder(folder).check_writable()
     old = read_lock(folder)
     # A lock may hold runs that were kept as they had been; to rerun those, everything is resolved again.
     if old is not None and holds(old, study) and drifted != "rerun":
@@ -95,6 +103,7 @@ class StudyRun:
     def __init__(self, prepared: Prepared, job: Job | None = None) -> None:
         self.folder = prepared.study
         self._prepared, self._job = prepared, job or Job()
+        self._launcher: Launcher | None = None
         self._workers: Workers | None = None
         self._observer: Observer | None = None
         self.stopped = False
@@ -102,23 +111,44 @@ class StudyRun:
     def start(self) -> "StudyRun":
         """Write the lock and start workers, unless nothing is left to train.
 
-        Raises UserError when the folder cannot be written, the launcher is unknown, or runs have drifted.
+        Raises UserError when the folder cannot be written, the launcher is unknown or cannot start any here, or runs
+        have drifted; then nothing on disk has changed.
         """
         refuse_drift(self._prepared)
+        if self._launcher is None and self._may_work():
+            self.check()
+        with written(self.folder, self._prepared.text, self._prepared.is_new):
+            self._start()
+        return self
+
+    def check(self) -> None:
+        """Raises UserError when this study cannot be trained from here. Writes nothing."""
         engine.check_processes(getattr(self._job.settings, "nproc", 1))
+        self.folder.check_writable()
         launcher = launcher_named(self._job.settings.kind)
-        self._write_study()
+        launcher.check(self._job)
+        self._launcher = launcher
+
+    def _may_work(self) -> bool:
+        """Whether there is anything to train, failures that are to be tried again among it."""
+        again = (*TO_DO, "running", *(("failed",) if self._job.retry_failed else ()))
+        states = self.folder.states().values()
+        return bool(self.folder.to_propose) or any(s.status in again or met_full_disk(s) for s in states)
+
+    def _start(self) -> None:
         self._end_submissions()
         if self._job.retry_failed:
             # Marked here and once: a worker that starts later would take up what has failed since, again and again.
             mark_retries(self.folder)
             self._job = replace(self._job, retry_failed=False)
+        # What met a full disk has no fault of its own: `run` is asked for again when there is room.
+        mark_retries(self.folder, kind=DISK_FULL, retry=Retry("policy", "the disk was full"))
         published.discard_if_wrong(self.folder.path, self.folder.folders())
         # Workers that are left to an engine are joined, and not more of them submitted than there is work for.
         if self.to_do() and (self.outlives_driver or not self._is_submitted()):
             self._observer = Observer(self.folder)
+            launcher = self._launcher or launcher_named(self._job.settings.kind)
             self._workers = launcher.start(self.folder.path, self._job)
-        return self
 
     def _end_submissions(self) -> None:
         """Note which submissions are over: then what they were to train is no longer queued."""
@@ -133,17 +163,6 @@ class StudyRun:
         for each in sent:
             print(f"already submitted: {each.name}, {each.workers} workers, since {each.submitted}", file=sys.stderr)
         return bool(sent)
-
-    def _write_study(self) -> None:
-        prepared, path = self._prepared, self.folder.path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if prepared.text is not None and not _has_text(path / "study.yaml", prepared.text):
-                write_atomic(path / "study.yaml", prepared.text)
-            if prepared.is_new or not (path / LOCK_NAME).exists():
-                write_lock(path, self.folder.lock)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
     def to_do(self) -> int:
         """How many runs workers would take up now."""
@@ -207,10 +226,6 @@ class StudyRun:
         from experiments.results import load
 
         return load(self.folder)
-
-
-def _has_text(path: Path, text: str) -> bool:
-    return path.exists() and path.read_text(encoding="utf-8") == text
 
 
 def write_report(folder: Path) -> int:

@@ -11,15 +11,15 @@ from pathlib import Path
 from experiments import lease, marks
 from experiments.launchers.submitted import submissions
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
-from experiments.outcomes import failure, read_outcome
+from experiments.outcomes import DISK_FULL, failure, read_outcome
 from experiments.search.search import Refused
 from experiments.search.trials import TrialFiles, runs_of
-from nanogpt.config import UserError
+from nanogpt.config import UserError, nearest_existing
 from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, read_published
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.I)  # s3://bucket, of which a Path keeps s3:/bucket
 RUN_FOLDER = re.compile(r".*\.([0-9a-f]{12})")
-# What `run` takes up again by itself; a failed run waits until a person asks for a retry.
+# What `run` takes up again by itself; a failed run waits until a person asks for a retry, but for a full disk.
 TO_DO = ("missing", "queued", "interrupted", "preempted", "lost")
 FINISHED = PUBLISHED
 # The start of a record as it is written: enough to tell a state, a hundred times faster than validating all of it.
@@ -32,8 +32,8 @@ _HEAD = re.compile(
 class RunState:
     """The state of one run, the attempt that tells it, and a failed run's error or a running one's host.
 
-    `kind` is the class of a failure (error, oom, timeout, crashed, corrupt), also of one that is to be tried again;
-    `signature` is equal for failures of one cause.
+    `kind` is the class of a failure (error, oom, timeout, crashed, corrupt, disk-full), also of one that is to be tried
+    again; `signature` is equal for failures of one cause; `has_result` says that the attempt only needs publishing.
     """
 
     status: str
@@ -41,6 +41,12 @@ class RunState:
     detail: str = ""
     kind: str = ""
     signature: str = ""
+    has_result: bool = False
+
+
+def met_full_disk(state: RunState) -> bool:
+    """Whether a run failed for no fault of its own, so that `run` takes it up again without `retry`."""
+    return state.status == "failed" and state.kind == DISK_FULL
 
 
 class StudyFolder:
@@ -63,15 +69,24 @@ class StudyFolder:
             raise UserError(f"{self.path}: no {LOCK_NAME} here; `python -m experiments run STUDY` makes one")
         return lock
 
-    def check_writable(self) -> None:
-        """Raises UserError when the folder cannot be made or written, before anything is computed for it."""
+    @property
+    def is_gone(self) -> bool:
+        """Whether the study was deleted or moved away since its lock was read, or was never written."""
+        return not (self.path / LOCK_NAME).exists()
+
+    def check_place(self) -> None:
+        """Raises UserError when there cannot be a results folder, before anything is computed for it."""
         if ADDRESS.match(str(self.path)):
             raise UserError(f"{self.path}: is an address, not a folder: results need a file system that has hard links")
-        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        nearest = nearest_existing(self.path)
         if not nearest.is_dir():
             raise UserError(f"{self.path}: cannot be written: {nearest} is not a folder")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"{self.path}: cannot be written: no permission for {nearest}")
+
+    def check_writable(self) -> None:
+        """Raises UserError when the folder cannot be made or written by us."""
+        self.check_place()
+        if reason := unwritable(self.path):
+            raise UserError(f"{self.path}: cannot be written: {reason}")
 
     def folders(self) -> Mapping[str, Path]:
         """Run folders by id. The label before the id is a courtesy and is not looked at."""
@@ -138,6 +153,16 @@ class StudyFolder:
             for old, new in self.lock.former.items()
             if old in folders
         }
+
+
+def unwritable(path: Path) -> str:
+    """Why we cannot write to a folder, or make it; empty when we can."""
+    nearest = nearest_existing(path)
+    if os.access(nearest, os.W_OK | os.X_OK):
+        return ""
+    if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+        return f"{nearest} is on a read-only file system"
+    return f"no permission for {nearest}"
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -227,7 +252,11 @@ def _unpublished(seen: Look) -> RunState:
     if outcome is not None and outcome.status == "interrupted":
         return RunState(kind if kind in ("preempted", "lost") else "interrupted", top, failure(error))
     if seen.has_mark("released"):
-        return RunState("interrupted", top)
+        has_result = outcome is not None and outcome.status in PUBLISHED
+        if any(name.startswith(marks.DAMAGED) for name in seen.names):
+            detail = f"the damaged {lease.RECORD_NAME} was set aside"
+            return RunState("interrupted", top, detail, "corrupt", has_result=has_result)
+        return RunState("interrupted", top, has_result=has_result)
     # With a finished outcome that is not published yet, its worker is about to do so.
     return _held(folder, top)
 
@@ -245,9 +274,10 @@ def _held(folder: Path, top: int) -> RunState:
     if holder is None:
         return RunState("lost", top)
     if lease.is_local(holder):
-        return RunState("running" if lease.is_alive(holder) else "lost", top, holder.host)
-    fresh = time.time() - path.stat().st_mtime < holder.stale_seconds
-    return RunState("running" if fresh else "lost", top, holder.host)
+        lives = lease.is_alive(holder)
+    else:
+        lives = time.time() - path.stat().st_mtime < holder.stale_seconds
+    return RunState("running", top, holder.host) if lives else RunState("lost", top, f"last seen on {holder.host}")
 
 
 def published_record(folder: Path) -> Record | None:

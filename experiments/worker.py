@@ -16,23 +16,24 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from experiments import engine, lease, marks, policy
 from experiments.attempt import Settled, claim, give_back, settle
-from experiments.children import Child, Nursery, Reason
+from experiments.children import GRACE_SECONDS, Child, Nursery, Reason
 from experiments.devices import GpuPool, visible_gpus
 from experiments.launchers.slurm_requeue import requeue
 from experiments.lease import Claimant, LeaseLost
 from experiments.lock import LockedRun
-from experiments.outcomes import Exit
+from experiments.outcomes import DISK_FULL, Exit
 from experiments.queue import Queue
+from experiments.room import without_room
 from experiments.search.at_work import SearchAtWork
 from experiments.shapes import use_cache
 from experiments.signals import woken_by_signals
 from experiments.store import StudyFolder
 from experiments.supervise import Supervise, check_supervise
-from nanogpt.config import UserError
+from nanogpt.config import UserError, free_space, is_disk_full, os_problem
 
 LOOK_AGAIN_SECONDS = 1.0  # between looks at runs that others hold
 TICK_SECONDS = 0.5
@@ -54,6 +55,7 @@ class Setup:
     nproc: int = 1
     name: str = ""
     on_term: str = "exit"
+    grace: float = GRACE_SECONDS
 
 
 @dataclass
@@ -62,20 +64,22 @@ class Worker:
 
     study: StudyFolder
     setup: Setup = field(default_factory=Setup)
-    claimant: Claimant | None = None  # default: this process, with the study's lease
+    given: InitVar[Claimant | None] = None  # default: this process, with the study's lease
+    claimant: Claimant = field(init=False)
     children: dict[int, Child] = field(default_factory=dict)
     stopping: Reason = ""
     failed: int = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, given: Claimant | None) -> None:
         engine.check_processes(self.setup.nproc)
         self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
-        self._claimant = self.claimant or Claimant(self.supervise.lease)
-        self.queue = Queue(self.study, self.setup.retry_failed, claimant=self._claimant)
+        self.claimant = given or Claimant(self.supervise.lease)
+        self.queue = Queue(self.study, self.setup.retry_failed, claimant=self.claimant)
         self.search = SearchAtWork(self.study)
         self.gpus = GpuPool(visible_gpus(), self.setup.gpus_per_run, self.setup.slots_per_gpu)
         self.parent_fd = self.setup.parent_fd
         self.unsettled: list[tuple[Child, Exit]] = []
+        self._disk_was_full = False
         self._stops = marks.stops(self.study.path)
         self._next_look = self._next_beat = self._next_settle = self._next_requests = 0.0
 
@@ -138,6 +142,7 @@ class Worker:
             return
         if self._is_stopped_by_failures():
             return
+        self._leave_what_has_no_room()
         for run in self.queue.candidates():
             if len(self.children) >= self.setup.slots:
                 return
@@ -167,10 +172,24 @@ class Worker:
         self.search.clear()
         return True
 
+    def _leave_what_has_no_room(self) -> None:
+        """Once the disk was full, only what fits is started: the rest would fail one by one."""
+        if not self._disk_was_full and DISK_FULL not in [kind for kind, _ in self.queue.failures.values()]:
+            return
+        left = without_room(self.queue.waiting, self.study.path)
+        for run in left:
+            self.queue.drop(run)
+        if left:
+            say(f"{len(left)} runs are not started: {free_space(self.study.path)}")
+            self.failed += 1
+
     def _take(self, run: LockedRun) -> None:
         """Start the run if it can be claimed."""
+        if self.study.is_gone:
+            self._end_with_study()
+            return
         try:
-            attempt = claim(self.study, run, self._claimant, self.setup.threads, self.queue.seen.get(run.id))
+            attempt = claim(self.study, run, self.claimant, self.setup.threads, self.queue.seen.get(run.id))
         except (UserError, OSError) as error:
             self._leave_alone(run, error)
             return
@@ -190,13 +209,23 @@ class Worker:
         devices = f", GPU {','.join(gpus)}" if gpus else ""
         say(f"{run.name}: attempt {attempt.lease.generation} started, pid {child.pid}{devices}")
 
+    def _end_with_study(self) -> None:
+        """Whoever deletes a study while it runs means that."""
+        if not self.queue.is_empty:
+            say(f"{self.study.path}: was deleted or moved away: no further run is started")
+            self.failed += 1
+        self.queue.clear()
+        self.search.clear()
+
     def _nursery(self) -> Nursery:
         # With the pipe's write end, or the worker's own parent pipe, a child would keep itself alive.
         close = [self._life_write, *self.search.descriptors, *([] if self.parent_fd is None else [self.parent_fd])]
-        return Nursery(self._life_read, close, self.setup.isolation, self.setup.nproc, self.supervise.time_limit)
+        setup, limit = self.setup, self.supervise.time_limit
+        return Nursery(self._life_read, close, setup.isolation, setup.nproc, limit, setup.grace)
 
     def _leave_alone(self, run: LockedRun, error: Exception) -> None:
         say(f"{run.name}: left alone: {reason_of(error)}")
+        self._disk_was_full = self._disk_was_full or is_disk_full(error)
         self.failed += 1
         self.queue.drop(run)
 
@@ -249,7 +278,7 @@ class Worker:
     def _beat(self) -> None:
         if time.monotonic() < self._next_beat:
             return
-        self._next_beat = time.monotonic() + self._claimant.beat_seconds
+        self._next_beat = time.monotonic() + self.claimant.beat_seconds
         for child in [*self.children.values(), *(child for child, _ in self.unsettled)]:
             try:
                 lease.beat(child.attempt.lease)
@@ -282,7 +311,7 @@ def _on_gpu(run: LockedRun) -> bool:
 def reason_of(error: Exception) -> str:
     """An error in one line, with the file it is about."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'files'}: {error.strerror}"
+        return os_problem(error)
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanogpt.config import Config, OneLineParser, UserError
+from nanogpt.config import Config, OneLineParser, UserError, os_problem
 from nanogpt.configfile import build_config, lay_overrides, load_layers
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, a folder deleted while training: no bug of ours to trace
-        print(f"nanogpt: {error.filename or 'files'}: {error.strerror or error}", file=sys.stderr)
+        print(f"nanogpt: {os_problem(error)}", file=sys.stderr)
         return EXIT_FAILED
 
 

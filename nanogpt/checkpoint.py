@@ -1,20 +1,19 @@
 """Checkpoints: written whole or not at all, verified by sha256 before they are loaded, two kept while a run lives."""
 
-import errno
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config.errors import UserError
+from nanogpt.config import UserError, naming
 from nanogpt.record import attempt_folder, attempt_numbers, write_atomic
 
 FORMAT = 1
 KEPT = 2
+PROBE_BYTES = 2**20
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 
 
@@ -41,22 +40,30 @@ def save(folder: Path, attempt: int, step: int, state: dict[str, Any]) -> Checkp
     path = attempt_folder(folder, attempt) / f"checkpoint-{step:08d}.pt"
     temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         digest = _sha256(temporary)
         temporary.replace(path)
-    except RuntimeError as error:
-        # torch's writer meets a full disk with an internal assertion; say what it is.
-        if shutil.disk_usage(path.parent).free < 2**20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    except RuntimeError:
+        # torch's writer meets a full disk with an internal assertion: the file system says what it is.
+        with naming(path):
+            _ask_for_room(temporary)
         raise
     finally:
         temporary.unlink(missing_ok=True)
     saved = CheckpointFile(attempt, step, path)
     write_atomic(saved.digest, digest + "\n")
     return saved
+
+
+def _ask_for_room(path: Path) -> None:
+    """Raises OSError when no more can be written to a file: no space, a quota, a limit on the size of files."""
+    with path.open("ab") as file:
+        file.write(bytes(PROBE_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def listed(folder: Path) -> list[CheckpointFile]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from nanogpt.config import Config, UserError
+from nanogpt.config import Config, UserError, os_reason
 from nanogpt.config.training import Muon
 from nanogpt.coordcheck import KINDS, Reading, Sweep, base_width, run_sweep
 from nanogpt.coordplot import draw_check
@@ -153,7 +153,7 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
             mine = [reading for reading in readings if reading.axis == one.axis]
             draw_check(mine, [slope for slope in found if slope.axis == one.axis], FLAT, name, notes[one.axis], folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{folder}: cannot be written: {os_reason(error, folder)}") from None
     return f"{text}\n\n{folder}: written in {time.perf_counter() - started:.0f} s"
 
 
@@ -163,7 +163,7 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "coord_check.txt", "")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{folder}: cannot be written: {os_reason(error, folder)}") from None
 
 
 def describe_sweep(config: Config, sweep: Sweep) -> str:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, Self
 
+from nanogpt.config import naming
 from nanogpt.record import read_history
 
 
@@ -12,18 +13,20 @@ class HistoryWriter:
     """Appends lines to an attempt's history.jsonl; a number that is not finite is written as null."""
 
     def __init__(self, path: Path, earlier: list[dict[str, Any]]) -> None:
-        self._file = path.open("w", encoding="utf-8", buffering=1)
+        self._path, self._file = path, path.open("w", encoding="utf-8", buffering=1)
         for line in earlier:
             self.write(line)
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        with naming(self._path):
+            self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 def history_until(path: Path, step: int) -> list[dict[str, Any]]:

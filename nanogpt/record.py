@@ -12,11 +12,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nanogpt.config.diskfull import naming
 from nanogpt.config.errors import UserError
 
 SCHEMA_VERSION = 1
 PUBLISHED = ("completed", "diverged", "pruned")
 Status = Literal["completed", "diverged", "pruned", "failed", "interrupted"]
+
+
+class DamagedFile(UserError):
+    """A file of ours that is not what was once written to it."""
 
 
 class Record(BaseModel):
@@ -73,8 +78,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file of this process alone, beside `path` and with its suffix, that takes its place when all went well."""
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -130,11 +136,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except RecursionError:
-        raise UserError(f"{path}: damaged: nested too deeply") from None
+        raise DamagedFile(f"{path}: damaged: nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: damaged or truncated (line {error.lineno}: {error.msg})") from None
+        raise DamagedFile(f"{path}: damaged or truncated (line {error.lineno}: {error.msg})") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(data).__name__}")
+        raise DamagedFile(f"{path}: expected a JSON object, found a {type(data).__name__}")
     return data
 
 

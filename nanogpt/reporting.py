@@ -32,6 +32,8 @@ class Narrator:
             self._has_reader = False
             # The interpreter flushes stdout once more when it ends; that must not fail either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError:
+            """On a full disk a log is no reason to end: the next checkpoint may find room again."""
 
     def begin(self) -> None:
         d = self._description

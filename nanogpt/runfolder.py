@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from nanogpt.config import Config, UserError, run_id
+from nanogpt.config import Config, UserError, os_reason, run_id
 from nanogpt.configfile import build_config, dump_yaml, load_layers
 from nanogpt.record import attempt_folder, attempt_numbers, launch_script, write_atomic
 
@@ -40,7 +40,7 @@ def write_folder(folder: Path, config: Config) -> None:
         (folder / "launch.sh").chmod(0o755)
         write_atomic(folder / "config.yaml", dump_yaml(config.model_dump(mode="json")))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{folder}: cannot be written: {os_reason(error, folder)}") from None
 
 
 def next_attempt(folder: Path) -> int:
@@ -53,7 +53,7 @@ def next_attempt(folder: Path) -> int:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise UserError(f"{path}: cannot be made: {error.strerror}") from None
+            raise UserError(f"{path}: cannot be made: {os_reason(error, path)}") from None
         else:
             return number
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from experiments.lock import LockedRun
 from experiments.outcomes import LOG_NAME, log_tail
 from experiments.policy import study_stop
-from experiments.store import FINISHED, RunState, StudyFolder
+from experiments.store import FINISHED, TO_DO, RunState, StudyFolder, met_full_disk, unwritable
 from experiments.supervise import check_supervise
 
 SHOWN_LINES = 5
@@ -29,10 +29,26 @@ def failures_text(study: StudyFolder, states: Mapping[str, RunState] | None = No
 
 
 def _log_lines(study: StudyFolder, run: LockedRun, state: RunState) -> Sequence[str]:
+    if met_full_disk(state):
+        return ()
     log = study.folder(run) / "attempts" / str(state.generation) / LOG_NAME
     if not log.exists():
         return ()
     return [f"    log: {log}", *(f"      | {line}" for line in log_tail(log, SHOWN_LINES))]
+
+
+def left_alone_text(study: StudyFolder, states: Mapping[str, RunState]) -> str:
+    """The runs that workers leave alone because their folders cannot be written; empty when there is none.
+
+    Those folders cannot say so themselves. Where nothing can be written, nobody has tried: it is only looked at.
+    """
+    if unwritable(study.path):
+        return ""
+    homes = study.folders()
+    tried = [run for run in study.runs() if states[run.id].status in TO_DO and run.id in homes]
+    reasons = {run.name: reason for run in tried if (reason := unwritable(homes[run.id]))}
+    lines = [f"  {name}: {reason}" for name, reason in list(reasons.items())[:SHOWN_RUNS]]
+    return "\n".join([f"{len(reasons)} left alone, since their folders cannot be written:", *lines]) if lines else ""
 
 
 def stop_text(study: StudyFolder, states: Mapping[str, RunState] | None = None) -> str:

@@ -12,7 +12,7 @@ from experiments.launchers import launcher_named
 from experiments.launchers.submitted import Submission, end_submission, submissions
 from experiments.selection import find_runs
 from experiments.store import StudyFolder
-from nanogpt.config import UserError
+from nanogpt.config import UserError, os_reason
 
 SUCCESS = 0
 FORGOTTEN = "forgotten"
@@ -90,4 +90,4 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be written: {os_reason(error, path)}") from None

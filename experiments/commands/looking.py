@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from experiments.commands.failures import failures_text, stop_text
+from experiments.commands.failures import failures_text, left_alone_text, stop_text
 from experiments.exclusions import read_exclusions
 from experiments.launchers import launcher_named
 from experiments.launchers.submitted import Submission, submissions
 from experiments.lock import Lock, holds
 from experiments.reasons import next_step, why
 from experiments.results import study_folder
+from experiments.room import disk_text
 from experiments.store import RunState, StudyFolder
 from experiments.study import Study
 from nanogpt.config import UserError
@@ -61,7 +62,11 @@ def _print_reasons(study: StudyFolder, states: dict[str, RunState], drifted: dic
 
 
 def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: argparse.Namespace) -> None:
-    if stop := stop_text(study, states):
+    if left := left_alone_text(study, states):
+        print(left)
+    if full := disk_text(study, states):
+        print(f"{full}; make room, then `run`")
+    elif stop := stop_text(study, states):
         print(f"stopped: {stop}; `retry` makes them start again")
     if study.to_propose:
         print(f"{study.to_propose} trials are still to be proposed")

@@ -6,9 +6,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from experiments.commands.failures import failures_text, stop_text
+from experiments.commands.failures import failures_text, left_alone_text, stop_text
 from experiments.commands.target import command_text, prepared_study
 from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
@@ -19,9 +19,10 @@ from experiments.progress import for_stream
 from experiments.reasons import starts_text
 from experiments.results import RESULTS
 from experiments.retrying import mark_retries
+from experiments.room import disk_text
 from experiments.runner import Prepared, StudyRun, default_jobs, is_complete, refuse_drift, write_report
 from experiments.standby import Standby, obey
-from experiments.store import FINISHED, StudyFolder
+from experiments.store import FINISHED, RunState, StudyFolder, met_full_disk
 from nanogpt.config import UserError
 
 SUCCESS, FAILURE, CTRL_C = 0, 1, 130
@@ -66,14 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
         return plan(arguments)
     prepared = prepared_study(arguments)
     refuse_drift(prepared)
-    return _train(prepared, arguments, arguments.standby)
+    return _train(prepared, _study_run(prepared, arguments, arguments.standby), arguments)
 
 
-def _train(prepared: Prepared, arguments: argparse.Namespace, standby: Standby | None = None) -> int:
+def _study_run(prepared: Prepared, arguments: argparse.Namespace, standby: Standby | None = None) -> StudyRun:
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
+    return StudyRun(prepared, Job(settings, arguments.jobs, getattr(arguments, "retry_failed", False), standby))
+
+
+def _train(prepared: Prepared, run: StudyRun, arguments: argparse.Namespace) -> int:
     to_do = _show_plan(prepared, arguments)
     retry_failed = getattr(arguments, "retry_failed", False)
-    run = StudyRun(prepared, Job(settings, arguments.jobs, retry_failed, standby))
     with _terminable():
         try:
             run.start()
@@ -89,6 +93,10 @@ def _train(prepared: Prepared, arguments: argparse.Namespace, standby: Standby |
 
 def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
     """The report, and what is left to say about runs without a result."""
+    if run.folder.is_gone:
+        gone = "was deleted or moved away while its runs trained; they have ended"
+        print(f"{run.folder.path}: {gone}. To begin anew: {_again(arguments)}", file=sys.stderr)
+        return FAILURE
     states = run.status()
     report = run.folder.path / "report.html"
     wanted = not arguments.no_report and (worked or not report.exists())
@@ -96,16 +104,26 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
     to_propose, finished = run.folder.to_propose, sum(states.get(status, 0) for status in FINISHED)
     total = sum(states.values()) + to_propose
     print(f"{finished} of {total} runs are finished" + ("" if worked else "; nothing was left to do"))
+    now = run.folder.states()
     if report.exists() and not broken:
         print(f"look at {report}")
     if states.get("failed"):
-        print(failures_text(run.folder), file=sys.stderr)
-        print(f"failed runs wait for: {_again(arguments, 'retry')} --failed", file=sys.stderr)
-    if stop := stop_text(run.folder):
+        _tell_failures(run, now, arguments)
+    if left := left_alone_text(run.folder, now):
+        print(left, file=sys.stderr)
+    if full := disk_text(run.folder, now):
+        print(f"{full}; make room, then: {_again(arguments)}", file=sys.stderr)
+    elif stop := stop_text(run.folder, now):
         print(f"stopped: {stop}", file=sys.stderr)
     elif to_propose or not is_complete({status: count for status, count in states.items() if status != "failed"}):
         print(f"go on with: {_again(arguments)}", file=sys.stderr)
     return SUCCESS if is_complete(states) and not (broken or to_propose) else FAILURE
+
+
+def _tell_failures(run: StudyRun, states: Mapping[str, RunState], arguments: argparse.Namespace) -> None:
+    print(failures_text(run.folder, states), file=sys.stderr)
+    if any(state.status == "failed" and not met_full_disk(state) for state in states.values()):
+        print(f"failed runs wait for: {_again(arguments, 'retry')} --failed", file=sys.stderr)
 
 
 def _interrupted(run: StudyRun, arguments: argparse.Namespace) -> int:
@@ -145,11 +163,12 @@ def retry(arguments: argparse.Namespace) -> int:
         raise UserError("command line: retry: give --failed, --class CLASS, or the ids of runs")
     prepared = prepared_study(arguments)
     refuse_drift(prepared)
-    if arguments.launcher is not None:
-        chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
+    run = _study_run(prepared, arguments)
+    if not arguments.mark_only:
+        run.check()
     marked = mark_retries(prepared.study, arguments.ids, arguments.kind)
     print(f"{marked} run{'s' * (marked != 1)} marked to be tried again")
-    return SUCCESS if arguments.mark_only else _train(prepared, arguments)
+    return SUCCESS if arguments.mark_only else _train(prepared, run, arguments)
 
 
 def worker(arguments: argparse.Namespace) -> int:

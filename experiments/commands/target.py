@@ -22,7 +22,7 @@ def prepared_study(arguments: argparse.Namespace) -> Prepared:
     # To look at the cost of a study, or to submit it, one need not sit where its GPUs are.
     looks = arguments.verb == "plan" or getattr(arguments, "dry_run", False)
     elsewhere = looks or chosen_launcher(study.launcher, getattr(arguments, "launcher", None)).elsewhere
-    return prepare(study, arguments.out / study.name, getattr(arguments, "drifted", "stop"), elsewhere)
+    return prepare(study, arguments.out / study.name, getattr(arguments, "drifted", "stop"), elsewhere, looks)
 
 
 def command_text(arguments: argparse.Namespace, verb: str, default_out: Path) -> list[str]:

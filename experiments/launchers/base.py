@@ -52,6 +52,9 @@ class Workers(Protocol):
 class Launcher(Protocol):
     """Starts workers somewhere. Knows nothing of training."""
 
+    def check(self, job: Job) -> None:
+        """Raises UserError when this place cannot have any workers, before anything is written for them."""
+
     def start(self, folder: Path, job: Job) -> Workers:
         """Bring up workers for the study in `folder`. Raises UserError when this place cannot have any."""
 

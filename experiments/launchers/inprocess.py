@@ -19,6 +19,9 @@ from experiments.supervise import Supervise, check_supervise
 class InProcess:
     """Trains when started, and returns when nothing is left to do."""
 
+    def check(self, job: Job) -> None:
+        """This very machine can always have a worker."""
+
     def start(self, folder: Path, job: Job) -> "Finished":
         study = StudyFolder(folder)
         supervise = check_supervise(study.lock.supervise, str(folder))

@@ -21,6 +21,9 @@ LOGS = "workers"
 class Local:
     """Starts one `python -m experiments worker`, which forks a child per run, or starts it cold."""
 
+    def check(self, job: Job) -> None:
+        """This very machine can always have a worker."""
+
     def start(self, folder: Path, job: Job) -> "LocalWorkers":
         slots = study_slots(job, StudyFolder(folder))
         settings = job.settings if isinstance(job.settings, LocalSettings) else LocalSettings()

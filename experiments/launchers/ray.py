@@ -34,13 +34,22 @@ OURS = "NANOGPT_"  # environment variables of this prefix mean the same on every
 class Ray:
     """Starts `workers` tasks on the cluster at `address`, each one worker command."""
 
-    def start(self, folder: Path, job: Job) -> "RayWorkers":
+    def __init__(self) -> None:
+        self._fits: int | None = None
+
+    def check(self, job: Job) -> None:
         """Raises UserError: no Ray, no cluster, a wrong token, resources that no node has."""
+        assert isinstance(job.settings, RaySettings)
+        self._fits = check_room(ask_cluster(job.settings.address), job.settings)
+
+    def start(self, folder: Path, job: Job) -> "RayWorkers":
+        """Raises UserError as `check` does, and when the cluster does not let this driver in."""
         settings = job.settings
         assert isinstance(settings, RaySettings)
-        fits = check_room(ask_cluster(settings.address), settings)
-        if fits < settings.workers:
-            _say(f"{fits} of {settings.workers} workers fit into the cluster at a time; the others wait for room")
+        if self._fits is None:
+            self.check(job)
+        if self._fits is not None and self._fits < settings.workers:
+            _say(f"{self._fits} of {settings.workers} workers fit into the cluster at a time; the others wait for room")
         home = folder.resolve()
         submission = _submission(home, settings)
         task = _task(settings)

@@ -30,6 +30,10 @@ _OUTSIDE = ("CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEAD
 class Slurm:
     """Submits workers, as many as there is work for and none are on their way to."""
 
+    def check(self, job: Job) -> None:
+        """Raises UserError where there is no Slurm."""
+        client.check_sbatch()
+
     def start(self, folder: Path, job: Job) -> "SlurmWorkers":
         """Raises UserError when there is no Slurm here, or it refuses the whole submission, with its own message."""
         assert isinstance(job.settings, SlurmSettings)
@@ -119,6 +123,8 @@ def _submit(array: Array) -> Submission:
             job = client.submit(script)
         except UserError as error:
             if not submission.workers:
+                for path in (script, torchrun):
+                    path.unlink(missing_ok=True)
                 raise
             # Such as a limit on one user's jobs: those that were accepted can do all the work.
             _say(f"{submission.workers} of {array.tasks} workers were accepted, then: {error}")

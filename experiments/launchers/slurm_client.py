@@ -5,6 +5,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,17 +73,22 @@ def _client_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(unwanted)}
 
 
-def submit(script: Path) -> str:
-    """Hand a script to sbatch; returns the job's number. Raises UserError with Slurm's own message."""
-    answer = ask("sbatch", "--parsable", str(script))
-    if answer.status == 127:
+def check_sbatch() -> None:
+    """Raises UserError where jobs cannot be submitted from."""
+    if shutil.which("sbatch") is None:
         raise UserError(
             "launcher: slurm: no sbatch on this machine: start the study on a login node, or choose `launcher: local`"
         )
+
+
+def submit(script: Path) -> str:
+    """Hand a script to sbatch; returns the job's number. Raises UserError with Slurm's own message."""
+    check_sbatch()
+    answer = ask("sbatch", "--parsable", str(script))
     # A site's prolog may print lines of its own.
     found = [job for line in answer.text.splitlines() if (job := _JOB.fullmatch(line.strip()))]
     if answer.status or not found:
-        raise UserError(f"launcher: slurm: sbatch refuses {script}: {answer.complaint}{_known_partitions(answer)}")
+        raise UserError(f"launcher: slurm: sbatch refuses the workers: {answer.complaint}{_known_partitions(answer)}")
     return found[-1][1]
 
 

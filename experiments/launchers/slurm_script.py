@@ -15,6 +15,7 @@ from experiments.engine import CALM_THREADS, ROOT, TORCHRUN_VARIABLE
 from experiments.launchers.slurm_settings import SlurmSettings
 
 WARNING = "USR1"
+LAST_SECONDS = 10  # of the grace: for the worker itself, to give its runs back and be requeued
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,17 @@ def _worker(array: Array, slots: int, threads: int) -> list[str]:
     settings = array.settings
     words = [sys.executable, "-m", "experiments", "worker", str(array.folder)]
     words += ["--slots", str(slots), "--threads", str(threads)]
+    words += ["--grace", str(run_grace(settings.grace))]
     if settings.gpus:
         words += ["--gpus-per-run", str(settings.nproc_per_node)]
     if settings.nproc > 1:
         words += ["--isolation", "process", "--nproc", str(settings.nproc)]
     return [*words, "--retry-failed"] if array.retry_failed else words
+
+
+def run_grace(grace: int) -> int:
+    """The part of a job's grace that its runs have for a last checkpoint: when all of it has passed, Slurm kills."""
+    return max(grace - LAST_SECONDS, grace // 2)
 
 
 def torchrun_script(nproc_per_node: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt.config.data import BinFolder, Data, ShakespeareChar, ZipfMixture
+from nanogpt.config.diskfull import os_reason
 from nanogpt.config.errors import UserError
 from nanogpt.config.identity import canonical_json
 from nanogpt.config.runtime import Runtime
@@ -149,7 +150,7 @@ def generate_zipf(corpus: ZipfMixture, root: Path) -> Path:
             if not (folder / "meta.json").exists():
                 _write_zipf(corpus, folder)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{folder}: cannot be written: {os_reason(error, folder)}") from None
     return folder
 
 

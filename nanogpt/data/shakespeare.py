@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nanogpt.config.diskfull import os_reason
 from nanogpt.config.errors import UserError
 from nanogpt.data.binfiles import file_sha256, write_meta, write_tokens
 
@@ -53,7 +54,7 @@ def prepare(folder: Path, source: Path | None) -> dict[str, Any]:
         meta = _describe(folder, text[split:], characters, split, len(text) - split, origin)
         write_meta(folder, meta)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{folder}: cannot be written: {os_reason(error, folder)}") from None
     return meta
 
 

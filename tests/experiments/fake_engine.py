@@ -26,6 +26,7 @@ BEHAVIOURS = {
 }  # fmt: skip
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: tried 1024 bytes"
 STEP_SECONDS = "FAKE_STEP_SECONDS"
+WELL_BEHAVED = "FAKE_WELL_BEHAVED"  # whatever the seed says
 
 
 def main(argv: list[str]) -> int:
@@ -60,7 +61,7 @@ def train(folder: Path, attempt: int, fence: Path, parent_fd: int) -> int:
     config = load_config(folder / "config.yaml")
     facts, home = describe(config), attempt_folder(folder, attempt)
     home.mkdir(parents=True, exist_ok=True)
-    behaviour = BEHAVIOURS.get(config.seed, "train")
+    behaviour = "train" if os.environ.get(WELL_BEHAVED) else BEHAVIOURS.get(config.seed, "train")
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     print(f"training {folder.name} with {config.runtime.threads} threads: {behaviour} on GPU {gpus}", flush=True)
     if behaviour == "mistake":

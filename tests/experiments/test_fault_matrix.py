@@ -13,6 +13,7 @@ import pytest
 from conftest import wait_until
 
 from experiments import attempt, children, lease, worker
+from experiments.__main__ import main
 from experiments.lease import Claimant
 from experiments.lock import resolve, write_lock
 from experiments.outcomes import Exit, classify, oom_kills, signature
@@ -70,10 +71,10 @@ def told(capsys, seed: int) -> list[str]:
 def test_a_disk_that_is_full_in_training(study, capsys):
     tiny = study(GOOD, 109)
     found = work(tiny)
-    assert (found[109].status, found[109].kind) == ("failed", "error")
+    assert (found[109].status, found[109].kind) == ("failed", "disk-full")
     assert found[109].detail.endswith("No space left on device")
     assert found[GOOD].status == "completed"
-    assert len(told(capsys, 109)) == 4  # started and ended, twice
+    assert len(told(capsys, 109)) == 2  # started and ended, once
 
 
 @pytest.mark.parametrize("lasting", [False, True])
@@ -144,12 +145,11 @@ def test_a_run_that_takes_too_long(study, capsys):
 
 
 def test_a_run_that_takes_too_long_and_does_not_listen(study, monkeypatch):
-    monkeypatch.setattr(children, "STOP_GRACE_SECONDS", 0.2)
     monkeypatch.setattr(
         "fake_engine._StopRequests", lambda fd: dataclasses.make_dataclass("Deaf", [("asked", bool, False)])()
     )
     monkeypatch.setattr(children.signal, "SIGTERM", signal.SIGWINCH)  # which is ignored
-    found = work(study(GOOD, 110, supervise="{time_limit: 0.3, retries: 0}"))
+    found = work(study(GOOD, 110, supervise="{time_limit: 0.3, retries: 0}"), grace=0.2)
     assert (found[110].status, found[110].kind) == ("failed", "timeout")
 
 
@@ -201,6 +201,20 @@ def test_a_folder_that_becomes_unwritable(study, capsys, monkeypatch):
     assert work(tiny)[GOOD].status == "completed"
     (line,) = told(capsys, 102)
     assert line.endswith("left alone: " + f"{folder(tiny, 102)}: Permission denied")
+
+
+def test_a_folder_that_cannot_be_written_is_told_by_run_and_status(study, capsys, monkeypatch):
+    tiny = study(GOOD, 102)
+    home = folder(tiny, 102)
+    home.mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != home and access(path, mode))
+    monkeypatch.setattr("experiments.launchers.local.Local.start", lambda *_: None)
+    for words in (["run", "--no-report"], ["status"]):
+        main([words[0], str(tiny.path), *words[1:]])
+        told = "".join(capsys.readouterr())
+        assert "1 left alone, since their folders cannot be written:\n" in told
+        assert told.count(f"{home.name}: no permission for {home}\n") == 1
 
 
 @pytest.mark.parametrize("name", ["lease.1", "config.yaml", "attempts/1/outcome.json", "attempts/1/history.jsonl"])
@@ -269,7 +283,10 @@ def test_a_study_folder_that_is_deleted_is_not_made_anew(study, capsys, monkeypa
     monkeypatch.setattr(Worker, "_obey_requests", obey)
     assert Worker(StudyFolder(tiny.path), Setup(slots=1), Claimant()).work() == 1
     assert not list(tiny.path.glob("*/metrics.json"))
-    assert "No such file or directory" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("was deleted or moved away: no further run is started") == 1
+    assert "left alone" not in said
+    assert not tiny.path.exists()
 
 
 def test_equal_failures_have_equal_signatures():

@@ -46,7 +46,7 @@ def test_the_script_asks_for_what_the_study_says():
     assert '--output="/data/my results/depth %%/workers/slurm-%A_%a.log"' in asked
     lines = script.splitlines()
     assert lines.index("trap '' TERM USR1") < lines.index("module load cuda") < lines.index("export OMP_NUM_THREADS=2")
-    assert "--slots 2 --threads 2 --gpus-per-run 2 --isolation process --nproc 2" in script
+    assert "--slots 2 --threads 2 --grace 50 --gpus-per-run 2 --isolation process --nproc 2" in script
     assert lines[-2].startswith(f"exec {sys.executable} -m experiments worker '/data/my results/depth %'")
     assert lines[-1].endswith("--on-term requeue-command")
 
