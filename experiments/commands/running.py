@@ -75,11 +75,7 @@ def _train(prepared: Prepared, arguments: argparse.Namespace) -> int:
     with _terminable():
         try:
             run.start()
-            progress = for_stream(sys.stdout)
-            try:
-                run.wait(progress)
-            finally:
-                progress.close()
+            run.wait(for_stream(sys.stdout))
         except KeyboardInterrupt:
             return _interrupted(run, arguments)
     return _finish(run, arguments, worked=to_do or retry_failed or prepared.is_new)
@@ -107,14 +103,9 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
 
 
 def _interrupted(run: StudyRun, arguments: argparse.Namespace) -> int:
+    run.interrupt()
     if run.outlives_driver:
-        run.stop()
         return CTRL_C
-    print("\nstopping: the runs save a checkpoint and end (press Ctrl-C again to end at once)", file=sys.stderr)
-    try:
-        run.stop()
-    except KeyboardInterrupt:
-        run.kill()
     print(f"interrupted; go on with: {_again(arguments)}", file=sys.stderr)
     return CTRL_C
 
