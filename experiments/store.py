@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from experiments import lease, marks
-from experiments.launchers.submitted import submissions
+from experiments.launchers.submitted import awaited
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
 from experiments.outcomes import failure, read_outcome
 from experiments.search.search import Refused
@@ -120,9 +120,10 @@ class StudyFolder:
         """How many trials of a search are still to be proposed."""
         return sum(self.trials.lacking(self.lock.search)) if self.lock.search is not None else 0
 
-    def states(self, without: Collection[str] = ()) -> dict[str, RunState]:
-        """The state of every run but those `without`, by id."""
-        folders, queued = self.folders(), bool(submissions(self.path))
+    def states(self, without: Collection[str] = (), queued: bool | None = None) -> dict[str, RunState]:
+        """The state of every run but those `without`, by id. `queued` says whether submitted workers are still to come
+        where that is known better than files tell it."""
+        folders, queued = self.folders(), bool(awaited(self.path)) if queued is None else queued
         missing = RunState("missing")
         ids = [run.id for run in self.runs() if run.id not in without]
         states = {id: state_of(folders[id]) if id in folders else missing for id in ids}

@@ -3,8 +3,9 @@
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.commands.failures import failures_text, stop_text
 from experiments.exclusions import read_exclusions
@@ -25,18 +26,27 @@ BY_NEED = (
 )  # fmt: skip
 
 
+class Sent(NamedTuple):
+    """A submission, and how many of its workers its engine says wait or run: None when it cannot be asked."""
+
+    submission: Submission
+    alive: int | None
+
+
 def folder_of(arguments: argparse.Namespace) -> StudyFolder:
     """The results folder of a study, whose lock is all that is read: the study itself may have moved on."""
     return study_folder(arguments.study, arguments.out, arguments.size)
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """The state of every run, from files alone."""
+    """The state of every run, from files; only whether submitted workers still wait is asked of their engine."""
     study = folder_of(arguments)
-    states = study.states()
+    sent = [Sent(each, _alive(each)) for each in submissions(study.path)]
+    # An engine that cannot be asked from here may still start them.
+    states = study.states(queued=False if sent and not any(each.alive != 0 for each in sent) else None)
     drifted = study.drifted()
     if arguments.json:
-        print(json.dumps(_as_data(study, states, drifted, arguments), indent=1))
+        print(json.dumps(_as_data(study, states, drifted, sent, arguments), indent=1))
         return SUCCESS
     counts = Counter(state.status for state in [*states.values(), *drifted.values()])
     ordered = sorted(counts.items(), key=lambda item: BY_NEED.index(item[0]))
@@ -48,7 +58,7 @@ def status(arguments: argparse.Namespace) -> int:
     elif arguments.failed:
         print("no run has failed")
     if not arguments.failed:
-        _print_notes(study, states, arguments)
+        _print_notes(study, states, sent, arguments)
     return SUCCESS
 
 
@@ -60,16 +70,18 @@ def _print_reasons(study: StudyFolder, states: dict[str, RunState], drifted: dic
         print(f"  {name}: {state.status}: {why(state)}; on `run`: {next_step(state, stopped)}")
 
 
-def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: argparse.Namespace) -> None:
+def _print_notes(
+    study: StudyFolder, states: dict[str, RunState], sent: Sequence[Sent], arguments: argparse.Namespace
+) -> None:
     if stop := stop_text(study, states):
         print(f"stopped: {stop}; `retry` makes them start again")
     if study.to_propose:
         print(f"{study.to_propose} trials are still to be proposed")
     if refused := study.refused():
         print(f"{len(refused)} proposals were refused and replaced; the first: {refused[0].reason}")
-    for each in submissions(study.path):
-        sent = f"{each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}"
-        print(f"submitted: {sent}; {_alive(each)}")
+    for each, alive in sent:
+        words = f"{each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}"
+        print(f"submitted: {words}; {_alive_text(alive)}")
     excluded = read_exclusions(study.path, study.runs())
     labels = {run.id: run.label for run in study.runs()}
     for id, exclusion in excluded.items():
@@ -78,19 +90,25 @@ def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: arg
         print("the study has changed since it was last run; `plan` shows what `run` would do")
 
 
-def _alive(submission: Submission) -> str:
-    """What the engine says of a submission's workers. Files alone tell the runs' states; this only helps a person."""
+def _alive(submission: Submission) -> int | None:
     try:
-        alive = launcher_named(submission.launcher).alive(submission)
+        return launcher_named(submission.launcher).alive(submission)
     except UserError:
-        alive = None
+        return None
+
+
+def _alive_text(alive: int | None) -> str:
     if alive is None:
         return "its launcher cannot be asked here"
     return f"{alive} wait or run" if alive else "none is left, so `run` starts others"
 
 
 def _as_data(
-    study: StudyFolder, states: dict[str, RunState], drifted: dict[str, RunState], arguments: argparse.Namespace
+    study: StudyFolder,
+    states: dict[str, RunState],
+    drifted: dict[str, RunState],
+    sent: Sequence[Sent],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     stop = stop_text(study, states)
     excluded = read_exclusions(study.path, study.runs())
@@ -109,7 +127,7 @@ def _as_data(
         "study": study.lock.name,
         "folder": str(study.path),
         "stopped": stop or None,
-        "submissions": [vars(each) for each in submissions(study.path)],
+        "submissions": [{**vars(each), "alive": alive} for each, alive in sent],
         "runs": kept,
     }
 
