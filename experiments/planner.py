@@ -73,19 +73,28 @@ def checkpoint_disk(run: LockedRun) -> int:
 def plan_text(plan: Plan) -> str:
     """The plan for people."""
     counts = [f"{count} {status}" for status, count in sorted(plan.states.items())]
-    # What a sampler has not proposed yet has no size: the sums below are of the runs that are known.
     states = ", ".join([*counts, *([f"{plan.to_propose} trials to propose"] if plan.to_propose else [])])
     lines = [
         f"{plan.name}: {plan.question}",
         f"  runs         {plan.runs} ({states})",
-        f"  to train     {amount(plan.flops_left, 'FLOP')} of {amount(plan.flops, 'FLOP')}, "
-        f"{amount(plan.tokens_left, 'tokens')} of {amount(plan.tokens, 'tokens')}",
-        f"  at a time    {plan.jobs} runs, about {amount(plan.memory_bytes, 'B')} of memory",
-        f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
+        *_costs(plan),
         f"  results      {plan.folder}",
     ]
     lines += [f"  limits       {plan.limits}"] if plan.limits else []
     return "\n".join([*lines, *(f"  note         {note}" for note in plan.notes)])
+
+
+def _costs(plan: Plan) -> list[str]:
+    """What a sampler has not proposed yet has no size: the sums are of the runs that are known, and say so."""
+    if not plan.runs:
+        return [f"  at a time    {plan.jobs} runs; what they cost is known once they are proposed"]
+    known = f" (of the {plan.runs} runs proposed so far)" if plan.to_propose else ""
+    return [
+        f"  to train     {amount(plan.flops_left, 'FLOP')} of {amount(plan.flops, 'FLOP')}, "
+        f"{amount(plan.tokens_left, 'tokens')} of {amount(plan.tokens, 'tokens')}{known}",
+        f"  at a time    {plan.jobs} runs, about {amount(plan.memory_bytes, 'B')} of memory",
+        f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
+    ]
 
 
 def amount(value: float, unit: str) -> str:

@@ -14,6 +14,7 @@ from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
 from experiments.outcomes import failure, read_outcome
 from experiments.search.search import Refused
 from experiments.search.trials import TrialFiles, runs_of
+from experiments.search.verdicts import PRUNED_NAME
 from nanogpt.config import UserError
 from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, read_published
 
@@ -225,7 +226,9 @@ def _unpublished(seen: Look) -> RunState:
             return RunState("failed", top, detail, kind or "error", signature)
         retry = marks.read_retry(folder, top) or marks.Retry()
         return RunState("interrupted", top, f"{detail}; to be tried again: {retry.why}", kind or "error", signature)
-    if outcome is not None and outcome.status == "interrupted":
+    # A run that a pruner has ended is about to be published by its worker: nobody else is to think it left.
+    is_ending = PRUNED_NAME in seen.names and not seen.has_mark("released")
+    if outcome is not None and outcome.status == "interrupted" and not is_ending:
         return RunState(kind if kind in ("preempted", "lost") else "interrupted", top, failure(error))
     if seen.has_mark("released"):
         return RunState("interrupted", top)

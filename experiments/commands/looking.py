@@ -50,7 +50,7 @@ def status(arguments: argparse.Namespace) -> int:
         return SUCCESS
     counts = Counter(state.status for state in [*states.values(), *drifted.values()])
     ordered = sorted(counts.items(), key=lambda item: BY_NEED.index(item[0]))
-    print(f"{study.lock.name}: " + ", ".join(f"{count} {name}" for name, count in ordered))
+    print(f"{study.lock.name}: " + (", ".join(f"{count} {name}" for name, count in ordered) or "no runs yet"))
     if arguments.why:
         _print_reasons(study, states, drifted, arguments.failed)
     elif counts.get("failed"):

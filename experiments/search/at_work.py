@@ -49,8 +49,9 @@ class SearchAtWork:
         try:
             if not self._judges_elsewhere:
                 return self._judge.ends(run, generation)
+            child = self._ask_judge()  # brought up before it is needed: it takes seconds to come
             if self._judge.is_due(run, generation):
-                self._ask_judge().judge(run.id, generation)
+                child.judge(run.id, generation)
             return is_pruned(self._study.folder(run))
         except (UserError, OSError):  # a damaged or full folder: the run goes on, and its end will say what is wrong
             return False

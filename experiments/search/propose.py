@@ -14,7 +14,7 @@ from experiments import engine
 from experiments.lock import Describe, LockedRun, Resolver
 from experiments.search.asktell import Told, ask
 from experiments.search.outcomes import SETTLED, Outcome, outcome_of
-from experiments.search.pruning import Judge
+from experiments.search.pruning import Judge, rule_of
 from experiments.search.rungs import rung_problem
 from experiments.search.search import Search
 from experiments.search.trials import Trial, publish_trial
@@ -133,7 +133,8 @@ class Service:
         self._study = StudyFolder(folder)
         self._proposals: Proposals | None = None
         search = self._study.lock.search
-        self._judge = Judge(self._study, search) if search is not None and search.pruner.kind != "none" else None
+        judges = search is not None and search.pruner.kind == "optuna"
+        self._judge = Judge(self._study, search, rule_of(self._study, search)) if search and judges else None
 
     def answer(self, line: str) -> None:
         """Raises UserError when nothing can be proposed; a verdict that cannot be made is left out."""
