@@ -146,10 +146,10 @@ class Cluster:
             subprocess.run(command, env={**os.environ, **self.environment}, check=True, timeout=30,
                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # fmt: skip
 
-    def ask(self, *command: str) -> str:
-        """What a client program prints."""
+    def ask(self, *command: str, seconds: float = 30) -> str:
+        """What a client program prints, within so many seconds."""
         done = subprocess.run(
-            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=30
+            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=seconds
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
