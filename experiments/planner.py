@@ -1,11 +1,12 @@
 """What `plan` shows before anything runs: how many runs, in which state, and what they will cost."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.lock import Drift, LockedRun
-from experiments.store import FINISHED, TO_DO, StudyFolder
+from experiments.store import FINISHED, TO_DO, RunState, StudyFolder
 
 KEPT_CHECKPOINTS = 2
 SHOWN_DIFFERENCES = 8
@@ -40,9 +41,9 @@ class Plan:
         return sum(self.states.get(status, 0) for status in TO_DO) + self.to_propose
 
 
-def make_plan(study: StudyFolder, jobs: int) -> Plan:
-    """Read the states of a study's runs and add up what is left."""
-    lock, runs, states = study.lock, study.runs(), study.states()
+def make_plan(study: StudyFolder, jobs: int, known: Mapping[str, RunState] | None = None) -> Plan:
+    """Add up what is left of a study's runs, by their states: those that are `known`, or else read here."""
+    lock, runs, states = study.lock, study.runs(), study.states() if known is None else known
     left = [run for run in runs if states[run.id].status not in FINISHED]
     largest = sorted((run.memory_bytes for run in left), reverse=True)
     return Plan(

@@ -5,18 +5,16 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from experiments.commands.failures import failures_text, stop_text
 from experiments.exclusions import read_exclusions
-from experiments.launchers import launcher_named
-from experiments.launchers.submitted import Submission, submissions
+from experiments.launchers.asked import Sent, anything_queued, ask_engines
 from experiments.lock import Lock, holds
 from experiments.reasons import next_step, why
 from experiments.results import study_folder
 from experiments.store import RunState, StudyFolder
 from experiments.study import Study
-from nanogpt.config import UserError
 
 SUCCESS = 0
 # The states in the order in which they need someone.
@@ -24,13 +22,6 @@ BY_NEED = (
     "failed", "lost", "preempted", "interrupted", "missing", "queued", "running", "drifted", "pruned", "diverged",
     "completed",
 )  # fmt: skip
-
-
-class Sent(NamedTuple):
-    """A submission, and how many of its workers its engine says wait or run: None when it cannot be asked."""
-
-    submission: Submission
-    alive: int | None
 
 
 def folder_of(arguments: argparse.Namespace) -> StudyFolder:
@@ -41,9 +32,8 @@ def folder_of(arguments: argparse.Namespace) -> StudyFolder:
 def status(arguments: argparse.Namespace) -> int:
     """The state of every run, from files; only whether submitted workers still wait is asked of their engine."""
     study = folder_of(arguments)
-    sent = [Sent(each, _alive(each)) for each in submissions(study.path)]
-    # An engine that cannot be asked from here may still start them.
-    states = study.states(queued=False if sent and not any(each.alive != 0 for each in sent) else None)
+    sent = ask_engines(study.path)
+    states = study.states(queued=anything_queued(sent))
     drifted = study.drifted()
     if arguments.json:
         print(json.dumps(_as_data(study, states, drifted, sent, arguments), indent=1))
@@ -88,13 +78,6 @@ def _print_notes(
         print(f"left out of fits: {labels[id]} ({id}): {exclusion}")
     if has_changed(arguments.study, study.lock):
         print("the study has changed since it was last run; `plan` shows what `run` would do")
-
-
-def _alive(submission: Submission) -> int | None:
-    try:
-        return launcher_named(submission.launcher).alive(submission)
-    except UserError:
-        return None
 
 
 def _alive_text(alive: int | None) -> str:

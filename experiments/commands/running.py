@@ -11,6 +11,7 @@ from experiments.commands.failures import failures_text, stop_text
 from experiments.commands.target import command_text, prepared_study
 from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
+from experiments.launchers.asked import anything_queued, ask_engines
 from experiments.launchers.settings import LocalSettings, chosen_launcher
 from experiments.launchers.slots import study_slots
 from experiments.planner import drift_text, make_plan, plan_text
@@ -40,9 +41,9 @@ def plan(arguments: argparse.Namespace) -> int:
 def _show_plan(prepared: Prepared, arguments: argparse.Namespace, pretend_gpus: bool = False) -> bool:
     """Print the plan, `pretend_gpus` as if there were some for one run; returns whether anything is left to train."""
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
-    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study, pretend_gpus))
+    states = prepared.study.states(queued=anything_queued(ask_engines(prepared.study.path)))
+    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study, pretend_gpus), states)
     print(plan_text(made))
-    states = prepared.study.states()
     starts = starts_text(prepared.study.runs(), states)
     stop = "" if getattr(arguments, "retry_failed", False) else stop_text(prepared.study, states)
     print("\n".join(filter(None, [f"  stopped      {stop}" if stop else starts])), end="\n" if stop or starts else "")

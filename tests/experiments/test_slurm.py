@@ -210,7 +210,7 @@ def test_alive_is_none_when_nobody_knows(programs, squeue, alive):
     assert slurm.Slurm().alive(Submission("slurm", "a", 2, {"jobs": ["7"]})) == alive
 
 
-def test_status_asks_slurm_whether_anything_is_queued(programs, write_study, fake_engine, tmp_path, capsys):
+def test_status_and_plan_ask_slurm_whether_anything_is_queued(programs, write_study, fake_engine, tmp_path, capsys):
     from experiments.__main__ import main
 
     folder = tmp_path / "tiny"
@@ -223,8 +223,9 @@ def test_status_asks_slurm_whether_anything_is_queued(programs, write_study, fak
         ("true", "2 missing"),
     ):
         programs(squeue=squeue)
-        assert main(["status", str(folder)]) == 0
-        assert told in capsys.readouterr().out
+        for verb in ("status", "plan"):
+            assert main([verb, str(folder)]) == 0
+            assert told in capsys.readouterr().out
     assert len(submissions(folder)) == 1
 
 
