@@ -210,6 +210,17 @@ def test_alive_is_none_when_nobody_knows(programs, squeue, alive):
     assert slurm.Slurm().alive(Submission("slurm", "a", 2, {"jobs": ["7"]})) == alive
 
 
+def test_workers_are_submitted_for_trials_that_are_not_proposed_yet(programs, write_study, fake_engine, tmp_path):
+    pytest.importorskip("optuna", reason="optuna is not installed (the extra `hpo`)")
+    space = "space: {learning_rate: {log: [1e-4, 1e-1]}}"
+    lock = resolve(Study.load(write_study(f"{{sampler: {{kind: optuna, trials: 3}}, {space}}}")))
+    write_lock(tmp_path, lock)
+    programs(scontrol="echo 'MaxArraySize            = 1001'", sbatch="echo 7", squeue="echo '7_0|PENDING|Priority'")
+    slurm.Slurm().start(tmp_path, Job(settings(workers=8)))
+    (submission,) = submissions(tmp_path)
+    assert submission.workers == 3
+
+
 def test_status_and_plan_ask_slurm_whether_anything_is_queued(programs, write_study, fake_engine, tmp_path, capsys):
     from experiments.__main__ import main
 
