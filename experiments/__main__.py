@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     propose.set_defaults(command=_propose)
     propose.add_argument("folder", type=Path, metavar="FOLDER")
     propose.add_argument("--waiting", type=_at_least_one, default=1, metavar="N", help="until N trials wait")
-    propose.add_argument("--serve", action="store_true", help="N line by line from the standard input")
+    propose.add_argument("--serve", action="store_true", help="what a worker asks, line by line from stdin")
     schema = commands.add_parser("schema", help="print the JSON schema of study files")
     schema.set_defaults(command=_schema)
     schema.add_argument("what", choices=["study"])

@@ -1,11 +1,12 @@
 """What `plan` shows before anything runs: how many runs, in which state, and what they will cost."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.lock import Drift, LockedRun
-from experiments.store import FINISHED, TO_DO, StudyFolder, met_full_disk
+from experiments.store import FINISHED, TO_DO, RunState, StudyFolder, met_full_disk
 
 KEPT_CHECKPOINTS = 2
 SHOWN_DIFFERENCES = 8
@@ -41,9 +42,9 @@ class Plan:
         return sum(self.states.get(status, 0) for status in TO_DO) + self.short_of_disk + self.to_propose
 
 
-def make_plan(study: StudyFolder, jobs: int) -> Plan:
-    """Read the states of a study's runs and add up what is left."""
-    lock, runs, states = study.lock, study.runs(), study.states()
+def make_plan(study: StudyFolder, jobs: int, known: Mapping[str, RunState] | None = None) -> Plan:
+    """Add up what is left of a study's runs, by their states: those that are `known`, or else read here."""
+    lock, runs, states = study.lock, study.runs(), study.states() if known is None else known
     left = [run for run in runs if states[run.id].status not in FINISHED]
     largest = sorted((run.memory_bytes for run in left), reverse=True)
     return Plan(
@@ -75,19 +76,28 @@ def checkpoint_disk(run: LockedRun) -> int:
 def plan_text(plan: Plan) -> str:
     """The plan for people."""
     counts = [f"{count} {status}" for status, count in sorted(plan.states.items())]
-    # What a sampler has not proposed yet has no size: the sums below are of the runs that are known.
     states = ", ".join([*counts, *([f"{plan.to_propose} trials to propose"] if plan.to_propose else [])])
     lines = [
         f"{plan.name}: {plan.question}",
         f"  runs         {plan.runs} ({states})",
-        f"  to train     {amount(plan.flops_left, 'FLOP')} of {amount(plan.flops, 'FLOP')}, "
-        f"{amount(plan.tokens_left, 'tokens')} of {amount(plan.tokens, 'tokens')}",
-        f"  at a time    {plan.jobs} runs, about {amount(plan.memory_bytes, 'B')} of memory",
-        f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
+        *_costs(plan),
         f"  results      {plan.folder}",
     ]
     lines += [f"  limits       {plan.limits}"] if plan.limits else []
     return "\n".join([*lines, *(f"  note         {note}" for note in plan.notes)])
+
+
+def _costs(plan: Plan) -> list[str]:
+    """What a sampler has not proposed yet has no size: the sums are of the runs that are known, and say so."""
+    if not plan.runs:
+        return [f"  at a time    {plan.jobs} runs; what they cost is known once they are proposed"]
+    known = f" (of the {plan.runs} runs proposed so far)" if plan.to_propose else ""
+    return [
+        f"  to train     {amount(plan.flops_left, 'FLOP')} of {amount(plan.flops, 'FLOP')}, "
+        f"{amount(plan.tokens_left, 'tokens')} of {amount(plan.tokens, 'tokens')}{known}",
+        f"  at a time    {plan.jobs} runs, about {amount(plan.memory_bytes, 'B')} of memory",
+        f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
+    ]
 
 
 def amount(value: float, unit: str) -> str:

@@ -1,6 +1,7 @@
 """The progress of a study while it runs: seen in its files, shown live on a terminal and as plain lines elsewhere."""
 
 import contextlib
+import copy
 import io
 import os
 import time
@@ -75,6 +76,12 @@ class Observer:
         self._began = time.monotonic()
         self._runs = {run.id: run for run in self.study.runs()}
         self._flops_at_start = self._flops_done(self._look_at_running())
+
+    def twin(self) -> "Observer":
+        """One that has seen the same so far, and from here on sees changes of its own."""
+        other = copy.copy(self)
+        other.states = dict(self.states)
+        return other
 
     def look(self) -> Snapshot:
         changes = self._changes()
@@ -246,6 +253,7 @@ def summary_text(snapshot: Snapshot) -> str:
     """`10 of 96 finished, about 12.0 s left: 2 running, 84 to go`."""
     left = {status: count for status, count in sorted(snapshot.states.items()) if status not in FINISHED}
     counts = {"running": left.pop("running", 0), "to go": left.pop("missing", 0), **left}
+    counts["to be proposed"] = snapshot.to_propose
     states = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     time_left = f", about {duration(snapshot.seconds_left)} left" if snapshot.seconds_left else ""
     return f"{snapshot.finished} of {snapshot.total} finished{time_left}{': ' if states else ''}{states}"

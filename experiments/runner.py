@@ -1,30 +1,27 @@
-"""Running a study: lock it, start workers, watch them, collect the table. From Python, `ExperimentRunner`."""
+"""Running a study: lock it, start workers, watch them, collect the table. `StudyRun` is the handle of one at work."""
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from experiments import engine, published
+from experiments import engine, glance, published
 from experiments.asked import written
 from experiments.engine import INTERRUPTED, child_environment
 from experiments.launchers import Job, Launcher, Workers, launcher_named
 from experiments.launchers.base import available_cores
-from experiments.launchers.settings import chosen_launcher
 from experiments.launchers.submitted import end_submission, submissions
-from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve
+from experiments.lock import Drift, drifts, holds, keep_drifted, read_lock, resolve
 from experiments.marks import Retry
 from experiments.outcomes import DISK_FULL
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
 from experiments.results import check_base, check_columns
 from experiments.retrying import mark_retries
-from experiments.standby import standing_by
 from experiments.store import FINISHED, TO_DO, StudyFolder, met_full_disk
 from experiments.study import Study
 from nanogpt.config import UserError
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 90.0
+STOPPING = "\nstopping: the runs save a checkpoint and end (press Ctrl-C again to end at once)"
 Drifted = Literal["stop", "rerun", "keep"]
 
 
@@ -98,14 +96,19 @@ def refuse_drift(prepared: Prepared) -> None:
 
 
 class StudyRun:
-    """A study at work: what `run_grid(wait=False)` returns. Runs end when this process does, and can go on later."""
+    """A study at work: what `run_grid(wait=False)` returns. Runs end when this process does, and can go on later.
+
+    Shown at the end of a notebook's cell it tells the states, what is running, and the time left.
+    """
 
     def __init__(self, prepared: Prepared, job: Job | None = None) -> None:
         self.folder = prepared.study
         self._prepared, self._job = prepared, job or Job()
         self._launcher: Launcher | None = None
         self._workers: Workers | None = None
+        # Two, so that a look at the handle takes no change away from what `wait` tells.
         self._observer: Observer | None = None
+        self._told: Observer | None = None
         self.stopped = False
 
     def start(self) -> "StudyRun":
@@ -148,6 +151,7 @@ class StudyRun:
         if self.to_do() and (self.outlives_driver or not self._is_submitted()):
             self._observer = Observer(self.folder)
             launcher = self._launcher or launcher_named(self._job.settings.kind)
+            self._told = self._observer.twin()
             self._workers = launcher.start(self.folder.path, self._job)
 
     def _end_submissions(self) -> None:
@@ -163,6 +167,14 @@ class StudyRun:
         for each in sent:
             print(f"already submitted: {each.name}, {each.workers} workers, since {each.submitted}", file=sys.stderr)
         return bool(sent)
+
+    def resume(self) -> "StudyRun":
+        """Start workers again for what is left, after a stop or an interruption; nothing while some still work."""
+        if not self.is_working:
+            # Written once: another command may have locked the folder anew since.
+            self._prepared, self.stopped = replace(self._prepared, is_new=False, text=None), False
+            self.start()
+        return self
 
     def to_do(self) -> int:
         """How many runs workers would take up now."""
@@ -190,24 +202,56 @@ class StudyRun:
     def is_working(self) -> bool:
         return self._workers is not None and self._workers.poll() is None
 
-    def wait(self, progress: Progress | None = None) -> dict[str, int]:
-        """Until the workers end; returns the states. With `progress`, shows how it goes."""
-        if self._workers is None:
-            return self.status()
-        status = None
+    @property
+    def exit_status(self) -> int | None:
+        """Of the workers: 0, 1 when runs failed, 75 when they were ended early; None while they work or none did."""
+        return None if self._workers is None else self._workers.poll()
+
+    def wait(self, progress: Progress | bool | None = None) -> dict[str, int]:
+        """Until the workers end; returns the states. With `progress`, shows how it goes; True prints plain lines.
+
+        Ctrl-C stops the runs, which save checkpoints and give their leases back, before KeyboardInterrupt goes on to
+        the caller; a second one ends them at once. Then `resume` goes on.
+        """
+        shown = Plain(sys.stdout) if progress is True else progress or None
+        try:
+            try:
+                self._watch(shown)
+            finally:
+                if shown is not None:
+                    shown.close()
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+        return self.status()
+
+    def _watch(self, progress: Progress | None) -> None:
+        workers, observer, status = self._workers, self._told, None
+        if workers is None or observer is None:
+            return
         while status is None:
             began = time.monotonic()
-            status = self._workers.wait(0)
+            status = workers.wait(0)
             if progress is not None:
-                progress.show(self.progress())
+                progress.show(observer.look())
             # Thousands of runs take a while to look at: most of the time should still be theirs.
-            status = self._workers.wait(max(LOOK_SECONDS, 5 * (time.monotonic() - began))) if status is None else status
+            status = workers.wait(max(LOOK_SECONDS, 5 * (time.monotonic() - began))) if status is None else status
         if progress is not None:
-            progress.show(self.progress())
+            progress.show(observer.look())
         if status not in (0, 1, INTERRUPTED):
-            words = "\n  ".join(["", *self._workers.last_words()])
+            words = "\n  ".join(["", *workers.last_words()])
             print(f"the worker ended with status {status}; its last words:{words}", file=sys.stderr)
-        return self.status()
+
+    def interrupt(self) -> None:
+        """What Ctrl-C means: stop as `stop` does and say so; interrupted again, end at once."""
+        if self.stopped or not self.is_working:
+            return
+        try:
+            if not self.outlives_driver:
+                print(STOPPING, file=sys.stderr)
+            self.stop()
+        except KeyboardInterrupt:
+            self.kill()
 
     def stop(self) -> None:
         """Let the runs save a checkpoint and end, and wait for that."""
@@ -220,6 +264,30 @@ class StudyRun:
         """End at once; the runs stop by themselves when they notice."""
         if self._workers is not None:
             self._workers.kill()
+
+    def __repr__(self) -> str:
+        return glance.line(self.folder.path.name, self._stage, self._glance())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return glance.html(self.folder.path.name, self._stage, self._glance(), self.folder.path)
+
+    @property
+    def _stage(self) -> str:
+        return "working" if self.is_working else "stopped" if self.stopped else "not working"
+
+    def _glance(self) -> Snapshot | str:
+        """The study at this moment, or in one line why it cannot be seen: showing a handle never fails."""
+        try:
+            return self.progress()
+        except (UserError, OSError) as error:
+            return str(error)
+
+    def report(self) -> Path:
+        """Write the report and its figures, and print the analysis; returns the page. Raises UserError if it fails."""
+        if write_report(self.folder.path):
+            raise UserError(f"{self.folder.path}: the report could not be written")
+        return self.folder.path / "report.html"
 
     def result(self) -> "pd.DataFrame":
         """The table of the study's runs as it is now."""
@@ -236,71 +304,6 @@ def write_report(folder: Path) -> int:
 
 def is_complete(states: Mapping[str, int]) -> bool:
     return all(name in FINISHED for name, count in states.items() if count)
-
-
-class ExperimentRunner:
-    """Trains grids of models from Python, as in a notebook. Results lie in `<output_root>/<grid_name>/`."""
-
-    def __init__(
-        self, base_config_path: str | os.PathLike[str], output_root: str | os.PathLike[str] = "results"
-    ) -> None:
-        self.base_config_path = Path(base_config_path)
-        self.output_root = Path(output_root)
-        self._handles: list[StudyRun] = []
-
-    def run_grid(
-        self,
-        grid_name: str,
-        base_params: Mapping[str, Any] | None = None,
-        grid_params: Mapping[str, Any] | None = None,
-        seeds: Sequence[int] | int | None = None,
-        wait: bool = True,
-        jobs: int | None = None,
-        launcher: str | Mapping[str, Any] | None = None,
-        retry_failed: bool = False,
-        drifted: Drifted = "stop",
-        supervise: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Train every combination of `grid_params`, with `base_params` laid over the base config.
-
-        Keys are dotted (`model.n_layer`), unique leaf names (`n_layer`) or nanoGPT's flags (`use_rope`). Runs that are
-        finished already are not trained again. `launcher` is a name, or settings with `kind`; `supervise` is that
-        section of a study. Returns the table of the grid's runs, or with `wait=False` a handle with `status()`,
-        `progress()`, `wait()`, `stop()` and `result()`. Raises UserError before anything starts if a run is invalid.
-        """
-        if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
-            raise UserError(f"run_grid: jobs: expected a whole number of at least 1, got {jobs!r}")
-        study = Study.from_grid(grid_name, self.base_config_path, base_params, grid_params, seeds, launcher, supervise)
-        settings, folder = chosen_launcher(study.launcher), self.output_root / grid_name
-        with standing_by(folder, settings.kind == "local") as standby:
-            prepared = prepare(study, folder, drifted, settings.elsewhere)
-            run = StudyRun(prepared, Job(settings, jobs, retry_failed, standby)).start()
-        self._handles.append(run)
-        if not wait:
-            return run
-        try:
-            run.wait(Plain(sys.stdout))
-        except KeyboardInterrupt:
-            run.stop()
-            raise
-        return run.result()
-
-    def load_metrics(self, grid_name: str | None = None) -> "pd.DataFrame":
-        """The table of one grid, by its exact name, or of all grids with the column `study`.
-
-        A run belongs to a grid because the grid's lock lists it, not because of what its folder is called.
-        """
-        import pandas as pd
-
-        from experiments.results import load
-
-        if grid_name is not None:
-            return load(StudyFolder(self.output_root / grid_name))
-        folders = sorted(path.parent for path in self.output_root.glob(f"*/{LOCK_NAME}"))
-        if not folders:
-            raise UserError(f"{self.output_root}: no grid has been run here yet")
-        tables = [load(StudyFolder(folder)).assign(study=folder.name) for folder in folders]
-        return pd.concat(tables, ignore_index=True)
 
 
 def default_jobs(jobs: int | None) -> int:

@@ -40,6 +40,10 @@ class Standby:
         os.close(self._read)
         self._has_orders = False
 
+    @property
+    def is_free(self) -> bool:
+        return not self._has_orders
+
     def order(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> Recruit:
         """Send the worker's arguments, without `--parent-fd`. A worker that has died says so by its exit status."""
         words = [*arguments, "--parent-fd", str(self._read)]

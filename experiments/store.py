@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 
 from experiments import lease, marks
-from experiments.launchers.submitted import submissions
+from experiments.launchers.submitted import awaited
 from experiments.lock import LOCK_NAME, Lock, LockedRun, read_lock
 from experiments.outcomes import DISK_FULL, failure, read_outcome
 from experiments.search.search import Refused
 from experiments.search.trials import TrialFiles, runs_of
+from experiments.search.verdicts import PRUNED_NAME
 from nanogpt.config import UserError, nearest_existing
 from nanogpt.record import PUBLISHED, SCHEMA_VERSION, Record, attempt_numbers, read_published
 
@@ -135,9 +136,10 @@ class StudyFolder:
         """How many trials of a search are still to be proposed."""
         return sum(self.trials.lacking(self.lock.search)) if self.lock.search is not None else 0
 
-    def states(self, without: Collection[str] = ()) -> dict[str, RunState]:
-        """The state of every run but those `without`, by id."""
-        folders, queued = self.folders(), bool(submissions(self.path))
+    def states(self, without: Collection[str] = (), queued: bool | None = None) -> dict[str, RunState]:
+        """The state of every run but those `without`, by id. `queued` says whether submitted workers are still to come
+        where that is known better than files tell it."""
+        folders, queued = self.folders(), bool(awaited(self.path)) if queued is None else queued
         missing = RunState("missing")
         ids = [run.id for run in self.runs() if run.id not in without]
         states = {id: state_of(folders[id]) if id in folders else missing for id in ids}
@@ -249,7 +251,9 @@ def _unpublished(seen: Look) -> RunState:
             return RunState("failed", top, detail, kind or "error", signature)
         retry = marks.read_retry(folder, top) or marks.Retry()
         return RunState("interrupted", top, f"{detail}; to be tried again: {retry.why}", kind or "error", signature)
-    if outcome is not None and outcome.status == "interrupted":
+    # A run that a pruner has ended is about to be published by its worker: nobody else is to think it left.
+    is_ending = PRUNED_NAME in seen.names and not seen.has_mark("released")
+    if outcome is not None and outcome.status == "interrupted" and not is_ending:
         return RunState(kind if kind in ("preempted", "lost") else "interrupted", top, failure(error))
     if seen.has_mark("released"):
         has_result = outcome is not None and outcome.status in PUBLISHED

@@ -16,6 +16,7 @@ import nanogpt.config
 from experiments import grid
 from experiments.analysis.filters import Filter
 from experiments.factors import factor_names, takes_whole_numbers
+from experiments.fromcode import as_study, study_text
 from experiments.grid import Sweep
 from experiments.launchers.settings import KINDS, as_section, check_launcher
 from experiments.runspec import RunSpec, make_spec
@@ -28,7 +29,6 @@ from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.layers import Layers
 from nanogpt.configfile import (
     YamlFile,
-    dump_yaml,
     find_base,
     lay_overrides,
     load_file,
@@ -107,30 +107,28 @@ class Study:
         seeds: Sequence[int] | int | None = None,
         launcher: str | Mapping[str, Any] | None = None,
         supervise: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The study of a grid given in Python. Keys as in a study file: dotted, unique leaf names, nanoGPT's flags."""
+        """The study of a grid or a search given in Python. Keys as in a study file: dotted, unique leaf names,
+        nanoGPT's flags; `search` holds the keys of `sweep:` that make it one (`sampler`, `space`, `pruner`, `filter`).
+        """
+        door = "run_grid" if search is None else "run_search"
         if not isinstance(name, str):
-            raise UserError(f"run_grid: grid_name: expected text, got {name!r}")
-        base_params, grid_params, seeds = plain(base_params or {}), plain(grid_params or {}), plain(seeds)
-        sweep = {"grid": grid_params, **({} if seeds is None else {"seeds": seeds})}
-        data = {
-            "question": f"How does the loss depend on {', '.join(grid_params or ['the seed'])}?",
-            "hypothesis": "None was stated.",
-            "base": str(Path(base_config_path).resolve()),
-            "config": base_params,
-            "sweep": sweep,
-            **({} if launcher is None else {"launcher": plain(launcher)}),
-            **({} if supervise is None else {"supervise": plain(supervise)}),
-        }
+            raise UserError(f"{door}: {'grid_name' if search is None else 'name'}: expected text, got {name!r}")
+        data = as_study(base_config_path, base_params, grid_params, seeds, launcher, supervise, search)
         try:
             asked = StudyFile.model_validate(data)
         except ValidationError as error:
-            raise UserError(explain(error, lambda *path: f"grid {name}")) from None
-        _check_execution(asked, lambda *path: "run_grid")
+            raise UserError(explain(error, lambda *path: f"grid {name}" if search is None else door)) from None
+        _check_execution(asked, lambda *path: door)
         layers = _base_layers(Path(base_config_path))
         layers.lay(asked.config, {}, "base_params")
-        study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), lambda *path: "grid_params")
-        return dataclasses.replace(study, text=_grid_text(name, data))
+
+        def place(*path: str) -> str:
+            return path[0] if path and path[0] in (search or {}) else "grid_params"
+
+        study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), place, door=door)
+        return dataclasses.replace(study, text=study_text(name, data, door))
 
     @classmethod
     def _build(
@@ -143,9 +141,10 @@ class Study:
         source: str = "",
         overrides: Mapping[str, Any] = MappingProxyType({}),
         size: str | None = None,
+        door: str = "",
     ) -> Self:
         if not NAME.fullmatch(name):
-            raise UserError(f"{source or 'run_grid'}: name: {name!r} cannot name a folder; use letters, digits, . _ -")
+            raise UserError(f"{source or door}: name: {name!r} cannot name a folder; use letters, digits, . _ -")
         lay_overrides(layers, overrides)
         study = cls(
             name=name,
@@ -318,21 +317,6 @@ def _check_execution(asked: StudyFile, place: Callable[..., str]) -> None:
     """As for the analysis: with the place of each key."""
     check_launcher(asked.launcher, lambda *path: place("launcher", *path))
     check_supervise(asked.supervise, lambda *path: place("supervise", *path))
-
-
-def plain(value: Any) -> Any:
-    """Python's and numpy's ways to write lists and numbers (ranges, tuples, arrays, numpy scalars) as plain ones."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(child) for key, child in value.items()}
-    if hasattr(value, "tolist"):  # numpy's arrays and scalars, without importing numpy
-        return plain(value.tolist())
-    if isinstance(value, list | tuple | range | set):
-        return [plain(child) for child in value]
-    return str(value) if isinstance(value, os.PathLike) else value
-
-
-def _grid_text(name: str, data: Mapping[str, Any]) -> str:
-    return f"# The study {name}, made by ExperimentRunner.run_grid.\n{dump_yaml(data)}"
 
 
 def _sha256(content: bytes) -> str:

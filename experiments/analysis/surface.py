@@ -99,9 +99,9 @@ def response_surface(
     norm = Normalize(low, max(float(losses.quantile(WORST_SHOWN)), low + 1e-9))
     surfaces = _surfaces(seen, factors, searched, names)
     slices = factors[:MOST_SLICES]
-    columns = min(COLUMNS, max(len(surfaces), len(slices)))
-    first = -(-len(surfaces) // columns) * columns
-    page = Page(columns, rows=first // columns + -(-len(slices) // columns))
+    columns = _columns(len(surfaces), len(slices))
+    first = len(surfaces)
+    page = Page(columns, rows=-(-(first + len(slices)) // columns))
     for index, (part, pair, title) in enumerate(surfaces):
         _surface(page.panel(index), part, pair, norm, title)
     for index, factor in enumerate(slices):
@@ -110,6 +110,11 @@ def response_surface(
     page.colour_bar(ScalarMappable(norm=norm, cmap=COLOURS), label(seen.y))
     page.legend(_legend(seen))
     return page.figure
+
+
+def _columns(surfaces: int, slices: int) -> int:
+    """As many as leave the fewest places empty; the slices go on in the row where the surfaces end."""
+    return min(range(COLUMNS, 1, -1), key=lambda columns: -(surfaces + slices) % columns)
 
 
 def _seen(runs: pd.DataFrame, searched: Searched, y: str) -> _Seen:
@@ -251,7 +256,8 @@ def _median_line(axes: Axes, place: "pd.Series[float]", losses: "pd.Series[float
         return
     bins = place.round() if not factor.is_number else pd.qcut(place, int(np.clip(len(place) // 4, 2, 6)), labels=False,
                                                               duplicates="drop")  # fmt: skip
-    centres, medians = place.groupby(bins).median(), losses.groupby(bins).median()
+    medians = losses.groupby(bins).median()
+    centres = place.groupby(bins).median() if factor.is_number else medians.index
     style = "_" if not factor.is_number else "-"
     axes.plot(centres, medians, style, color=INK, lw=1.2, ms=26, alpha=0.7, zorder=4)
 
@@ -298,10 +304,12 @@ def _note(seen: _Seen, factors: Sequence[_Factor]) -> str:
     lines = [counts(seen.runs)]
     if seen.loss != seen.y:
         lines[0] += f"; all are shown at their {seen.words}, where every trial was measured"
-    lines.append("surface: thin-plate spline in the two factors, smoothing by 5-fold cross-validation, within the hull")
-    varying = "; the other factors vary from trial to trial" if len(factors) > 2 else ""
-    lines.append(f"of the trials{varying}")
+    lines.append("surface: thin-plate spline, smoothing by 5-fold cross-validation, within the hull of the trials")
+    if len(factors) > 2:
+        lines[-1] += ";\nthe other factors vary from trial to trial"
     lines.append("line in a slice: median in bins of equal count; trials above the axis stand at its upper edge")
+    if any(not factor.is_number for factor in factors):
+        lines.append("line at a choice: its median; trials of one choice are spread sideways")
     return "\n".join(lines)
 
 

@@ -3,20 +3,19 @@
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.commands.failures import failures_text, left_alone_text, stop_text
 from experiments.exclusions import read_exclusions
-from experiments.launchers import launcher_named
-from experiments.launchers.submitted import Submission, submissions
+from experiments.launchers.asked import Sent, anything_queued, ask_engines
 from experiments.lock import Lock, holds
 from experiments.reasons import next_step, why
 from experiments.results import study_folder
 from experiments.room import disk_text
 from experiments.store import RunState, StudyFolder
 from experiments.study import Study
-from nanogpt.config import UserError
 
 SUCCESS = 0
 # The states in the order in which they need someone.
@@ -32,16 +31,17 @@ def folder_of(arguments: argparse.Namespace) -> StudyFolder:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """The state of every run, from files alone."""
+    """The state of every run, from files; only whether submitted workers still wait is asked of their engine."""
     study = folder_of(arguments)
-    states = study.states()
+    sent = ask_engines(study.path)
+    states = study.states(queued=anything_queued(sent))
     drifted = study.drifted()
     if arguments.json:
-        print(json.dumps(_as_data(study, states, drifted, arguments), indent=1))
+        print(json.dumps(_as_data(study, states, drifted, sent, arguments), indent=1))
         return SUCCESS
     counts = Counter(state.status for state in [*states.values(), *drifted.values()])
     ordered = sorted(counts.items(), key=lambda item: BY_NEED.index(item[0]))
-    print(f"{study.lock.name}: " + ", ".join(f"{count} {name}" for name, count in ordered))
+    print(f"{study.lock.name}: " + (", ".join(f"{count} {name}" for name, count in ordered) or "no runs yet"))
     if arguments.why:
         _print_reasons(study, states, drifted, arguments.failed)
     elif counts.get("failed"):
@@ -49,7 +49,7 @@ def status(arguments: argparse.Namespace) -> int:
     elif arguments.failed:
         print("no run has failed")
     if not arguments.failed:
-        _print_notes(study, states, arguments)
+        _print_notes(study, states, sent, arguments)
     return SUCCESS
 
 
@@ -61,7 +61,9 @@ def _print_reasons(study: StudyFolder, states: dict[str, RunState], drifted: dic
         print(f"  {name}: {state.status}: {why(state)}; on `run`: {next_step(state, stopped)}")
 
 
-def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: argparse.Namespace) -> None:
+def _print_notes(
+    study: StudyFolder, states: dict[str, RunState], sent: Sequence[Sent], arguments: argparse.Namespace
+) -> None:
     if left := left_alone_text(study, states):
         print(left)
     if full := disk_text(study, states):
@@ -72,9 +74,9 @@ def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: arg
         print(f"{study.to_propose} trials are still to be proposed")
     if refused := study.refused():
         print(f"{len(refused)} proposals were refused and replaced; the first: {refused[0].reason}")
-    for each in submissions(study.path):
-        sent = f"{each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}"
-        print(f"submitted: {sent}; {_alive(each)}")
+    for each, alive in sent:
+        words = f"{each.name}, {each.workers} workers by {each.launcher}, since {each.submitted}"
+        print(f"submitted: {words}; {_alive_text(alive)}")
     excluded = read_exclusions(study.path, study.runs())
     labels = {run.id: run.label for run in study.runs()}
     for id, exclusion in excluded.items():
@@ -83,19 +85,18 @@ def _print_notes(study: StudyFolder, states: dict[str, RunState], arguments: arg
         print("the study has changed since it was last run; `plan` shows what `run` would do")
 
 
-def _alive(submission: Submission) -> str:
-    """What the engine says of a submission's workers. Files alone tell the runs' states; this only helps a person."""
-    try:
-        alive = launcher_named(submission.launcher).alive(submission)
-    except UserError:
-        alive = None
+def _alive_text(alive: int | None) -> str:
     if alive is None:
         return "its launcher cannot be asked here"
     return f"{alive} wait or run" if alive else "none is left, so `run` starts others"
 
 
 def _as_data(
-    study: StudyFolder, states: dict[str, RunState], drifted: dict[str, RunState], arguments: argparse.Namespace
+    study: StudyFolder,
+    states: dict[str, RunState],
+    drifted: dict[str, RunState],
+    sent: Sequence[Sent],
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     stop = stop_text(study, states)
     excluded = read_exclusions(study.path, study.runs())
@@ -114,7 +115,7 @@ def _as_data(
         "study": study.lock.name,
         "folder": str(study.path),
         "stopped": stop or None,
-        "submissions": [vars(each) for each in submissions(study.path)],
+        "submissions": [{**vars(each), "alive": alive} for each, alive in sent],
         "runs": kept,
     }
 

@@ -12,6 +12,7 @@ from experiments.commands.failures import failures_text, left_alone_text, stop_t
 from experiments.commands.target import command_text, prepared_study
 from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
+from experiments.launchers.asked import anything_queued, ask_engines
 from experiments.launchers.settings import LocalSettings, chosen_launcher
 from experiments.launchers.slots import study_slots
 from experiments.planner import drift_text, make_plan, plan_text
@@ -43,9 +44,9 @@ def plan(arguments: argparse.Namespace) -> int:
 def _show_plan(prepared: Prepared, arguments: argparse.Namespace, pretend_gpus: bool = False) -> bool:
     """Print the plan, `pretend_gpus` as if there were some for one run; returns whether anything is left to train."""
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
-    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study, pretend_gpus))
+    states = prepared.study.states(queued=anything_queued(ask_engines(prepared.study.path)))
+    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study, pretend_gpus), states)
     print(plan_text(made))
-    states = prepared.study.states()
     starts = starts_text(prepared.study.runs(), states)
     stop = "" if getattr(arguments, "retry_failed", False) else stop_text(prepared.study, states)
     print("\n".join(filter(None, [f"  stopped      {stop}" if stop else starts])), end="\n" if stop or starts else "")
@@ -81,11 +82,7 @@ def _train(prepared: Prepared, run: StudyRun, arguments: argparse.Namespace) -> 
     with _terminable():
         try:
             run.start()
-            progress = for_stream(sys.stdout)
-            try:
-                run.wait(progress)
-            finally:
-                progress.close()
+            run.wait(for_stream(sys.stdout))
         except KeyboardInterrupt:
             return _interrupted(run, arguments)
     return _finish(run, arguments, worked=to_do or retry_failed or prepared.is_new)
@@ -127,14 +124,9 @@ def _tell_failures(run: StudyRun, states: Mapping[str, RunState], arguments: arg
 
 
 def _interrupted(run: StudyRun, arguments: argparse.Namespace) -> int:
+    run.interrupt()
     if run.outlives_driver:
-        run.stop()
         return CTRL_C
-    print("\nstopping: the runs save a checkpoint and end (press Ctrl-C again to end at once)", file=sys.stderr)
-    try:
-        run.stop()
-    except KeyboardInterrupt:
-        run.kill()
     print(f"interrupted; go on with: {_again(arguments)}", file=sys.stderr)
     return CTRL_C
 

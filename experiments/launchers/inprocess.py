@@ -1,7 +1,11 @@
 """The `inprocess` launcher: one run after another in this very process, for a debugger or a traceback on the screen."""
 
+import contextlib
+import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import engine, lease
@@ -12,8 +16,12 @@ from experiments.lease import Claimant, LeaseLost
 from experiments.lock import LockedRun
 from experiments.outcomes import Exit
 from experiments.queue import Queue
+from experiments.search.pruning import Judge
 from experiments.store import StudyFolder
 from experiments.supervise import Supervise, check_supervise
+from nanogpt.config import UserError
+
+LOOK_SECONDS = 0.2
 
 
 class InProcess:
@@ -27,11 +35,13 @@ class InProcess:
         supervise = check_supervise(study.lock.supervise, str(folder))
         claimant, failed = Claimant(supervise.lease), 0
         queue = Queue(study, job.retry_failed, claimant=claimant)
+        search = study.lock.search
+        judge = Judge(study, search) if search is not None and search.pruner.kind != "none" else None
         for run in _with_proposals(study, queue):
             ending = "retry"
             while ending == "retry" and queue.wants(run):
                 attempt = claim(study, run, claimant, available_cores())
-                ending = _train(attempt, supervise, claimant.beat_seconds) if attempt is not None else ""
+                ending = _train(attempt, supervise, claimant.beat_seconds, judge) if attempt is not None else ""
             if ending == "interrupted":
                 return Finished(engine.INTERRUPTED)
             failed += ending == "failed"
@@ -56,28 +66,69 @@ def _with_proposals(study: StudyFolder, queue: Queue) -> Iterator[LockedRun]:
             yield from queue.candidates()
 
 
-def _train(attempt: Attempt, supervise: Supervise, beat_seconds: float) -> str:
+def _train(attempt: Attempt, supervise: Supervise, beat_seconds: float, judge: Judge | None) -> str:
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    done = threading.Event()
-    beats = threading.Thread(target=_beat_until, args=(done, attempt, beat_seconds), daemon=True)
+    parent, life = os.pipe()
+    # The engine stops where its parent's pipe ends: so a thread of this process can end a run.
+    watch = _Watch(attempt, beat_seconds, judge, lambda: os.close(life))
+    beats = threading.Thread(target=watch.watch, daemon=True)
     beats.start()
     try:
-        status = engine.train(attempt.arguments(None))
+        status = engine.train(attempt.arguments(parent))
     except BaseException:
         settle(attempt, Exit(engine.FAILED), supervise)
         raise  # that is what this launcher is for: the error arrives where the debugger is
     finally:
-        done.set()
+        watch.done.set()
         beats.join()
-    return settle(attempt, Exit(status, "interrupted" if status == engine.INTERRUPTED else ""), supervise).ending
+        os.close(parent)
+    settled = settle(attempt, Exit(status, "interrupted" if status == engine.INTERRUPTED else ""), supervise)
+    if judge is not None:
+        with contextlib.suppress(UserError, OSError):
+            judge.conclude(attempt.run)
+    return settled.ending
 
 
-def _beat_until(done: threading.Event, attempt: Attempt, seconds: float) -> None:
-    while not done.wait(seconds):
+@dataclass
+class _Watch:
+    """What a worker does beside its children, here beside the one run: beat, and let a pruner end it."""
+
+    attempt: Attempt
+    beat_seconds: float
+    judge: Judge | None
+    end: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.done = threading.Event()
+
+    def watch(self) -> None:
+        """Until the run is over. `end` is called once in any case, at the latest then."""
+        due = time.monotonic() + self.beat_seconds
+        while not self.done.wait(LOOK_SECONDS):
+            if self._is_pruned():
+                break
+            if time.monotonic() >= due:
+                due = time.monotonic() + self.beat_seconds
+                try:
+                    lease.beat(self.attempt.lease)
+                except LeaseLost:
+                    break
+                except OSError:  # out of reach for a while
+                    continue
+        self.end()
+        self._beat_on()
+
+    def _beat_on(self) -> None:
+        """A run that was told to end still has a checkpoint to save."""
+        while not self.done.wait(self.beat_seconds):
+            with contextlib.suppress(LeaseLost, OSError):
+                lease.beat(self.attempt.lease)
+
+    def _is_pruned(self) -> bool:
         try:
-            lease.beat(attempt.lease)
-        except LeaseLost:
-            return
+            return self.judge is not None and self.judge.ends(self.attempt.run, self.attempt.lease.generation)
+        except (UserError, OSError):  # a damaged or full folder: the run goes on, and its end will say what is wrong
+            return False
 
 
 class Finished:

@@ -32,7 +32,8 @@ class Local:
         options |= {"--gpus-per-run": slots.gpus_per_run} if slots.gpus_per_run else {}
         flags = ["--retry-failed"] if job.retry_failed else []
         words = [str(word) for pair in options.items() for word in pair]
-        return LocalWorkers(folder, [*words, *flags], slots.threads, job.standby or Standby(folder))
+        standby = job.standby if job.standby is not None and job.standby.is_free else Standby(folder)
+        return LocalWorkers(folder, [*words, *flags], slots.threads, standby)
 
     def alive(self, submission: Submission) -> int | None:
         """Its workers end with the driver: there are no submissions."""

@@ -24,7 +24,7 @@ from experiments.launchers.base import Job
 from experiments.launchers.raycluster import ask_cluster, check_room, demands, explain
 from experiments.launchers.raynode import NO_WORKER, Ended, Order
 from experiments.launchers.settings import RaySettings
-from experiments.launchers.submitted import WORKERS, Submission, end_submission, write_submission
+from experiments.launchers.submitted import WORKERS, Submission, driver_lives, end_submission, write_submission
 from nanogpt.config import UserError
 
 CANCEL = ".cancel"
@@ -59,15 +59,9 @@ class Ray:
 
     def alive(self, submission: Submission) -> int | None:
         """Read from files, without Ray: workers live no longer than their driver, which beats on its record."""
-        try:
-            driver = lease.Holder(**submission.handle["driver"])
-            record = record_path(Path(submission.handle["folder"]), submission)
-            age = time.time() - record.stat().st_mtime
-        except (KeyError, TypeError):
+        lives = driver_lives(Path(submission.handle.get("folder", "")), submission)
+        if lives is None:
             return None
-        except OSError:
-            return 0
-        lives = lease.is_alive(driver) if lease.is_local(driver) else age < lease.STALE_SECONDS
         return int(submission.handle.get("left", submission.workers)) if lives else 0
 
     def cancel(self, submission: Submission) -> None:

@@ -98,10 +98,12 @@ def _say(line: str) -> None:
 
 
 def _wanted(folder: Path, job: Job, slots: int) -> int:
-    """How many workers can be busy: not more than asked for, nor than there are runs without a result."""
-    states = StudyFolder(folder).states().values()
+    """How many workers can be busy: not more than asked for, nor than there are runs without a result, those included
+    that a search has still to propose."""
+    study = StudyFolder(folder)
+    states = study.states().values()
     idle = (*FINISHED, *(() if job.retry_failed else ("failed",)))
-    runs = sum(state.status not in idle for state in states)
+    runs = sum(state.status not in idle for state in states) + study.to_propose
     assert isinstance(job.settings, SlurmSettings)
     return min(job.settings.workers, -(-runs // slots))
 

@@ -1,16 +1,20 @@
 """Submissions: what a launcher leaves behind whose workers outlive the driver, so that any later command finds them.
 
-One file per submission, `<study>/workers/<name>.json`. While it is not ended, runs that nobody holds are *queued*.
+One file per submission, `<study>/workers/<name>.json`. While it is not ended, runs that nobody holds are *queued*,
+unless its workers belong to a driver that is gone: killed, a driver ends no submission.
 """
 
 import contextlib
 import json
 import os
+import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from experiments import lease
 
 WORKERS = "workers"
 ENDED = ".ended.json"
@@ -23,7 +27,8 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class Submission:
-    """`handle` is whatever finds the workers again: a job number, an address."""
+    """`handle` is whatever finds the workers again: a job number, an address; `driver` in it is the process without
+    which they end."""
 
     launcher: str
     name: str
@@ -56,6 +61,26 @@ def submissions(folder: Path) -> list[Submission]:
             with contextlib.suppress(OSError, ValueError, TypeError):
                 found.append(Submission(**json.loads((folder / WORKERS / name).read_text(encoding="utf-8"))))
     return sorted(found, key=lambda submission: (submission.submitted, submission.name))
+
+
+def awaited(folder: Path) -> list[Submission]:
+    """The submissions whose workers may still come, as far as files tell: none whose driver is gone."""
+    return [submission for submission in submissions(folder) if driver_lives(folder, submission) is not False]
+
+
+def driver_lives(folder: Path, submission: Submission) -> bool | None:
+    """Whether the driver of a submission lives: a process of this machine, or elsewhere one that beats on its record.
+
+    None for workers that need no driver. For one elsewhere the clock decides what is shown; claims never rely on it.
+    """
+    try:
+        driver = lease.Holder(**submission.handle["driver"])
+        beat = (folder / WORKERS / f"{submission.name}.json").stat().st_mtime
+    except (KeyError, TypeError):
+        return None
+    except OSError:
+        return False
+    return lease.is_alive(driver) if lease.is_local(driver) else time.time() - beat < lease.STALE_SECONDS
 
 
 def end_submission(folder: Path, name: str) -> None:

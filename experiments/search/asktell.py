@@ -1,26 +1,26 @@
 """Optuna by ask and tell: a study rebuilt in memory from earlier trials, asked for one more. Optuna stores nothing.
 
-Run as a module it checks a sampler: one line and status 2 when it cannot be made. Nothing else imports optuna.
+Run as a module it checks a sampler and a pruner: one line and status 2 when they cannot be made. Only this module and
+`optunapruning.py` import optuna.
 """
 
 import inspect
 import json
 import math
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from experiments.search.optunapruning import MISSING, check_pruner, load_optuna, make_pruner, study_name
 from experiments.search.search import Search
-from experiments.search.spec import Dimension, Sampler
+from experiments.search.spec import Dimension, Pruner, Sampler
 from nanogpt.config import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import optuna
 
-MISSING = "{package} is not installed, and the sampler needs it; pip install 'nanogpt-scaling[hpo]'"
 CLASSES = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "gp": "GPSampler", "random": "RandomSampler"}
 NEEDS = {"cmaes": ("cmaes",), "gp": ("scipy", "torch")}
 
@@ -51,10 +51,13 @@ def ask(search: Search, cell: int, earlier: Sequence[Told]) -> Asked:
     A trial without a loss that is no longer open (diverged, refused) is told as the worst loss known: it should be
     avoided as that one is. Raises UserError when optuna is missing.
     """
-    optuna = _optuna()
+    optuna = load_optuna()
     distributions = {key: _distribution(dimension, key in search.whole) for key, dimension in search.space.items()}
     sampler = make_sampler(search.sampler, _seed(search.sampler.seed, cell, len(earlier)))
-    study = optuna.create_study(direction="minimize", sampler=sampler)
+    # Hyperband's brackets are made of the study's name; a sampler that knows them learns within one.
+    pruner = make_pruner(search.pruner) if search.pruner.kind == "optuna" else None
+    name = study_name(search, cell)
+    study = optuna.create_study(direction="minimize", sampler=sampler, pruner=pruner, study_name=name)
     values = [trial.value for trial in earlier if trial.value is not None]
     worst = max(values, default=None)
     for trial in earlier:
@@ -66,19 +69,9 @@ def ask(search: Search, cell: int, earlier: Sequence[Told]) -> Asked:
     return Asked(settings, json.loads(json.dumps(state)))
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(f"sweep.sampler: {MISSING.format(package='optuna')}") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    return optuna
-
-
 def make_sampler(sampler: Sampler, seed: int) -> Any:
     """The sampler of optuna that a study names. Raises UserError for an unknown setting or a missing package."""
-    optuna = _optuna()
+    optuna = load_optuna()
     settings = dict(sampler.optuna)
     name = settings.pop("sampler", "tpe")
     for package in NEEDS.get(name, ()):
@@ -148,9 +141,14 @@ def _frozen(
 
 
 def main() -> int:
-    """Check the sampler on stdin, given as JSON."""
+    """Check the sampler and the pruner on stdin, given as JSON."""
+    asked = json.load(sys.stdin)
+    sampler, pruner = Sampler.model_validate(asked["sampler"]), Pruner.model_validate(asked["pruner"])
     try:
-        make_sampler(Sampler.model_validate(json.load(sys.stdin)), 0)
+        if sampler.kind == "optuna":
+            make_sampler(sampler, 0)
+        if pruner.kind == "optuna":
+            check_pruner(pruner)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,10 +1,12 @@
 """What a search asks of a worker: end the runs that a pruner gives up, and propose trials as slots get free."""
 
 import contextlib
+import sys
 
 from experiments.lock import LockedRun
 from experiments.search.proposer import Proposer
 from experiments.search.pruning import Judge
+from experiments.search.verdicts import is_pruned
 from experiments.store import StudyFolder
 from nanogpt.config import UserError
 
@@ -15,6 +17,8 @@ class SearchAtWork:
     def __init__(self, study: StudyFolder) -> None:
         self._study, search = study, study.lock.search
         self._judge = Judge(study, search) if search is not None and search.pruner.kind != "none" else None
+        # Optuna is a second's import that no worker needs: its pruners judge in the child that proposes.
+        self._judges_elsewhere = search is not None and search.pruner.kind == "optuna"
         self._proposes = search is not None and search.sampler.kind == "optuna"
         self._proposer: Proposer | None = None
 
@@ -26,7 +30,7 @@ class SearchAtWork:
     @property
     def is_broken(self) -> bool:
         """Whether the proposing child has died; what it said last stands in the worker's log."""
-        return self._proposer is not None and self._proposer.broken
+        return self._proposes and self._proposer is not None and self._proposer.broken
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -40,16 +44,34 @@ class SearchAtWork:
 
     def ends(self, run: LockedRun, generation: int) -> bool:
         """Whether a run at work is to end now, judged at the rungs that it has reached."""
+        if self._judge is None:
+            return False
         try:
-            return self._judge is not None and self._judge.ends(run, generation)
+            if not self._judges_elsewhere:
+                return self._judge.ends(run, generation)
+            child = self._ask_judge()  # brought up before it is needed: it takes seconds to come
+            if self._judge.is_due(run, generation):
+                child.judge(run.id, generation)
+            return is_pruned(self._study.folder(run))
         except (UserError, OSError):  # a damaged or full folder: the run goes on, and its end will say what is wrong
             return False
 
     def ended(self, run: LockedRun) -> None:
         """Write down what later runs compare with."""
         with contextlib.suppress(UserError, OSError):
-            if self._judge is not None:
+            if self._judges_elsewhere:
+                self._ask_judge().conclude(run.id)
+            elif self._judge is not None:
                 self._judge.conclude(run)
+
+    def _ask_judge(self) -> Proposer:
+        """The child that judges, brought up anew if it only judges and has died."""
+        if self._proposer is None or (self._proposer.broken and not self._proposes):
+            if self._proposer is not None:
+                print("the child that judges trials has died; another one takes over", file=sys.stderr, flush=True)
+                self._proposer.close()
+            self._proposer = Proposer(self._study.path)
+        return self._proposer
 
     def has_proposed(self, free: int) -> bool:
         """Whether there may be trials that were not there at the last call; asks for some while slots are free."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from experiments.runspec import RunSpec
+from experiments.search.proposer import check_optuna
 from experiments.search.rungs import rung_problem
 from experiments.search.search import Refused, Search
 from nanogpt.config import UserError
@@ -61,8 +62,10 @@ def first_specs(search: Search, place: str) -> list[RunSpec]:
 def known_trials(search: Search, describe: Describe, place: str) -> Known:
     """Every trial of the random or Sobol sampler, resolved. A refused proposal is replaced by the next of its cell.
 
-    Raises UserError when a cell has no valid proposal, or a rung of the pruner has no evaluation.
+    Raises UserError when a cell has no valid proposal, a rung of the pruner has no evaluation, or optuna is missing
+    where the pruner is one of its own.
     """
+    check_optuna(search, place)
     found = Known()
     cells = [_Cell(index) for index in range(len(search.cells))]
     while open_cells := [cell for cell in cells if cell.trials < search.trials]:

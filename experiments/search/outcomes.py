@@ -6,8 +6,7 @@ from statistics import fmean
 from typing import Literal
 
 from experiments.lock import LockedRun
-from experiments.search.rungs import rung_steps
-from experiments.search.spec import Pruner
+from experiments.search.spec import Pruner, percent
 from experiments.search.verdicts import read_verdict
 from experiments.store import StudyFolder, published_record, state_of
 
@@ -17,7 +16,7 @@ SETTLED = ("completed", "diverged", "pruned", "refused")  # what never changes a
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial's state, its loss (the mean over its seeds), and the losses at the steps of its rungs.
+    """A trial's state, its loss (the mean over its seeds), and the losses at its rungs, by percent of the horizon.
 
     `waiting` is a trial with a run that nobody trains now, `open` one whose runs are all finished or at work.
     """
@@ -50,11 +49,11 @@ def _loss(study: StudyFolder, runs: Sequence[LockedRun]) -> float | None:
 
 
 def _at_rungs(study: StudyFolder, runs: Sequence[LockedRun], pruner: Pruner) -> dict[int, float]:
-    """Step -> mean loss, for the rungs that every run of the trial has reached."""
+    """Percent of the horizon -> mean loss, for the rungs that every run of the trial has reached."""
     found: dict[int, float] = {}
-    for index, step in enumerate(rung_steps(pruner, runs[0])):
+    for index, fraction in enumerate(pruner.at):
         values = [verdict.value for run in runs if (verdict := read_verdict(study.folder(run), index)) is not None]
         losses = [value for value in values if value is not None]
         if len(losses) == len(runs):
-            found[step] = fmean(losses)
+            found[percent(fraction)] = fmean(losses)
     return found

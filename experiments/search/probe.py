@@ -21,9 +21,9 @@ def probed(search: Search, describe: Describe, place: str) -> Search:
     Raises UserError when a cell has no valid proposal among the first random ones, when a rung of the pruner has no
     evaluation, and when the sampler's package is missing or refuses its settings.
     """
-    from experiments.search.proposer import check_sampler
+    from experiments.search.proposer import check_optuna
 
-    check_sampler(search, place)
+    check_optuna(search, place)
     specs = [_valid(search, cell, place) for cell in range(len(search.cells))]
     runs = describe([found[0] for found in specs])
     for run in runs:

@@ -1,5 +1,9 @@
-"""`python -m experiments propose`: publish the next trials of a study whose sampler learns from the earlier ones."""
+"""`python -m experiments propose`: publish the next trials of a study whose sampler learns from the earlier ones.
 
+With `--serve` it is a worker's child, which knows optuna, and judges runs by optuna's pruners as well.
+"""
+
+import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +14,7 @@ from experiments import engine
 from experiments.lock import Describe, LockedRun, Resolver
 from experiments.search.asktell import Told, ask
 from experiments.search.outcomes import SETTLED, Outcome, outcome_of
+from experiments.search.pruning import Judge, rule_of
 from experiments.search.rungs import rung_problem
 from experiments.search.search import Search
 from experiments.search.trials import Trial, publish_trial
@@ -120,10 +125,33 @@ def _told(trial: Trial, outcome: Outcome) -> Told:
     )
 
 
+class Service:
+    """Answers a worker, line by line: `propose N`, `judge RUN GENERATION`, `conclude RUN`. Only the first is answered
+    by a line; verdicts are files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._study = StudyFolder(folder)
+        self._proposals: Proposals | None = None
+        search = self._study.lock.search
+        judges = search is not None and search.pruner.kind == "optuna"
+        self._judge = Judge(self._study, search, rule_of(self._study, search)) if search and judges else None
+
+    def answer(self, line: str) -> None:
+        """Raises UserError when nothing can be proposed; a verdict that cannot be made is left out."""
+        verb, *words = line.split()
+        if verb == "propose":
+            self._proposals = self._proposals or Proposals(self._study.path)
+            done = self._proposals.propose(int(words[0]))
+            print(json.dumps({"published": done.published, "more": done.more}), flush=True)
+        elif self._judge is not None:
+            run = next(run for run in self._study.runs() if run.id == words[0])
+            with contextlib.suppress(UserError, OSError):  # a damaged or full folder: the run goes on
+                self._judge.ends(run, int(words[1])) if verb == "judge" else self._judge.conclude(run)
+
+
 def main(folder: Path, waiting: int, serve: bool) -> int:
-    """Propose once, or with `serve` for every number of waiting trials that a line of stdin asks for."""
-    proposals = Proposals(folder)
-    for wanted in (int(line) for line in sys.stdin) if serve else [waiting]:
-        done = proposals.propose(wanted)
-        print(json.dumps({"published": done.published, "more": done.more}), flush=True)
+    """Propose once, or with `serve` answer every line of stdin."""
+    service = Service(folder)
+    for line in sys.stdin if serve else [f"propose {waiting}"]:
+        service.answer(line)
     return 0

@@ -1,4 +1,4 @@
-"""The worker's side of proposing: one child that knows the sampler's package is asked for trials as slots get free."""
+"""The worker's side of what needs optuna: one child is asked for trials as slots get free, and for verdicts."""
 
 import contextlib
 import importlib.util
@@ -12,16 +12,24 @@ from experiments.engine import MISTAKE, child_environment
 from experiments.search.search import Search
 from nanogpt.config import UserError
 
+CLOSE_SECONDS = 2.0  # for what was asked last; a proposal may take longer, and is dropped
 
-def check_sampler(search: Search, place: str) -> None:
-    """Raises UserError when optuna is missing or the sampler refuses its settings, before anything is run."""
+
+def check_optuna(search: Search, place: str) -> None:
+    """Raises UserError when optuna is missing, or its sampler or pruner refuses the settings, before anything is run.
+
+    Does nothing for a search that uses neither.
+    """
+    if "optuna" not in (search.sampler.kind, search.pruner.kind):
+        return
     if importlib.util.find_spec("optuna") is None:
         raise UserError(
-            f"{place}: sweep.sampler: optuna is not installed; pip install 'nanogpt-scaling[hpo]', or use random, sobol"
+            f"{place}: sweep: optuna is not installed; pip install 'nanogpt-scaling[hpo]', or do without its sampler "
+            "and its pruners"
         )
     command = [sys.executable, "-m", "experiments.search.asktell"]
-    sampler = search.sampler.model_dump_json()
-    done = subprocess.run(command, input=sampler, capture_output=True, text=True, env=child_environment())
+    asked = search.model_dump_json(include={"sampler", "pruner"})
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=child_environment())
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         raise UserError(f"{place}: {last}") if done.returncode == MISTAKE else RuntimeError(f"optuna: {last}")
@@ -56,14 +64,24 @@ class Proposer:
 
     def ask(self, waiting: int) -> None:
         """Ask for trials until so many wait for a worker; returns at once."""
-        if self._is_asked or self.broken or not self.more:
-            return
+        if not self._is_asked and not self.broken and self.more:
+            self._is_asked = self._say(f"propose {waiting}")
+
+    def judge(self, run: str, generation: int) -> None:
+        """Ask for the verdicts on a run at the rungs that it has reached: they will be files."""
+        self._say(f"judge {run} {generation}")
+
+    def conclude(self, run: str) -> None:
+        """Ask for the rungs that a finished run has passed unjudged to be written down."""
+        self._say(f"conclude {run}")
+
+    def _say(self, line: str) -> bool:
         try:
-            self._out.write(f"{waiting}\n".encode())
+            self._out.write(f"{line}\n".encode())
             self._out.flush()
-            self._is_asked = True
-        except OSError:
+        except (OSError, ValueError):
             self.broken = True
+        return not self.broken
 
     def has_answered(self) -> bool:
         """Whether an answer has come since the last look: then there may be new trials."""
@@ -80,8 +98,11 @@ class Proposer:
         return False
 
     def close(self) -> None:
-        """Let the child end; a proposal that it is at is dropped."""
+        """Let the child end: what it was asked to write down is written, a proposal that it is at is dropped."""
+        with contextlib.suppress(OSError):
+            self._out.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(CLOSE_SECONDS)
         self._child.terminate()
         self._child.wait()
-        self._out.close()
         self._in.close()

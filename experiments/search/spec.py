@@ -9,6 +9,7 @@ from nanogpt.config import did_you_mean
 
 MOST_TRIALS = 100_000
 OPTUNA_SAMPLERS = ("tpe", "cmaes", "gp", "random")
+OPTUNA_PRUNERS = ("median", "percentile", "successive_halving", "hyperband", "threshold", "patient")
 
 
 class _Section(BaseModel):
@@ -25,7 +26,7 @@ class Sampler(_Section):
         None, description="Trials of each search; refused proposals do not count."
     )
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
-    optuna: dict[str, Any] = Field({}, description="`sampler` (tpe, cmaes, gp, random, qmc) and its own settings.")
+    optuna: dict[str, Any] = Field({}, description="`sampler` (tpe, cmaes, gp, random) and its own settings.")
 
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Self:
@@ -105,7 +106,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 class Pruner(_Section):
     """Which trials end early, judged on validation loss at given fractions of their horizon."""
 
-    kind: Literal["none", "successive_halving", "median", "percentile"] = "none"
+    kind: Literal["none", "successive_halving", "median", "percentile", "optuna"] = "none"
     at: Annotated[tuple[Fraction, ...], BeforeValidator(_as_fractions)] = Field(
         (), description="Fractions of the horizon, rising; judged at the first evaluation at or after each."
     )
@@ -115,12 +116,16 @@ class Pruner(_Section):
     min_trials: Annotated[int, Field(strict=True, ge=1)] | None = Field(
         None, description="Trials that a rung must have seen, this one included, before it ends any."
     )
+    optuna: dict[str, Any] = Field(
+        {}, description="`pruner` (median, percentile, successive_halving, hyperband, threshold, patient) and its own "
+        "settings, whose steps are percent of the horizon."
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _says_what_it_needs(self) -> Self:
         if self.kind == "none":
-            if self.at or self.keep is not None or self.min_trials is not None:
-                raise ValueError("none takes no settings; choose successive_halving, median or percentile")
+            if self.at or self.keep is not None or self.min_trials is not None or self.optuna:
+                raise ValueError("none takes no settings; choose successive_halving, median, percentile or optuna")
             return self
         if not self.at or list(self.at) != sorted(set(self.at)):
             raise ValueError("at: expected rising fractions of the horizon such as [0.25, 0.5]")
@@ -128,7 +133,25 @@ class Pruner(_Section):
             raise ValueError("keep: the median keeps one half; choose percentile for another share")
         if self.kind == "percentile" and self.keep is None:
             raise ValueError("keep: percentile needs the share that goes on")
+        if self.optuna and self.kind != "optuna":
+            raise ValueError(f"the settings under optuna mean nothing to {self.kind}")
+        if self.kind == "optuna":
+            self._check_optuna()
         return self
+
+    def _check_optuna(self) -> None:
+        if self.keep is not None or self.min_trials is not None:
+            raise ValueError(
+                "optuna's pruners have settings of their own; give them under optuna, not keep, min_trials"
+            )
+        if "pruner" not in self.optuna:
+            raise ValueError(f"optuna.pruner: is missing; one of {', '.join(OPTUNA_PRUNERS)}")
+        check_optuna_pruner(self.optuna["pruner"])
+        percents = [percent(fraction) for fraction in self.at]
+        if len(set(percents)) < len(percents) or not 0 < percents[0] <= percents[-1] < 100:
+            raise ValueError(
+                f"at: optuna's pruners count whole percents of the horizon, which these are not: {percents}"
+            )
 
     @property
     def share(self) -> float:
@@ -139,6 +162,22 @@ class Pruner(_Section):
     def least(self) -> int:
         """How many trials a rung must have seen before it ends one."""
         return self.min_trials or {"successive_halving": math.ceil(1 / self.share - 1e-9)}.get(self.kind, 5)
+
+
+def percent(fraction: float) -> int:
+    """A fraction of the horizon as the step that optuna is told."""
+    return round(100 * fraction)
+
+
+def check_optuna_pruner(name: Any) -> None:
+    """Raises ValueError for a name that is none of optuna's pruners, and for one that is left out, with the reason."""
+    if name == "wilcoxon":
+        raise ValueError(
+            "optuna.pruner: wilcoxon compares independent measurements, and the losses along one run are not; "
+            "choose median or percentile"
+        )
+    if name not in OPTUNA_PRUNERS:
+        raise ValueError(f"optuna.pruner: no such pruner {name!r}{did_you_mean(name, OPTUNA_PRUNERS)}")
 
 
 def _named(value: Any) -> Any:

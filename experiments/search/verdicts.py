@@ -4,6 +4,7 @@ import contextlib
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,7 +19,8 @@ class Verdict(BaseModel):
 
     `value` is the run's validation loss (nats per token) at `step`; null when it is not finite. `compared` are the
     trials that had reached the rung before, `threshold` the worst loss that goes on. `late` says that the run was over
-    before it could be judged: its loss counts for the others.
+    before it could be judged: its loss counts for the others. One of optuna's pruners was told that the trials
+    `finished` were, has no threshold, and wants `state` back with this trial.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +34,8 @@ class Verdict(BaseModel):
     threshold: float | None
     goes_on: bool
     late: bool = False
+    finished: list[int] = []
+    state: dict[str, Any] = {}
 
 
 def verdict_path(folder: Path, rung: int) -> Path:

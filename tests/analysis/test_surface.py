@@ -77,6 +77,15 @@ def test_pruned_trials_are_shown_where_all_were_measured():
     assert "lowest loss" in plain
 
 
+def test_panels_fill_their_rows_and_the_median_of_a_choice_stands_on_it():
+    figure = response_surface(trials(), Searched(SCALES))
+    boxes = [axes.get_position() for axes in figure.axes[:4]]
+    assert len({round(box.x0, 3) for box in boxes}) == len({round(box.y0, 3) for box in boxes}) == 2
+    (slice_of_choices,) = [axes for axes in figure.axes if axes.get_title(loc="left").startswith("n_layer")]
+    (medians,) = [line for line in slice_of_choices.lines if line.get_marker() == "_"]
+    assert list(medians.get_xdata()) == [0, 1, 2]
+
+
 def test_every_point_of_a_grid_has_its_surface():
     table = pd.concat([trials(20).assign(**{"model.n_embd": size}) for size in (8, 16)], ignore_index=True)
     figure = response_surface(table, Searched(SCALES, cells=("model.n_embd",)))

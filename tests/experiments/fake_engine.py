@@ -35,7 +35,11 @@ def main(argv: list[str]) -> int:
         return 0
     folder = Path(argv[1])
     options = dict(zip(argv[2::2], argv[3::2], strict=True))
-    return train(folder, int(options["--attempt"]), Path(options["--fence"]), int(options.get("--parent_fd", -1)))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return train(folder, int(options["--attempt"]), Path(options["--fence"]), int(options.get("--parent_fd", -1)))
+    finally:
+        signal.signal(signal.SIGTERM, before)  # in the debugger's process, signals are the debugger's
 
 
 def describe_many(trees: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -126,7 +130,7 @@ class _StopRequests:
 
     def __init__(self, parent_fd: int) -> None:
         self._parent_fd, self._signalled = parent_fd, False
-        if parent_fd >= 0:  # in the debugger's process, signals are the debugger's
+        if parent_fd >= 0:
             signal.signal(signal.SIGTERM, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:

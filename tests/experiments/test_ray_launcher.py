@@ -227,6 +227,27 @@ def test_cancel_reaches_a_driver_through_the_folder(workers, stand_in, tmp_path)
     assert workers.poll() == 75
 
 
+def test_what_a_killed_driver_submitted_is_no_longer_queued(study, command):
+    mine = _submission(study.path, RaySettings(workers=3))
+    write_submission(study.path, mine)
+    assert {state.status for state in study.states().values()} == {"queued"}
+    # Killed with SIGKILL it ends no submission; status is true all the same, and changes nothing.
+    gone = replace(mine, handle={**mine.handle, "driver": {**mine.handle["driver"], "pid": 2**22 + 1}})
+    write_submission(study.path, gone)
+    assert {state.status for state in study.states().values()} == {"missing"}
+    told = command("status", study.path, "--json").stdout
+    assert [each["alive"] for each in json.loads(told)["submissions"]] == [0]
+    shown = command("status", study.path).stdout
+    assert "1 missing" in shown
+    assert "none is left, so `run` starts others" in shown
+    assert len(submissions(study.path)) == 1
+    elsewhere = replace(mine, handle={**mine.handle, "driver": {**mine.handle["driver"], "machine": "another"}})
+    write_submission(study.path, elsewhere)
+    assert {state.status for state in study.states().values()} == {"queued"}
+    os.utime(record_path(study.path, elsewhere), (1, 1))
+    assert {state.status for state in study.states().values()} == {"missing"}
+
+
 def test_a_submission_is_alive_as_long_as_its_driver(tmp_path):
     mine = _submission(tmp_path, RaySettings(workers=3))
     write_submission(tmp_path, mine)

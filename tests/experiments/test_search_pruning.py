@@ -10,12 +10,13 @@ from experiments import lease
 from experiments.attempt import claim
 from experiments.lease import Claimant
 from experiments.lock import resolve, write_lock
+from experiments.outcomes import Ended, written_off
 from experiments.search.pruning import Judge, threshold
 from experiments.search.spec import Pruner
 from experiments.search.verdicts import PRUNED_NAME, Verdict, is_pruned, read_verdict, write_verdict
 from experiments.store import StudyFolder, state_of
 from experiments.study import Study
-from nanogpt.record import read_record
+from nanogpt.record import read_record, write_record
 
 pytestmark = pytest.mark.usefixtures("fake_engine")
 
@@ -117,6 +118,24 @@ def test_a_worker_that_died_after_the_verdict_leaves_a_run_that_is_published_not
     record = read_record(folder / "metrics.json")
     assert (record.status, record.val_loss, record.steps) == ("pruned", 3.0, 5)
     assert state_of(folder).status == "pruned"
+
+
+def test_a_pruned_run_is_never_shown_as_interrupted_while_its_worker_publishes_it(study):
+    run = study.runs()[0]
+    write_history(study, 0, {5: 3.0})
+    folder = study.folder(run)
+    assert Claimant().claim(folder) is not None
+    record = written_off(run, folder / "attempts" / "2", 2, Ended("interrupted", None))
+    generation = lease.top_generation(folder)
+    (folder / "attempts" / str(generation)).mkdir(exist_ok=True)
+    write_record(folder / "attempts" / str(generation) / "outcome.json", record)
+    assert state_of(folder).status == "interrupted"
+    verdict = Verdict(rung=0, fraction=0.25, step=5, value=3.0, compared_with=3, compared=[1, 2, 3], threshold=2.0,
+                      goes_on=False)  # fmt: skip
+    write_verdict(folder, verdict)
+    assert state_of(folder).status == "running"
+    lease.release(lease.Lease(folder, generation))
+    assert state_of(folder).status == "interrupted"
 
 
 def test_a_pruned_study_is_finished_and_reports_it(write_study, results, command, monkeypatch):

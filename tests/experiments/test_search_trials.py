@@ -162,6 +162,15 @@ def test_refused_proposals_are_files_too_and_are_told(optuna, write_study, resul
     assert ("refused and replaced" in status) == bool(refused)
 
 
+def test_the_cost_of_what_is_not_proposed_is_not_said_to_be_nothing(optuna, write_study, results, command):
+    planned = command("plan", write_study(tpe(3)), "--out", results).stdout
+    assert "0 (3 trials to propose)" in planned
+    assert "what they cost is known once they are proposed" in planned
+    assert "0 FLOP" not in planned
+    folder = locked(write_study, results, tpe(3))
+    assert "no runs yet" in command("status", folder.path).stdout
+
+
 def test_the_proposals_of_another_space_are_not_mixed_in(optuna, write_study, results, command):
     study = write_study(tpe(2))
     assert command("run", study, "--out", results, "--no-report").returncode == 0

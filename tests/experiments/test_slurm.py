@@ -16,6 +16,8 @@ from experiments.launchers.settings import as_section, check_launcher
 from experiments.launchers.slurm_client import Ended, Task
 from experiments.launchers.slurm_script import Array, array_script, array_sizes, torchrun_script
 from experiments.launchers.submitted import Submission, submissions, write_submission
+from experiments.lock import resolve, write_lock
+from experiments.study import Study
 from nanogpt.config import UserError
 
 FOLDER = Path("/data/my results/depth %")
@@ -206,6 +208,36 @@ def test_an_array_that_is_refused_after_another_was_taken_is_no_error(programs, 
 def test_alive_is_none_when_nobody_knows(programs, squeue, alive):
     programs(squeue=squeue)
     assert slurm.Slurm().alive(Submission("slurm", "a", 2, {"jobs": ["7"]})) == alive
+
+
+def test_workers_are_submitted_for_trials_that_are_not_proposed_yet(programs, write_study, fake_engine, tmp_path):
+    pytest.importorskip("optuna", reason="optuna is not installed (the extra `hpo`)")
+    space = "space: {learning_rate: {log: [1e-4, 1e-1]}}"
+    lock = resolve(Study.load(write_study(f"{{sampler: {{kind: optuna, trials: 3}}, {space}}}")))
+    write_lock(tmp_path, lock)
+    programs(scontrol="echo 'MaxArraySize            = 1001'", sbatch="echo 7", squeue="echo '7_0|PENDING|Priority'")
+    slurm.Slurm().start(tmp_path, Job(settings(workers=8)))
+    (submission,) = submissions(tmp_path)
+    assert submission.workers == 3
+
+
+def test_status_and_plan_ask_slurm_whether_anything_is_queued(programs, write_study, fake_engine, tmp_path, capsys):
+    from experiments.__main__ import main
+
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    write_lock(folder, resolve(Study.load(write_study())))
+    write_submission(folder, Submission("slurm", "a", 2, {"jobs": ["7"]}))
+    for squeue, told in (
+        ("echo '7_0|PENDING|Priority'", "2 queued"),
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1", "2 queued"),
+        ("true", "2 missing"),
+    ):
+        programs(squeue=squeue)
+        for verb in ("status", "plan"):
+            assert main([verb, str(folder)]) == 0
+            assert told in capsys.readouterr().out
+    assert len(submissions(folder)) == 1
 
 
 def test_workers_that_broke_say_how(programs, tmp_path):

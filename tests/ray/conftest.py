@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import family
+from tests.processes import Guard, family
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_ENGINE = ROOT / "tests" / "experiments"
@@ -83,6 +83,7 @@ def cluster() -> Iterator[RayCluster]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(FAKE_ENGINE)]),
     }  # fmt: skip
     nodes: list[Node] = []
+    guard = Guard(f"RAY_TMPDIR={home}")  # a test run that is killed runs none of its own clean-up
     try:
         head = ["--head", f"--port={address.rpartition(':')[2]}", f"--ray-client-server-port={free_port()}"]
         nodes.append(_start([*head, "--include-dashboard=false", "--num-cpus=3"], environment, home / "head.log"))
@@ -92,6 +93,7 @@ def cluster() -> Iterator[RayCluster]:
     finally:
         for node in nodes:
             node.kill()
+        guard.end()
         shutil.rmtree(home, ignore_errors=True)
 
 

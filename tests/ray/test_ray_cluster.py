@@ -62,7 +62,7 @@ class Bereaved:
 @pytest.fixture(scope="module", autouse=True)
 def bereaved(cluster, tmp_path_factory) -> Iterator[Bereaved]:
     """Two runs were under way, one on each node; the second node is gone now."""
-    study = write_study(tmp_path_factory.mktemp("bereaved"), seeds=4, step=0.2, workers=2)
+    study = write_study(tmp_path_factory.mktemp("bereaved"), seeds=4, step=0.4, workers=2)
     driver, folder = cluster.run(study), study.with_suffix("")
     try:
         wait_until(lambda: len(list(folder.glob("*/attempts/1/checkpoint-3.pt"))) == 2)

@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.processes import Guard
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
 NODES = ("n1", "n2")
 CPUS = 2
@@ -83,6 +85,8 @@ class Cluster:
 
     def __enter__(self) -> "Cluster":
         self.home.mkdir(parents=True, exist_ok=True)
+        # Before the first daemon: a test run that is killed runs none of its own clean-up.
+        self._guard = Guard(f"SLURM_CONF={self.home / 'slurm.conf'}")
         try:
             self._write_config()
             self._start_munge()
@@ -142,10 +146,10 @@ class Cluster:
             subprocess.run(command, env={**os.environ, **self.environment}, check=True, timeout=30,
                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # fmt: skip
 
-    def ask(self, *command: str) -> str:
-        """What a client program prints."""
+    def ask(self, *command: str, seconds: float = 30) -> str:
+        """What a client program prints, within so many seconds."""
         done = subprocess.run(
-            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=30
+            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=seconds
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -189,11 +193,8 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End all daemons, and the jobs that are left."""
-        for name in NODES:
-            self.kill_node(name)
-        for pid_file in ("slurmctld.pid", "munged.pid"):
-            self._kill_daemon(pid_file)
+        """End all daemons, the jobs that are left, and whatever else speaks to this cluster."""
+        self._guard.end()
 
 
 def _open_files(process: Path) -> str:

@@ -285,7 +285,7 @@ def test_torchrun_spans_the_nodes_of_a_worker(lab, tmp_path):
     script.write_text(torchrun_script(2))
     program.write_text(SUM.replace("import os", "import json, os", 1))
     lab.cluster.ask("sbatch", "--wait", "-N2", "--ntasks-per-node=1", "-c2", f"--output={log}",
-                    f"--wrap=OMP_NUM_THREADS=1 bash {script} {program}")  # fmt: skip
+                    f"--wrap=OMP_NUM_THREADS=1 bash {script} {program}", seconds=100)  # fmt: skip
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert sorted(line["rank"] for line in lines) == [0, 1, 2, 3], log.read_text()
     assert {line["sum"] for line in lines} == {6.0}
