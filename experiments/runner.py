@@ -274,7 +274,10 @@ class StudyRun:
 
     @property
     def _stage(self) -> str:
-        return "working" if self.is_working else "stopped" if self.stopped else "not working"
+        if self.is_working:
+            return "working"
+        left = "no longer watched" if self.outlives_driver else "stopped"
+        return left if self.stopped else "not working"
 
     def _glance(self) -> Snapshot | str:
         """The study at this moment, or in one line why it cannot be seen: showing a handle never fails."""
