@@ -38,6 +38,8 @@ def _listed(value: Any) -> Any:
 
 def _seed_list(value: Any) -> Any:
     """`seeds: 3` means the seeds 1, 2, 3."""
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"expected a number of seeds of at least 1, or a list of seeds, got {value!r}")
     return list(range(1, value + 1)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -143,7 +145,10 @@ def _spread(axis: Mapping[str, Any], whole: bool, place: str) -> list[Any]:
     if len(axis) != 1 or kind not in _RANGES:
         raise UserError(f"{place}: expected one of {', '.join(_RANGES)}{did_you_mean(kind, _RANGES)}")
     body, (make, required, optional) = axis[kind], _RANGES[kind]
-    if not isinstance(body, Mapping) or not set(required) <= set(body) <= {*required, *optional}:
+    known = (*required, *optional)
+    if isinstance(body, Mapping) and (strange := [key for key in body if key not in known]):
+        raise UserError(f"{place}: {kind}.{strange[0]}: no such key{did_you_mean(strange[0], known)}")
+    if not isinstance(body, Mapping) or not set(required) <= set(body):
         raise UserError(f"{place}: {kind}: expected {', '.join(required)}{_also(optional)}; got {body!r}")
     if wrong := [key for key, value in body.items() if isinstance(value, bool) or not isinstance(value, int | float)]:
         raise UserError(f"{place}: {kind}.{wrong[0]}: expected a number, got {body[wrong[0]]!r}")

@@ -64,12 +64,18 @@ def with_variant(study: StudyFile, variant: Variant) -> StudyFile:
 def explain(error: ValidationError, place: Callable[..., str]) -> str:
     """The first problem of a study file in one line."""
     problem = error.errors(include_url=False)[0]
-    path = tuple(str(part) for part in problem["loc"])
+    path, limits = tuple(str(part) for part in problem["loc"]), problem.get("ctx", {})
+    if problem["type"] == "missing" and path[-1].isdigit():  # pydantic names the place of a value, not the list
+        path = path[:-1]
+        return f"{place(*path)}: {'.'.join(path)}: expected more values, got {problem['input']!r}"
     messages = {
         "extra_forbidden": f"no such key{did_you_mean(path[-1], _keys_beside(path))}",
-        "value_error": str(problem.get("ctx", {}).get("error", "")),
+        "value_error": str(limits.get("error", "")),
         "literal_error": f"no such choice {problem['input']!r}{_nearest_choice(problem)}",
         "missing": "is missing; a study says it before it runs",
+        "too_long": f"expected at most {limits.get('max_length')} values, got {problem['input']!r}",
+        "too_short": f"expected at least {limits.get('min_length')} values, got {problem['input']!r}",
+        "model_type": f"expected a mapping of settings, got {problem['input']!r}",
         "string_too_short": "is empty; a study says it before it runs",
     }
     fallback = f"{problem['msg'].replace('Input should be', 'expected')}, got {problem['input']!r}"

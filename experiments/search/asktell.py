@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import optuna
 
 CLASSES = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "gp": "GPSampler", "random": "RandomSampler"}
+PRACTICE = 12
 NEEDS = {"cmaes": ("cmaes",), "gp": ("scipy", "torch")}
 
 
@@ -90,6 +91,19 @@ def make_sampler(sampler: Sampler, seed: int) -> Any:
         raise UserError(f"sweep.sampler.optuna: {error}") from None
 
 
+def check_sampler(sampler: Sampler) -> None:
+    """Raises UserError when a sampler cannot be made, or breaks when asked: optuna checks most settings only there."""
+    optuna = load_optuna()
+    study = optuna.create_study(sampler=make_sampler(sampler, 0))
+    space: dict[str, Any] = {key: optuna.distributions.FloatDistribution(0.0, 1.0) for key in ("x", "y")}
+    try:
+        for index in range(PRACTICE):  # the first ones, before a sampler has learnt anything, are drawn at random
+            trial = study.ask(space)
+            study.tell(trial, (trial.params["x"] - 0.5) ** 2 + index / PRACTICE)
+    except Exception as error:
+        raise UserError(f"sweep.sampler.optuna: optuna breaks with {sampler.optuna}: {error}") from None
+
+
 def _seed(seed: int, cell: int, number: int) -> int:
     """Every trial has a seed of its own: with one for all, a rebuilt sampler would draw the same numbers again."""
     return int.from_bytes(sha256(f"{seed}/{cell}/{number}".encode()).digest()[:4], "big")
@@ -146,7 +160,7 @@ def main() -> int:
     sampler, pruner = Sampler.model_validate(asked["sampler"]), Pruner.model_validate(asked["pruner"])
     try:
         if sampler.kind == "optuna":
-            make_sampler(sampler, 0)
+            check_sampler(sampler)
         if pruner.kind == "optuna":
             check_pruner(pruner)
     except UserError as error:

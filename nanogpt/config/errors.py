@@ -13,9 +13,10 @@ class UserError(ValueError):
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """`; did you mean 'n_layer'?` for the closest allowed name, or the allowed names when none is close."""
     names = list(allowed)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    plain = {each.lower(): each for each in reversed(names)}  # capitals are a slip like any other
+    close = difflib.get_close_matches(str(name).lower(), plain, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean '{close[0]}'?"
+        return f"; did you mean '{plain[close[0]]}'?"
     return f"; allowed: {', '.join(names)}" if names else ""
 
 

@@ -44,6 +44,13 @@ RANDOM = "sampler: {kind: random, trials: 6}"
             f"{{{RANDOM}, space: {{learning_rate: {{uniform: [2, 1]}}}}}}",
             "expected a low and a higher end, got 2.0 and 1.0",
         ),
+        (f"{{{RANDOM}, space: {{learning_rate: {{log: [1]}}}}}}", "learning_rate.log: expected more values, got [1]"),
+        (
+            f"{{{RANDOM}, space: {{learning_rate: {{log: [1, 2, 3]}}}}}}",
+            "log: expected at most 2 values, got [1, 2, 3]",
+        ),
+        ("{sampler: [random]}", "sweep.sampler: expected a mapping of settings, got ['random']"),
+        ("{seeds: 0}", "sweep.seeds: expected a number of seeds of at least 1, or a list of seeds, got 0"),
         (f"{{{RANDOM}, space: {{n_layer: {{}}}}}}", "n_layer: expected one of log, uniform, int, choice"),
         (f"{{{RANDOM}, space: {{n_layer: {{choice: [1, 1]}}}}}}", "choice: holds a value twice"),
         (f"{{{RANDOM}, space: {{seed: {{int: [1, 9]}}}}}}", "space: the seed is no setting to search; name seeds"),

@@ -190,6 +190,13 @@ def test_optuna_s_mistakes_are_one_line(optuna, write_study):
     assert "\n" not in str(error.value)
 
 
+def test_a_setting_that_optuna_breaks_at_only_later_is_refused_before_anything_is_written(optuna, write_study):
+    sweep = f"{{sampler: {{kind: optuna, trials: 3, optuna: {{n_startup_trials: x}}}}, {SPACE}}}"
+    with pytest.raises(UserError, match="optuna breaks with") as error:
+        resolve(Study.load(write_study(sweep)))
+    assert "\n" not in str(error.value)
+
+
 def test_without_optuna_one_line_says_what_to_install(write_study, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"optuna is not installed; pip install 'nanogpt-scaling\[hpo\]'"):

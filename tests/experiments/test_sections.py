@@ -30,6 +30,7 @@ WRONG = {
     "supervise: {on_error: halt}": "supervise.on_error: expected 'continue' or 'stop', got 'halt'",
     "supervise: 3": "tiny.yaml:5: supervise: expected settings",
     "launcher: slrm": "tiny.yaml:5: launcher: no such launcher 'slrm'; did you mean 'slurm'?",
+    "launcher: LOCAL": "tiny.yaml:5: launcher: no such launcher 'LOCAL'; did you mean 'local'?",
     "launcher: {kind: local, jbs: 2}": "tiny.yaml:5: launcher.jbs: no such key; did you mean 'jobs'?",
     "launcher: {kind: local, jobs: 0}": "launcher.jobs: expected greater than or equal to 1, got 0",
     "launcher: {kind: inprocess, jobs: 3}": "launcher.jobs: expected less than or equal to 1, got 3",

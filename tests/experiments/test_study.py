@@ -119,7 +119,7 @@ def test_the_schema_lists_the_keys(write_study):
     ("sweep", "message"),
     [
         ("{grid: {}}", "sweep.grid: is empty"),
-        ("{grid: {n_layer: [1]}, seeds: 0}", "sweep.seeds: is empty"),
+        ("{grid: {n_layer: [1]}, seeds: 0}", "sweep.seeds: expected a number of seeds of at least 1"),
         ("{points: [{}]}", "sweep.points: holds an empty point"),
         ("{grid: {out_dir: [a]}}", "runtime.out_dir: a study decides itself"),
         ("{grid: {branch_from: [nowhere]}}", "runtime.branch_from: no run's folder: nowhere"),
