@@ -4,9 +4,17 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
+from experiments.analysis.columns import column
 from experiments.analysis.laws.base import Array, Columns, Law
 from nanogpt.config import UserError
+
+
+def read_inputs(law: Law, table: pd.DataFrame, place: str) -> pd.DataFrame:
+    """The law's columns of a table that may call them by another name (`column`), the numbers as float64."""
+    numbers = pd.DataFrame({name: table[column(table, name, place)].astype(float) for name in law.columns})
+    return numbers.assign(**{name: table[column(table, name, place)] for name in law.label_columns})
 
 
 def encode(law: Law, table: Columns) -> dict[str, Array]:

@@ -6,11 +6,14 @@ second derivatives contracted over the points, which is all that a Newton method
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from experiments.analysis.laws import Array, Law, PowerTerms
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class DesignModel:
 
 
 class TorchModel:
-    """Any law: forward mode for the Jacobian, forward over reverse for the contracted second derivatives."""
+    """Any law, by reverse mode: a point's loss has one gradient, which makes its row of the Jacobian."""
 
     def __init__(self, law: Law, x: Mapping[str, Array]) -> None:
         import torch
@@ -83,31 +86,36 @@ class TorchModel:
         self.points = len(next(iter(x.values())))
         self.size = self.points * len(law.parameters) ** 2
 
-    def _one(self, theta: "torch.Tensor") -> "torch.Tensor":
+    def _at(self, theta: "torch.Tensor", x: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """ln L at coordinates (..., parameters)."""
         parts = {symbol: theta[..., i : i + 1] for i, symbol in enumerate(self.law.parameters)}
-        return self.law.log_loss(parts, self.x).expand(*theta.shape[:-1], self.points)
+        return self.law.log_loss(parts, x)
 
     def log_loss(self, theta: Array) -> Array:
         import torch
 
-        log_loss: Array = self._one(torch.as_tensor(theta)).numpy()
+        log_loss: Array = self._at(torch.as_tensor(theta), self.x).expand(len(theta), self.points).numpy()
         return log_loss
 
     def expand(self, theta: Array) -> Expansion:
         import torch
-        from torch.func import grad, jacfwd, vmap
+        from torch.func import grad, jacrev, vmap
 
         at = torch.as_tensor(theta)
+        points = {name: values[:, None] for name, values in self.x.items()}
+
+        def at_point(one: torch.Tensor, x: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return self._at(one, x).squeeze()
 
         def weighted(one: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-            return (self._one(one) * weights).sum()
+            return (self._at(one, self.x) * weights).sum()
 
         def curve(weights: Array) -> Array:
-            curved: Array = vmap(jacfwd(grad(weighted)))(at, torch.as_tensor(weights)).numpy()
+            curved: Array = vmap(jacrev(grad(weighted)))(at, torch.as_tensor(weights)).numpy()
             return curved
 
-        return Expansion(self.log_loss(theta), vmap(jacfwd(self._one))(at).numpy(), curve)
+        jacobian = vmap(vmap(grad(at_point), (None, 0)), (0, None))(at, points)
+        return Expansion(self.log_loss(theta), jacobian.numpy(), curve)
 
 
 def model_of(law: Law, x: Mapping[str, Array]) -> Model:

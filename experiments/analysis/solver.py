@@ -87,9 +87,7 @@ def minimize(
     starts: Array,
     weights: Array,
     delta: float,
-    *,
-    lower: Array | None = None,
-    upper: Array | None = None,
+    box: tuple[Array, Array] | None = None,
     max_iterations: int = 3000,
 ) -> Solution:
     """Minimise the summed Huber loss from each of `starts` (batch, parameters) with `weights` (batch or 1, points).
@@ -97,8 +95,7 @@ def minimize(
     Converged means: the step still to be taken promises less than 1e-12 of the objective, or no step lowers it at all.
     Converged members leave the batch, so the few that follow a kinked valley for a thousand steps cost little.
     """
-    lower = np.broadcast_to(problem.lower if lower is None else lower, starts.shape)
-    upper = np.broadcast_to(problem.upper if upper is None else upper, starts.shape)
+    lower, upper = (np.broadcast_to(side, starts.shape) for side in box or (problem.lower, problem.upper))
     theta = np.clip(starts, lower, upper)
     weights = np.broadcast_to(weights, (len(theta), len(problem.ln_y)))
     objective = huber(problem.residuals(theta), weights, delta)
@@ -138,14 +135,14 @@ def solve(
     `weights`: (points,), (1, points) or (batch, points). `lower`, `upper`: (parameters,) or (batch, parameters), the
     problem's own by default; where the two are equal the parameter is held there.
     """
-    box = {"lower": lower, "upper": upper}
+    box = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
     if loss == "huber":
-        near = minimize(problem, starts, weights, SMOOTHER * delta, **box, max_iterations=60)
-        return minimize(problem, near.theta, weights, delta, **box)
+        near = minimize(problem, starts, weights, SMOOTHER * delta, box, max_iterations=60)
+        return minimize(problem, near.theta, weights, delta, box)
     if loss == "lsq":
-        return minimize(problem, starts, weights, np.inf, **box)
-    solution = minimize(problem, starts, weights, 1e-2, **box)
+        return minimize(problem, starts, weights, np.inf, box)
+    solution = minimize(problem, starts, weights, 1e-2, box)
     for smaller in LAD_DELTAS:  # least absolute deviations is reached through ever smaller deltas
-        solution = minimize(problem, solution.theta, weights, smaller, **box)
+        solution = minimize(problem, solution.theta, weights, smaller, box)
     absolute = (np.abs(problem.residuals(solution.theta)) * weights).sum(axis=1)
     return Solution(solution.theta, absolute, solution.converged, solution.iterations)
