@@ -1,6 +1,6 @@
-"""ln L of a law at many coordinates at once, with its first and second derivatives: from a design tensor or torch.func.
+"""ln L of a law at many coordinates at once, with first and second derivatives: from a design tensor or torch.func.
 
-Both models answer the same questions in float64 numpy: `log_loss(theta)`, and `expand(theta)` with the Jacobian and with
+Both models answer the same questions in float64 numpy: `log_loss(theta)`, and `expand(theta)` with the Jacobian and
 second derivatives contracted over the points, which is all that a Newton method needs.
 """
 

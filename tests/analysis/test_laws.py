@@ -89,7 +89,7 @@ def test_m4_solves_its_equation() -> None:
 
 def test_multipliers_are_worth_as_many_parameters_and_tokens() -> None:
     law = make_law("shared_exponent")
-    params, table = planted(law)
+    params, _ = planted(law)
     variant = pd.DataFrame({"group": "variant", "n_params_non_embedding": [1e8], "tokens": [1e10]})
     baseline = pd.DataFrame({"n_params_non_embedding": [1.2e8], "tokens": [1.6e10]})
     bound = law.bind({"group": ["baseline", "variant"]})

@@ -1,4 +1,4 @@
-"""Every law of the registry keeps the contract: planted truth comes back, derivatives are right, units and names stand."""
+"""Every law of the registry: planted truth comes back, derivatives are right, parameters can be held, units stand."""
 
 from dataclasses import replace
 
@@ -85,9 +85,9 @@ def test_coordinates_and_parameters_are_one_to_one(law: Law) -> None:
 @pytest.mark.parametrize("law", EVERY)
 def test_a_held_parameter_stays_and_the_others_move(law: Law) -> None:
     """Bounds that meet hold a parameter, per member of the batch: what a profile likelihood is made of."""
-    problem, near = noisy_problem(law)
-    problem = make_problem(problem.law, simulate(law, law.identifying_design(), seed=1), "val_loss", centre=False)
-    truth = problem.coordinates(law.identifying_design().params)
+    design = law.identifying_design()
+    problem = make_problem(law.bind(design.table), simulate(law, design, seed=1), "val_loss", centre=False)
+    truth = problem.coordinates(design.params)
     lower, upper = (np.repeat(side[None], 3, axis=0) for side in (problem.lower, problem.upper))
     held = truth[0, 0] + np.array([-0.02, 0.0, 0.02])
     lower[:, 0] = upper[:, 0] = held

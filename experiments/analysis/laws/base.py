@@ -1,8 +1,8 @@
 """What a law is: its parameters with units, bounds and trial values, and its logarithm as a function of them.
 
 Laws are read by the driver too (their names are what a study may write), so nothing heavy is imported at module level.
-A law works in *coordinates*: positive parameters enter as logarithms and inputs as ln x minus a centre. Uncentred, J'J of
-the Chinchilla form is a thousand times worse conditioned. Centring is a change of the inputs' units, so what a
+A law works in *coordinates*: positive parameters enter as logarithms and inputs as ln x minus a centre. Uncentred, J'J
+of the Chinchilla form is a thousand times worse conditioned. Centring is a change of the inputs' units, so what a
 parameter's value becomes in the table's own units follows from its unit (`Parameter.scales`).
 """
 

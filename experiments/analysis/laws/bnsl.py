@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from experiments.analysis.laws.base import (
-    FEW_EXPONENTS, Array, Design, Law, Parameter, coefficient, floor, log_sum, positive, signed,
+    FEW_EXPONENTS,
+    Array,
+    Design,
+    Law,
+    Parameter,
+    coefficient,
+    floor,
+    log_sum,
+    positive,
+    signed,
 )  # fmt: skip
 from experiments.analysis.laws.registry import register
 

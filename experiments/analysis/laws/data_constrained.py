@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from experiments.analysis.laws.base import (
-    FEW_EXPONENTS, Array, Design, Law, Parameter, coefficient, exponent, floor, log_sum, positive,
+    FEW_EXPONENTS,
+    Array,
+    Design,
+    Law,
+    Parameter,
+    coefficient,
+    exponent,
+    floor,
+    log_sum,
+    positive,
 )  # fmt: skip
 from experiments.analysis.laws.registry import register
 
@@ -62,7 +71,7 @@ class Muennighoff(Law):
         )
 
     def _size(self, theta: Mapping[str, "torch.Tensor"], x: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
-        """ln N'. U_N is where a parameter and a unique token would be worth the same: alpha A/N^alpha = beta B/U^beta."""
+        """ln N'. At U_N a parameter and a unique token are worth the same: alpha A/N^alpha = beta B/U^beta."""
         import torch
 
         marginal = torch.log(theta["alpha"]) + theta["A"] - torch.log(theta["beta"]) - theta["B"]

@@ -5,7 +5,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from experiments.analysis.laws.base import (
-    Array, Columns, Design, Law, Parameter, coefficient, exponent, floor, log_sum, positive,
+    Array,
+    Columns,
+    Design,
+    Law,
+    Parameter,
+    coefficient,
+    exponent,
+    floor,
+    log_sum,
+    positive,
 )  # fmt: skip
 from experiments.analysis.laws.registry import register
 
@@ -36,7 +45,9 @@ class SharedExponents(Law):
         return {self.group: self.groups}
 
     def bind(self, table: Columns) -> Self:
-        return replace(self, groups=tuple(dict.fromkeys(str(value) for value in table[self.group])))
+        import numpy as np
+
+        return replace(self, groups=tuple(dict.fromkeys(str(value) for value in np.asarray(table[self.group]))))
 
     @property
     def quantities(self) -> tuple[Parameter, ...]:
