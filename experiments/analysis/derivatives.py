@@ -15,21 +15,24 @@ from experiments.analysis.laws import Array, Law, PowerTerms
 if TYPE_CHECKING:
     import torch
 
+CACHE = 300_000  # floats: a batch of design tensors that a core's cache holds
+MEMORY = 8_000_000  # floats: torch.func costs milliseconds a call, so its batches are as large as memory likes
+
 
 @dataclass(frozen=True)
 class Expansion:
-    """ln L (batch, points), its Jacobian (batch, points, parameters), and `curve`, which contracts the second
-    derivatives with a weight per point: (batch, points) to (batch, parameters, parameters)."""
+    """ln L (batch, points), its Jacobian (batch, points, parameters), and `hessian(first, second)`, (batch, parameters,
+    parameters): the sum over points of first * J J' + second * (second derivatives), each weight (batch, points)."""
 
     log_loss: Array
     jacobian: Array
-    curve: Callable[[Array], Array]
+    hessian: Callable[[Array, Array], Array]
 
 
 class Model(Protocol):
     """What the solver asks of a law on a table."""
 
-    size: int  # floats per batch member while it expands: bounds how many members are solved at once
+    block: int  # how many members of a batch are best solved at once
 
     def log_loss(self, theta: Array) -> Array:
         """ln L (batch, points) at coordinates (batch, parameters)."""
@@ -40,39 +43,43 @@ class Model(Protocol):
 
 class DesignModel:
     """Exact for sums of power terms: with softmax weights w over the terms, J = sum_k w_k Z_k and the second derivative
-    is sum_k w_k Z_k Z_k' - J J'."""
+    is sum_k w_k Z_k Z_k' - J J'. Points are the last axis of every array, where numpy is fast."""
 
     def __init__(self, design: Array) -> None:
-        self.design = design
-        points, terms, parameters = design.shape
-        self.size = design.size
-        self._flat = np.ascontiguousarray(design.reshape(-1, parameters).T)
-        self._outer = (design[..., :, None] * design[..., None, :]).reshape(points * terms, parameters**2)
+        self.block = max(1, CACHE // design.size)
+        self._terms = np.ascontiguousarray(design.transpose(1, 2, 0))
+        self._used = [np.flatnonzero(term.any(axis=1)) for term in self._terms]  # the parameters of each term
+        self._outer = [
+            np.ascontiguousarray((term[used][:, None] * term[used]).reshape(len(used) ** 2, -1).T)
+            for term, used in zip(self._terms, self._used, strict=True)
+        ]
 
-    def _log_terms(self, theta: Array) -> Array:
-        points, terms, _ = self.design.shape
-        return (theta @ self._flat).reshape(-1, points, terms)
+    def _shares(self, theta: Array) -> tuple[Array, Array]:
+        """ln L (batch, points) and the share of each term in it (terms, batch, points)."""
+        log_terms = theta @ self._terms
+        largest = log_terms.max(axis=0)
+        shares = np.exp(log_terms - largest)
+        total = shares.sum(axis=0)
+        shares /= total
+        return np.log(total) + largest, shares
 
     def log_loss(self, theta: Array) -> Array:
-        log_terms = self._log_terms(theta)
-        largest = log_terms.max(axis=2)
-        total: Array = np.exp(log_terms - largest[..., None]).sum(axis=2)
-        return np.log(total) + largest
+        return self._shares(theta)[0]
 
     def expand(self, theta: Array) -> Expansion:
-        log_terms = self._log_terms(theta)
-        largest = log_terms.max(axis=2, keepdims=True)
-        shares = np.exp(log_terms - largest)
-        total = shares.sum(axis=2, keepdims=True)
-        shares /= total
-        jacobian = np.einsum("bnk,nkp->bnp", shares, self.design, optimize=True)
+        log_loss, shares = self._shares(theta)
+        rows = np.zeros((len(theta), theta.shape[1], log_loss.shape[1]))  # the Jacobian's transpose
+        for share, term, used in zip(shares, self._terms, self._used, strict=True):
+            for p in used:
+                rows[:, p] += share * term[p]
 
-        def curve(weights: Array) -> Array:
-            size = theta.shape[1]
-            terms = ((weights[..., None] * shares).reshape(len(theta), -1) @ self._outer).reshape(-1, size, size)
-            return terms - jacobian.transpose(0, 2, 1) @ (jacobian * weights[..., None])
+        def hessian(first: Array, second: Array) -> Array:
+            total = (rows * (first - second)[:, None]) @ rows.transpose(0, 2, 1)
+            for share, outer, used in zip(shares, self._outer, self._used, strict=True):
+                total[:, used[:, None], used] += ((share * second) @ outer).reshape(-1, len(used), len(used))
+            return total
 
-        return Expansion((np.log(total) + largest)[..., 0], jacobian, curve)
+        return Expansion(log_loss, rows.transpose(0, 2, 1), hessian)
 
 
 class TorchModel:
@@ -84,7 +91,7 @@ class TorchModel:
         self.law = law
         self.x = {name: torch.as_tensor(values) for name, values in x.items()}
         self.points = len(next(iter(x.values())))
-        self.size = self.points * len(law.parameters) ** 2
+        self.block = max(1, MEMORY // (self.points * len(law.parameters) ** 2))
 
     def _at(self, theta: "torch.Tensor", x: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """ln L at coordinates (..., parameters)."""
@@ -110,12 +117,13 @@ class TorchModel:
         def weighted(one: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             return (self._at(one, self.x) * weights).sum()
 
-        def curve(weights: Array) -> Array:
-            curved: Array = vmap(jacrev(grad(weighted)))(at, torch.as_tensor(weights)).numpy()
-            return curved
+        jacobian: Array = vmap(vmap(grad(at_point), (None, 0)), (0, None))(at, points).numpy()
 
-        jacobian = vmap(vmap(grad(at_point), (None, 0)), (0, None))(at, points)
-        return Expansion(self.log_loss(theta), jacobian.numpy(), curve)
+        def hessian(first: Array, second: Array) -> Array:
+            curved: Array = vmap(jacrev(grad(weighted)))(at, torch.as_tensor(second)).numpy()
+            return curved + jacobian.transpose(0, 2, 1) @ (jacobian * first[..., None])
+
+        return Expansion(self.log_loss(theta), jacobian, hessian)
 
 
 def model_of(law: Law, x: Mapping[str, Array]) -> Model:

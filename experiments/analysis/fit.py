@@ -22,7 +22,6 @@ from nanogpt.config import UserError, did_you_mean
 Loss = Literal["huber", "lad", "lsq"]
 LOSSES = ("huber", "lad", "lsq")
 AGREE = {"huber": 1e-20, "lsq": 1e-20, "lad": 1e-9}  # per point: objectives this close are the same optimum
-_CHUNK = 4_000_000  # floats per temporary array while resamples are solved
 
 
 def fit(
@@ -154,15 +153,9 @@ def _bootstrap(
         return np.zeros((0, size)), float("nan")
     misfit = np.stack([huber(problem.residuals(start[None]), weights, delta) for start in first])
     launch = np.stack([np.broadcast_to(theta, (draws, size)), first[misfit.argmin(axis=0)]])
-    chosen, converged = np.zeros((draws, size)), np.zeros(draws, dtype=bool)
-    step = max(1, _CHUNK // (2 * problem.model.size))
-    for begin in range(0, draws, step):
-        part = slice(begin, begin + step)
-        count = len(weights[part])
-        solution = solve(problem, launch[:, part].reshape(-1, size), np.tile(weights[part], (2, 1)), loss, delta)
-        pick = solution.objective.reshape(2, count).argmin(axis=0) * count + np.arange(count)
-        chosen[part], converged[part] = solution.theta[pick], solution.converged[pick]
-    return chosen, float(converged.mean())
+    solution = solve(problem, launch.swapaxes(0, 1).reshape(-1, size), np.repeat(weights, 2, axis=0), loss, delta)
+    pick = solution.objective.reshape(draws, 2).argmin(axis=1) + 2 * np.arange(draws)
+    return solution.theta[pick], float(solution.converged[pick].mean())
 
 
 def _condition(problem: Problem, theta: Array) -> float:

@@ -4,12 +4,15 @@ A batch is a set of starts, or of bootstrap resamples given as multinomial weigh
 the batch or to each member, and a parameter whose bounds meet is held there (profile likelihood).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from experiments.analysis.laws import Array
 from experiments.analysis.problem import Problem
+
+Mask = npt.NDArray[np.bool_]
 
 TOLERANCE = 1e-12  # relative decrease still to be had; looser ones stop visibly short of the optimum (Huber at 1e-3)
 ROUNDING = 1e-24  # a squared residual no float64 fit can improve on, per point
@@ -34,12 +37,23 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class _Objective:
-    """Gradient, Hessian and its positive stand-in (IRLS Gauss-Newton) of the objective at a batch of points."""
+class Objective:
+    """The objective at a batch of points: value, gradient, Hessian and its positive stand-in (IRLS Gauss-Newton)."""
 
+    value: Array
     gradient: Array
     hessian: Array
     damping: Array
+
+    def take(self, chosen: Mask) -> "Objective":
+        """The members where `chosen`."""
+        return Objective(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    def replaced(self, where: Mask, by: "Objective") -> "Objective":
+        """`by` at the members `where`, this one elsewhere."""
+        for field in fields(self):
+            getattr(self, field.name)[where] = getattr(by, field.name)[where]
+        return self
 
 
 def huber(residual: Array, weights: Array, delta: float) -> Array:
@@ -49,22 +63,24 @@ def huber(residual: Array, weights: Array, delta: float) -> Array:
     return (weights * inside * (size - 0.5 * inside)).sum(axis=1)
 
 
-def expand(problem: Problem, theta: Array, weights: Array, delta: float) -> _Objective:
-    """Derivatives of the summed Huber objective at `theta` (batch, parameters)."""
+def expand(problem: Problem, theta: Array, weights: Array, delta: float) -> Objective:
+    """The summed Huber objective and its derivatives at `theta` (batch, parameters)."""
     at = problem.model.expand(theta)
     residual = at.log_loss - problem.ln_y
-    psi = np.clip(residual, -delta, delta) * weights
-    inside = (np.abs(residual) <= delta) * weights
-    irls = weights * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
+    size = np.abs(residual)
+    inside = (size <= delta) * weights
+    irls = weights * np.minimum(1.0, delta / np.maximum(size, 1e-300))
+    psi = residual * irls
     transposed = at.jacobian.transpose(0, 2, 1)
-    return _Objective(
+    return Objective(
+        value=huber(residual, weights, delta),
         gradient=(transposed @ psi[..., None])[..., 0],
-        hessian=transposed @ (at.jacobian * inside[..., None]) + at.curve(psi),
+        hessian=at.hessian(inside, psi),
         damping=transposed @ (at.jacobian * irls[..., None]),
     )
 
 
-def _newton_step(theta: Array, box: tuple[Array, Array], at: _Objective, damping: Array) -> tuple[Array, Array]:
+def _newton_step(theta: Array, box: tuple[Array, Array], at: Objective, damping: Array) -> tuple[Array, Array]:
     """A damped Newton step inside the box, and its slope (negative downhill); both per batch member."""
     (lower, upper), gradient, size = box, at.gradient, theta.shape[1]
     held = ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0)) | (lower == upper)
@@ -98,26 +114,24 @@ def minimize(
     lower, upper = (np.broadcast_to(side, starts.shape) for side in box or (problem.lower, problem.upper))
     theta = np.clip(starts, lower, upper)
     weights = np.broadcast_to(weights, (len(theta), len(problem.ln_y)))
-    objective = huber(problem.residuals(theta), weights, delta)
-    converged = np.zeros(len(theta), dtype=bool)
+    at = expand(problem, theta, weights, delta)
+    objective, converged = at.value.copy(), np.zeros(len(theta), dtype=bool)
     active, damping = np.arange(len(theta)), np.full(len(theta), 1e-3)
-    rounding = ROUNDING * weights.sum(axis=1)
     iterations = 0
     while len(active) and iterations < max_iterations:
         iterations += 1
-        at = expand(problem, theta[active], weights[active], delta)
         step, slope = _newton_step(theta[active], (lower[active], upper[active]), at, damping)
         downhill = np.isfinite(step).all(axis=1) & (slope < 0)
         trial = theta[active] + np.where(downhill[:, None], step, 0.0)
-        value = huber(problem.residuals(trial), weights[active], delta)
-        better = downhill & (value < objective[active])
-        small = TOLERANCE * objective[active] + rounding[active]
-        promise = np.where(better, objective[active] - value, np.abs(slope))
+        there = expand(problem, trial, weights[active], delta)
+        better = downhill & (there.value < at.value)
+        small = TOLERANCE * at.value + ROUNDING * weights[active].sum(axis=1)
+        promise = np.where(better, at.value - there.value, np.abs(slope))
         done = ((promise <= small) & (damping < 1.0)) | (~better & (damping > 1e9))
-        theta[active[better]], objective[active[better]] = trial[better], value[better]
+        theta[active[better]], objective[active[better]] = trial[better], there.value[better]
         damping = np.where(better, damping * 0.15, np.maximum(damping * 6.0, 1e-4))
         converged[active[done]] = True
-        active, damping = active[~done], damping[~done]
+        active, damping, at = active[~done], damping[~done], at.replaced(better, there).take(~done)
     return Solution(theta, objective, converged, iterations)
 
 
@@ -135,10 +149,29 @@ def solve(
     `weights`: (points,), (1, points) or (batch, points). `lower`, `upper`: (parameters,) or (batch, parameters), the
     problem's own by default; where the two are equal the parameter is held there.
     """
-    box = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
+    shape = starts.shape
+    sides = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
+    boxes = [np.broadcast_to(side, shape) for side in sides]
+    weights = np.broadcast_to(weights, (shape[0], len(problem.ln_y)))
+    parts = [
+        _solve_block(problem, starts[part], weights[part], loss, delta, (boxes[0][part], boxes[1][part]))
+        for begin in range(0, shape[0], problem.model.block)
+        for part in (slice(begin, begin + problem.model.block),)
+    ]
+    return Solution(
+        theta=np.concatenate([part.theta for part in parts]),
+        objective=np.concatenate([part.objective for part in parts]),
+        converged=np.concatenate([part.converged for part in parts]),
+        iterations=max(part.iterations for part in parts),
+    )
+
+
+def _solve_block(
+    problem: Problem, starts: Array, weights: Array, loss: str, delta: float, box: tuple[Array, Array]
+) -> Solution:
+    """`solve` for as many members as are best treated at once."""
     if loss == "huber":
-        near = minimize(problem, starts, weights, SMOOTHER * delta, box, max_iterations=60)
-        return minimize(problem, near.theta, weights, delta, box)
+        return _sharpen(problem, minimize(problem, starts, weights, SMOOTHER * delta, box, 60), weights, delta, box)
     if loss == "lsq":
         return minimize(problem, starts, weights, np.inf, box)
     solution = minimize(problem, starts, weights, 1e-2, box)
@@ -146,3 +179,12 @@ def solve(
         solution = minimize(problem, solution.theta, weights, smaller, box)
     absolute = (np.abs(problem.residuals(solution.theta)) * weights).sum(axis=1)
     return Solution(solution.theta, absolute, solution.converged, solution.iterations)
+
+
+def _sharpen(problem: Problem, near: Solution, weights: Array, delta: float, box: tuple[Array, Array]) -> Solution:
+    """From the optima of a smoother loss to those of the real one; members that met on the way go on as one."""
+    digits = np.round(np.column_stack([near.objective / (near.objective.mean() + 1e-300), near.theta]), 7)
+    _, first, member = np.unique(digits, axis=0, return_index=True, return_inverse=True)
+    box = (box[0][first], box[1][first])
+    found = minimize(problem, near.theta[first], weights[first], delta, box)
+    return Solution(found.theta[member], found.objective[member], found.converged[member], found.iterations)

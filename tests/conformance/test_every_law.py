@@ -65,10 +65,10 @@ def test_derivatives_are_the_numerical_ones(law: Law) -> None:
 def test_the_design_tensor_and_torch_agree(law: Law) -> None:
     problem, theta = noisy_problem(law)
     fast, general = problem.model.expand(theta), TorchModel(problem.law, problem.x).expand(theta)
-    psi = np.random.default_rng(0).normal(size=fast.log_loss.shape)
+    first, second = np.random.default_rng(0).normal(size=(2, *fast.log_loss.shape))
     np.testing.assert_allclose(general.log_loss, fast.log_loss, rtol=1e-12)
     np.testing.assert_allclose(general.jacobian, fast.jacobian, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(general.curve(psi), fast.curve(psi), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(general.hessian(first, second), fast.hessian(first, second), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("law", EVERY)
