@@ -15,7 +15,7 @@ from experiments.analysis.laws import Array, Law, PowerTerms
 if TYPE_CHECKING:
     import torch
 
-CACHE = 300_000  # floats: a batch of design tensors that a core's cache holds
+CACHE = 240_000  # floats: a batch of design tensors that a core's cache holds
 MEMORY = 8_000_000  # floats: torch.func costs milliseconds a call, so its batches are as large as memory likes
 
 

@@ -17,6 +17,8 @@ Mask = npt.NDArray[np.bool_]
 TOLERANCE = 1e-12  # relative decrease still to be had; looser ones stop visibly short of the optimum (Huber at 1e-3)
 ROUNDING = 1e-24  # a squared residual no float64 fit can improve on, per point
 SMOOTHER = 30.0  # a Huber loss with few kinks leads into the valley; started cold, the real one crawls along its kinks
+NEAR = 1e-6  # tolerance of that descent
+MET = 3  # decimals of the coordinates to which two such descents from one problem are the same
 LAD_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # least absolute deviations is the limit of Huber / delta
 CHUNK = 4_000_000  # floats per temporary array while a batch is expanded
 
@@ -49,11 +51,10 @@ class Objective:
         """The members where `chosen`."""
         return Objective(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
-    def replaced(self, where: Mask, by: "Objective") -> "Objective":
-        """`by` at the members `where`, this one elsewhere."""
+    def replace(self, where: Mask, by: "Objective") -> None:
+        """Take over `by` at the members `where`."""
         for field in fields(self):
             getattr(self, field.name)[where] = getattr(by, field.name)[where]
-        return self
 
 
 def huber(residual: Array, weights: Array, delta: float) -> Array:
@@ -64,18 +65,26 @@ def huber(residual: Array, weights: Array, delta: float) -> Array:
 
 
 def expand(problem: Problem, theta: Array, weights: Array, delta: float) -> Objective:
-    """The summed Huber objective and its derivatives at `theta` (batch, parameters)."""
+    """The summed Huber objective and its derivatives at `theta` (batch, parameters), a block of members at a time."""
+    step = problem.model.block
+    parts = [
+        _expand_block(problem, theta[i : i + step], weights[i : i + step], delta) for i in range(0, len(theta), step)
+    ]
+    return Objective(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Objective)))
+
+
+def _expand_block(problem: Problem, theta: Array, weights: Array, delta: float) -> Objective:
+    """`expand` for members whose arrays fit in the cache together."""
     at = problem.model.expand(theta)
     residual = at.log_loss - problem.ln_y
-    size = np.abs(residual)
-    inside = (size <= delta) * weights
-    irls = weights * np.minimum(1.0, delta / np.maximum(size, 1e-300))
-    psi = residual * irls
+    clipped = np.clip(residual, -delta, delta)
+    psi = clipped * weights
+    irls = np.divide(psi, residual, out=np.array(weights), where=residual != 0.0)
     transposed = at.jacobian.transpose(0, 2, 1)
     return Objective(
-        value=huber(residual, weights, delta),
+        value=np.einsum("bn,bn->b", psi, residual - 0.5 * clipped),
         gradient=(transposed @ psi[..., None])[..., 0],
-        hessian=at.hessian(inside, psi),
+        hessian=at.hessian(np.where(clipped == residual, weights, 0.0), psi),
         damping=transposed @ (at.jacobian * irls[..., None]),
     )
 
@@ -104,11 +113,12 @@ def minimize(
     weights: Array,
     delta: float,
     box: tuple[Array, Array] | None = None,
+    tolerance: float = TOLERANCE,
     max_iterations: int = 3000,
 ) -> Solution:
     """Minimise the summed Huber loss from each of `starts` (batch, parameters) with `weights` (batch or 1, points).
 
-    Converged means: the step still to be taken promises less than 1e-12 of the objective, or no step lowers it at all.
+    Converged means: the step still to be taken promises less than `tolerance` of the objective, or no step lowers it.
     Converged members leave the batch, so the few that follow a kinked valley for a thousand steps cost little.
     """
     lower, upper = (np.broadcast_to(side, starts.shape) for side in box or (problem.lower, problem.upper))
@@ -123,15 +133,17 @@ def minimize(
         step, slope = _newton_step(theta[active], (lower[active], upper[active]), at, damping)
         downhill = np.isfinite(step).all(axis=1) & (slope < 0)
         trial = theta[active] + np.where(downhill[:, None], step, 0.0)
-        there = expand(problem, trial, weights[active], delta)
+        there = expand(problem, trial, weights, delta)
         better = downhill & (there.value < at.value)
-        small = TOLERANCE * at.value + ROUNDING * weights[active].sum(axis=1)
+        small = tolerance * at.value + ROUNDING * weights.sum(axis=1)
         promise = np.where(better, at.value - there.value, np.abs(slope))
         done = ((promise <= small) & (damping < 1.0)) | (~better & (damping > 1e9))
         theta[active[better]], objective[active[better]] = trial[better], there.value[better]
         damping = np.where(better, damping * 0.15, np.maximum(damping * 6.0, 1e-4))
         converged[active[done]] = True
-        active, damping, at = active[~done], damping[~done], at.replaced(better, there).take(~done)
+        at.replace(better, there)
+        if done.any():
+            active, damping, weights, at = active[~done], damping[~done], weights[~done], at.take(~done)
     return Solution(theta, objective, converged, iterations)
 
 
@@ -149,29 +161,12 @@ def solve(
     `weights`: (points,), (1, points) or (batch, points). `lower`, `upper`: (parameters,) or (batch, parameters), the
     problem's own by default; where the two are equal the parameter is held there.
     """
-    shape = starts.shape
     sides = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
-    boxes = [np.broadcast_to(side, shape) for side in sides]
-    weights = np.broadcast_to(weights, (shape[0], len(problem.ln_y)))
-    parts = [
-        _solve_block(problem, starts[part], weights[part], loss, delta, (boxes[0][part], boxes[1][part]))
-        for begin in range(0, shape[0], problem.model.block)
-        for part in (slice(begin, begin + problem.model.block),)
-    ]
-    return Solution(
-        theta=np.concatenate([part.theta for part in parts]),
-        objective=np.concatenate([part.objective for part in parts]),
-        converged=np.concatenate([part.converged for part in parts]),
-        iterations=max(part.iterations for part in parts),
-    )
-
-
-def _solve_block(
-    problem: Problem, starts: Array, weights: Array, loss: str, delta: float, box: tuple[Array, Array]
-) -> Solution:
-    """`solve` for as many members as are best treated at once."""
+    box = (np.broadcast_to(sides[0], starts.shape), np.broadcast_to(sides[1], starts.shape))
+    weights = np.broadcast_to(weights, (len(starts), len(problem.ln_y)))
     if loss == "huber":
-        return _sharpen(problem, minimize(problem, starts, weights, SMOOTHER * delta, box, 60), weights, delta, box)
+        near = minimize(problem, starts, weights, SMOOTHER * delta, box, tolerance=NEAR, max_iterations=60)
+        return _sharpen(problem, near, weights, delta, box)
     if loss == "lsq":
         return minimize(problem, starts, weights, np.inf, box)
     solution = minimize(problem, starts, weights, 1e-2, box)
@@ -182,9 +177,9 @@ def _solve_block(
 
 
 def _sharpen(problem: Problem, near: Solution, weights: Array, delta: float, box: tuple[Array, Array]) -> Solution:
-    """From the optima of a smoother loss to those of the real one; members that met on the way go on as one."""
-    digits = np.round(np.column_stack([near.objective / (near.objective.mean() + 1e-300), near.theta]), 7)
-    _, first, member = np.unique(digits, axis=0, return_index=True, return_inverse=True)
-    box = (box[0][first], box[1][first])
-    found = minimize(problem, near.theta[first], weights[first], delta, box)
+    """From the optima of a smoother loss to those of the real one; starts of one problem that met go on as one."""
+    asked = np.column_stack([weights @ np.sqrt(np.arange(2.0, weights.shape[1] + 2.0)), *box])
+    key = np.column_stack([asked, np.round(near.theta, MET)])
+    _, first, member = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    found = minimize(problem, near.theta[first], weights[first], delta, (box[0][first], box[1][first]))
     return Solution(found.theta[member], found.objective[member], found.converged[member], found.iterations)
