@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 CACHE = 240_000  # floats: a batch of design tensors that a core's cache holds
-MEMORY = 8_000_000  # floats: torch.func costs milliseconds a call, so its batches are as large as memory likes
+GRAIN = 32_000  # floats: above, torch splits an operation between threads, which costs more than it gains here
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class TorchModel:
         self.law = law
         self.x = {name: torch.as_tensor(values) for name, values in x.items()}
         self.points = len(next(iter(x.values())))
-        self.block = max(1, MEMORY // (self.points * len(law.parameters) ** 2))
+        self.block = max(1, GRAIN // (self.points * len(law.parameters)))
 
     def _at(self, theta: "torch.Tensor", x: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """ln L at coordinates (..., parameters)."""
