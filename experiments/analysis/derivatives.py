@@ -4,7 +4,8 @@ Both models answer the same questions in float64 numpy: `log_loss(theta)`, and `
 second derivatives contracted over the points, which is all that a Newton method needs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 CACHE = 240_000  # floats: a batch of design tensors that a core's cache holds
-GRAIN = 32_000  # floats: above, torch splits an operation between threads, which costs more than it gains here
+MEMORY = 2_000_000  # floats: torch.func costs milliseconds a call, so its batches are larger
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class TorchModel:
         self.law = law
         self.x = {name: torch.as_tensor(values) for name, values in x.items()}
         self.points = len(next(iter(x.values())))
-        self.block = max(1, GRAIN // (self.points * len(law.parameters)))
+        self.block = max(1, MEMORY // (self.points * len(law.parameters) ** 2))
 
     def _at(self, theta: "torch.Tensor", x: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
         """ln L at coordinates (..., parameters)."""
@@ -117,13 +118,28 @@ class TorchModel:
         def weighted(one: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             return (self._at(one, self.x) * weights).sum()
 
-        jacobian: Array = vmap(vmap(grad(at_point), (None, 0)), (0, None))(at, points).numpy()
+        with _one_thread():
+            jacobian: Array = vmap(vmap(grad(at_point), (None, 0)), (0, None))(at, points).numpy()
 
         def hessian(first: Array, second: Array) -> Array:
-            curved: Array = vmap(jacrev(grad(weighted)))(at, torch.as_tensor(second)).numpy()
+            with _one_thread():
+                curved: Array = vmap(jacrev(grad(weighted)))(at, torch.as_tensor(second)).numpy()
             return curved + jacobian.transpose(0, 2, 1) @ (jacobian * first[..., None])
 
         return Expansion(self.log_loss(theta), jacobian, hessian)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations this small are up to thirty times slower when torch splits them between busy cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def model_of(law: Law, x: Mapping[str, Array]) -> Model:
