@@ -5,7 +5,7 @@ second derivatives contracted over the points, which is all that a Newton method
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,6 +41,9 @@ class Model(Protocol):
     def expand(self, theta: Array) -> Expansion:
         """ln L and its derivatives there."""
 
+    def working(self) -> AbstractContextManager[None]:
+        """Held while many expansions follow each other."""
+
 
 class DesignModel:
     """Exact for sums of power terms: with softmax weights w over the terms, J = sum_k w_k Z_k and the second derivative
@@ -66,6 +69,9 @@ class DesignModel:
 
     def log_loss(self, theta: Array) -> Array:
         return self._shares(theta)[0]
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def expand(self, theta: Array) -> Expansion:
         log_loss, shares = self._shares(theta)
@@ -118,28 +124,25 @@ class TorchModel:
         def weighted(one: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             return (self._at(one, self.x) * weights).sum()
 
-        with _one_thread():
-            jacobian: Array = vmap(vmap(grad(at_point), (None, 0)), (0, None))(at, points).numpy()
+        jacobian: Array = vmap(vmap(grad(at_point), (None, 0)), (0, None))(at, points).numpy()
 
         def hessian(first: Array, second: Array) -> Array:
-            with _one_thread():
-                curved: Array = vmap(jacrev(grad(weighted)))(at, torch.as_tensor(second)).numpy()
+            curved: Array = vmap(jacrev(grad(weighted)))(at, torch.as_tensor(second)).numpy()
             return curved + jacobian.transpose(0, 2, 1) @ (jacobian * first[..., None])
 
         return Expansion(self.log_loss(theta), jacobian, hessian)
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Operations this small are up to thirty times slower when torch splits them between busy cores."""
+        import torch
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Operations this small are up to thirty times slower when torch splits them between busy cores."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def model_of(law: Law, x: Mapping[str, Array]) -> Model:

@@ -164,6 +164,13 @@ def solve(
     sides = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
     box = (np.broadcast_to(sides[0], starts.shape), np.broadcast_to(sides[1], starts.shape))
     weights = np.broadcast_to(weights, (len(starts), len(problem.ln_y)))
+    with problem.model.working():
+        return _solve(problem, starts, weights, loss, delta, box)
+
+
+def _solve(
+    problem: Problem, starts: Array, weights: Array, loss: str, delta: float, box: tuple[Array, Array]
+) -> Solution:
     if loss == "huber":
         near = minimize(problem, starts, weights, SMOOTHER * delta, box, tolerance=NEAR, max_iterations=60)
         return _sharpen(problem, near, weights, delta, box)
