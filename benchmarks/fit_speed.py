@@ -1,4 +1,4 @@
-"""Times a Chinchilla fit and its bootstrap beside scipy's on the same 240 points: `python benchmarks/fit_speed.py`.
+"""Times a Chinchilla fit and its bootstrap beside scipy's on the same 240 points: `python -m benchmarks.fit_speed`.
 
 The peers are what published fits use. The point fit: L-BFGS-B with numerical gradients from the 4,500 starts of
 Hoffmann et al. 2022 (arXiv 2203.15556, D.2), timed on a random sample of them and multiplied up. The bootstrap: BFGS
