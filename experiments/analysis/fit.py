@@ -6,7 +6,6 @@ several starts come from variable projection; the optimum is one to a relative 1
 started from more than one point.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -15,14 +14,14 @@ import pandas as pd
 from experiments.analysis.columns import column, excluded, finished, row_names
 from experiments.analysis.fitted import Fit
 from experiments.analysis.laws import Array, Law, make_law
-from experiments.analysis.solver import Problem, huber, residuals, solve, starts
+from experiments.analysis.problem import Problem, make_problem
+from experiments.analysis.solver import huber, solve
 from experiments.analysis.where import select
 from nanogpt.config import UserError, did_you_mean
 
 Loss = Literal["huber", "lad", "lsq"]
 LOSSES = ("huber", "lad", "lsq")
 AGREE = {"huber": 1e-20, "lsq": 1e-20, "lad": 1e-9}  # per point: objectives this close are the same optimum
-_CHUNK = 4_000_000  # floats per temporary array while resamples are solved
 
 
 def fit(
@@ -53,21 +52,22 @@ def fit(
         raise UserError(f"fit: delta must be positive, found {delta!r}")
     used, dropped = _choose_rows(law, df, y, where, (*([cluster] if cluster else []), *keep))
     _refuse_unfittable(law, used, y, len(dropped))
-    problem, centres = _problem(law, used, y)
-    first = starts(problem)
+    law = law.bind(used)
+    problem = make_problem(law, used, y)
+    first = problem.starts()
     point = solve(problem, first, np.ones((1, len(used))), loss, delta)
     theta = point.theta[point.best]
     weights = _resample(used, len(theta), bootstrap, cluster, seed)
     draws, draws_converged = _bootstrap(problem, theta, first, weights, loss, delta)
-    params = _natural(law, theta[None], centres)
-    used["predicted"] = np.exp(residuals(problem, theta[None])[0] + problem.ln_y)
+    params = problem.natural(theta[None])
+    used["predicted"] = np.exp(problem.residuals(theta[None])[0] + problem.ln_y)
     used["residual"] = problem.ln_y - np.log(used["predicted"])
     reason = "converged" if point.converged[point.best] else f"stopped after {point.iterations} iterations"
     agreeing = int(np.sum(point.objective <= point.objective[point.best] * (1 + 1e-6) + AGREE[loss] * len(used)))
     return Fit(
         law=law, y=y, loss=loss, delta=delta,
         params={name: float(values[0]) for name, values in params.items()},
-        draws=pd.DataFrame(_natural(law, draws, centres)), points=used, dropped=dropped,
+        draws=pd.DataFrame(problem.natural(draws)), points=used, dropped=dropped,
         objective=float(point.objective[point.best]), converged=bool(point.converged[point.best]),
         reason=reason, starts=len(first), starts_agreeing=agreeing, condition=_condition(problem, theta),
         draws_converged=draws_converged, cluster=cluster, seed=seed,
@@ -90,7 +90,7 @@ def _choose_rows(
         reason[outside.index[outside & (reason[done] == "")]] = f"not where {where}"
     kept = reason == ""
     data = {"id": names[kept]}
-    for name in (*law.columns, y, *further):
+    for name in (*law.columns, *law.label_columns, y, *further):
         data[name] = df.loc[kept, column(df, name, "fit")]
     dropped = pd.DataFrame({"id": names[~kept], "reason": reason[~kept]}).reset_index(drop=True)
     return pd.DataFrame(data), dropped
@@ -115,28 +115,10 @@ def _refuse_unfittable(law: Law, used: pd.DataFrame, y: str, n_dropped: int) -> 
         if used[name].nunique() < 2:
             only = f"{name} = {used[name].iloc[0]:g}"
             raise UserError(f"fit: every point has {only}; {law.name} needs at least 2 values of it")
-    distinct = len(used[list(law.columns)].drop_duplicates())
+    distinct = len(used[[*law.columns, *law.label_columns]].drop_duplicates())
     if distinct < len(law.parameters):
         raise UserError(f"fit: {law.name} has {len(law.parameters)} parameters and needs as many different "
                         f"({', '.join(law.columns)}), found {distinct}")  # fmt: skip
-
-
-def _problem(law: Law, used: pd.DataFrame, y: str) -> tuple[Problem, dict[str, float]]:
-    """Design tensor in centred coordinates, ln y, and a wide box: terms from 1e-9 of the loss up, exponents 0 to 8."""
-    centres = {name: float(np.log(used[name]).mean()) for name in law.columns}
-    ln_y = np.log(used[y].to_numpy(dtype=float))
-    terms, exponents = len(law.coefficients), len(law.exponents)
-    smallest = np.where([symbol == law.floor for symbol in law.coefficients], np.log(1e-6), np.log(1e-9))
-    lower = np.concatenate([ln_y.min() + smallest, np.zeros(exponents)])
-    upper = np.concatenate([np.full(terms, ln_y.max() + np.log(10.0)), np.full(exponents, 8.0)])
-    return Problem(law.design(used, centres), ln_y, lower, upper, terms), centres
-
-
-def _natural(law: Law, theta: Array, centres: Mapping[str, float]) -> dict[str, Array]:
-    """Parameters in their own units from centred logarithms, each of shape (batch,)."""
-    at = dict(zip(law.parameters, theta.T, strict=True))
-    shift = {t.coefficient: sum((at[e] * centres[c] for e, c in t.exponents), np.zeros(len(theta))) for t in law.terms}
-    return {name: np.exp(value + shift[name]) if name in shift else value for name, value in at.items()}
 
 
 def _resample(used: pd.DataFrame, law_size: int, draws: int, cluster: str | None, seed: int) -> Array:
@@ -169,22 +151,14 @@ def _bootstrap(
     draws, size = len(weights), len(theta)
     if not draws:
         return np.zeros((0, size)), float("nan")
-    misfit = np.stack([huber(residuals(problem, start[None]), weights, delta) for start in first])
+    misfit = np.stack([huber(problem.residuals(start[None]), weights, delta) for start in first])
     launch = np.stack([np.broadcast_to(theta, (draws, size)), first[misfit.argmin(axis=0)]])
-    chosen, converged = np.zeros((draws, size)), np.zeros(draws, dtype=bool)
-    step = max(1, _CHUNK // (2 * problem.design.size))
-    for begin in range(0, draws, step):
-        part = slice(begin, begin + step)
-        count = len(weights[part])
-        solution = solve(problem, launch[:, part].reshape(-1, size), np.tile(weights[part], (2, 1)), loss, delta)
-        pick = solution.objective.reshape(2, count).argmin(axis=0) * count + np.arange(count)
-        chosen[part], converged[part] = solution.theta[pick], solution.converged[pick]
-    return chosen, float(converged.mean())
+    solution = solve(problem, launch.swapaxes(0, 1).reshape(-1, size), np.repeat(weights, 2, axis=0), loss, delta)
+    pick = solution.objective.reshape(draws, 2).argmin(axis=1) + 2 * np.arange(draws)
+    return solution.theta[pick], float(solution.converged[pick].mean())
 
 
 def _condition(problem: Problem, theta: Array) -> float:
     """Condition number of J'J at the optimum, in centred logarithmic coordinates: above 1e9 inputs move together."""
-    log_terms = problem.design @ theta
-    softmax = np.exp(log_terms - np.logaddexp.reduce(log_terms, axis=1)[:, None])
-    jacobian = np.einsum("nk,nkp->np", softmax, problem.design)
+    jacobian = problem.model.expand(theta[None]).jacobian[0]
     return float(np.linalg.cond(jacobian) ** 2)

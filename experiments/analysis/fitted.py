@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.analysis.columns import column
+from experiments.analysis.coordinates import read_inputs
 from experiments.analysis.laws import Array, Law
 
 FLOOR_IS_ZERO = 1e-3  # a floor below this share of the lowest loss is not told from zero
@@ -58,7 +58,7 @@ class Fit:
         The interval is made of every bootstrap draw combined with every residual of the fit (at most 64 quantiles of
         them), widened by sqrt(n / (n - parameters)) because fitted residuals are smaller than the noise.
         """
-        inputs = pd.DataFrame({name: table[column(table, name, "predict")] for name in self.law.columns}).astype(float)
+        inputs = read_inputs(self.law, table, "predict")
         predicted = self.law.predict(self.params, inputs)
         lower = upper = np.full(len(inputs), np.nan)
         if len(self.draws):

@@ -1,35 +1,26 @@
-"""Many robust fits of one law at once: starts by variable projection, then a batched damped Newton method.
+"""Many robust fits of one law at once: a batched damped Newton method in float64.
 
-The model is ln L_i = logsumexp_k(Z_ik . theta), Z being the design tensor of laws.py, so with softmax weights w the
-Jacobian is J_i = sum_k w_ik Z_ik and the second derivative sum_k w_ik Z_ik Z_ik' - J_i J_i': exact for every law, no
-gradient by hand. A batch is a set of starts, or of bootstrap resamples given as multinomial weights on the same points.
+A batch is a set of starts, or of bootstrap resamples given as multinomial weights on the same points. Bounds belong to
+the batch or to each member, and a parameter whose bounds meet is held there (profile likelihood).
 """
 
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from experiments.analysis.laws import Array
+from experiments.analysis.problem import Problem
+
+Mask = npt.NDArray[np.bool_]
 
 TOLERANCE = 1e-12  # relative decrease still to be had; looser ones stop visibly short of the optimum (Huber at 1e-3)
 ROUNDING = 1e-24  # a squared residual no float64 fit can improve on, per point
-SMOOTHER = (
-    30.0  # a Huber loss with few kinks leads into the valley; started cold, the real one crawls from kink to kink
-)
-GRID = (0.05, 0.1, 0.16, 0.23, 0.31, 0.4, 0.5, 0.62, 0.76, 0.92, 1.1, 1.4, 1.8, 2.4)  # exponents tried by the starts
+SMOOTHER = 30.0  # a Huber loss with few kinks leads into the valley; started cold, the real one crawls along its kinks
+NEAR = 1e-6  # tolerance of that descent
+MET = 3  # decimals of the coordinates to which two such descents from one problem are the same
 LAD_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # least absolute deviations is the limit of Huber / delta
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One table to fit: design Z (points, terms, parameters), ln y (points,), and the box theta must stay in."""
-
-    design: Array
-    ln_y: Array
-    lower: Array
-    upper: Array
-    n_coefficients: int
+CHUNK = 4_000_000  # floats per temporary array while a batch is expanded
 
 
 @dataclass(frozen=True)
@@ -48,18 +39,22 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class _Expansion:
-    """Gradient, Hessian and its positive stand-in (IRLS Gauss-Newton) at a batch of points."""
+class Objective:
+    """The objective at a batch of points: value, gradient, Hessian and its positive stand-in (IRLS Gauss-Newton)."""
 
+    value: Array
     gradient: Array
     hessian: Array
     damping: Array
 
+    def take(self, chosen: Mask) -> "Objective":
+        """The members where `chosen`."""
+        return Objective(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
-def residuals(problem: Problem, theta: Array) -> Array:
-    """ln L(theta) - ln y, shape (batch, points)."""
-    log_terms = np.einsum("nkp,bp->bnk", problem.design, theta, optimize=True)
-    return np.logaddexp.reduce(log_terms, axis=2) - problem.ln_y
+    def replace(self, where: Mask, by: "Objective") -> None:
+        """Take over `by` at the members `where`."""
+        for field in fields(self):
+            getattr(self, field.name)[where] = getattr(by, field.name)[where]
 
 
 def huber(residual: Array, weights: Array, delta: float) -> Array:
@@ -69,32 +64,35 @@ def huber(residual: Array, weights: Array, delta: float) -> Array:
     return (weights * inside * (size - 0.5 * inside)).sum(axis=1)
 
 
-def _expand(problem: Problem, theta: Array, weights: Array, delta: float) -> _Expansion:
-    """Derivatives of the summed Huber objective at `theta` (batch, parameters)."""
-    design = problem.design
-    points, terms, size = design.shape
-    log_terms = (theta @ design.reshape(-1, size).T).reshape(-1, points, terms)
-    log_sum = np.logaddexp.reduce(log_terms, axis=2)
-    softmax = np.exp(log_terms - log_sum[..., None])
-    residual = log_sum - problem.ln_y
-    jacobian = np.einsum("bnk,nkp->bnp", softmax, design, optimize=True)
-    psi = np.clip(residual, -delta, delta) * weights
-    inside = (np.abs(residual) <= delta) * weights
-    irls = weights * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-    transposed = jacobian.transpose(0, 2, 1)
-    outer = (design[..., :, None] * design[..., None, :]).reshape(points * terms, size * size)
-    curvature = ((psi[..., None] * softmax).reshape(len(theta), -1) @ outer).reshape(-1, size, size)
-    return _Expansion(
-        gradient=np.einsum("bn,bnp->bp", psi, jacobian),
-        hessian=transposed @ (jacobian * (inside - psi)[..., None]) + curvature,
-        damping=transposed @ (jacobian * irls[..., None]),
+def expand(problem: Problem, theta: Array, weights: Array, delta: float) -> Objective:
+    """The summed Huber objective and its derivatives at `theta` (batch, parameters), a block of members at a time."""
+    step = problem.model.block
+    parts = [
+        _expand_block(problem, theta[i : i + step], weights[i : i + step], delta) for i in range(0, len(theta), step)
+    ]
+    return Objective(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Objective)))
+
+
+def _expand_block(problem: Problem, theta: Array, weights: Array, delta: float) -> Objective:
+    """`expand` for members whose arrays fit in the cache together."""
+    at = problem.model.expand(theta)
+    residual = at.log_loss - problem.ln_y
+    clipped = np.clip(residual, -delta, delta)
+    psi = clipped * weights
+    irls = np.divide(psi, residual, out=np.array(weights), where=residual != 0.0)
+    transposed = at.jacobian.transpose(0, 2, 1)
+    return Objective(
+        value=np.einsum("bn,bn->b", psi, residual - 0.5 * clipped),
+        gradient=(transposed @ psi[..., None])[..., 0],
+        hessian=at.hessian(np.where(clipped == residual, weights, 0.0), psi),
+        damping=transposed @ (at.jacobian * irls[..., None]),
     )
 
 
-def _newton_step(problem: Problem, theta: Array, at: _Expansion, damping: Array) -> tuple[Array, Array]:
+def _newton_step(theta: Array, box: tuple[Array, Array], at: Objective, damping: Array) -> tuple[Array, Array]:
     """A damped Newton step inside the box, and its slope (negative downhill); both per batch member."""
-    gradient, size = at.gradient, theta.shape[1]
-    held = ((theta <= problem.lower) & (gradient > 0)) | ((theta >= problem.upper) & (gradient < 0))
+    (lower, upper), gradient, size = box, at.gradient, theta.shape[1]
+    held = ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0)) | (lower == upper)
     free = ~held
     gradient = np.where(free, gradient, 0.0)
     scale = np.trace(at.damping, axis1=1, axis2=2) / size
@@ -105,75 +103,90 @@ def _newton_step(problem: Problem, theta: Array, at: _Expansion, damping: Array)
         step = np.linalg.solve(matrix, -gradient[..., None])[..., 0]
     except np.linalg.LinAlgError:  # one singular member spoils the batch; the pseudo-inverse handles each
         step = (np.linalg.pinv(matrix) @ -gradient[..., None])[..., 0]
-    step = np.clip(theta + np.clip(step, -5.0, 5.0), problem.lower, problem.upper) - theta
+    step = np.clip(theta + np.clip(step, -5.0, 5.0), lower, upper) - theta
     return step, (step * at.gradient).sum(axis=1)
 
 
-def minimize(problem: Problem, starts: Array, weights: Array, delta: float, max_iterations: int = 3000) -> Solution:
+def minimize(
+    problem: Problem,
+    starts: Array,
+    weights: Array,
+    delta: float,
+    box: tuple[Array, Array] | None = None,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = 3000,
+) -> Solution:
     """Minimise the summed Huber loss from each of `starts` (batch, parameters) with `weights` (batch or 1, points).
 
-    Converged means: the step still to be taken promises less than 1e-12 of the objective, or no step lowers it at all.
+    Converged means: the step still to be taken promises less than `tolerance` of the objective, or no step lowers it.
     Converged members leave the batch, so the few that follow a kinked valley for a thousand steps cost little.
     """
-    theta = np.clip(starts, problem.lower, problem.upper)
+    lower, upper = (np.broadcast_to(side, starts.shape) for side in box or (problem.lower, problem.upper))
+    theta = np.clip(starts, lower, upper)
     weights = np.broadcast_to(weights, (len(theta), len(problem.ln_y)))
-    objective = huber(residuals(problem, theta), weights, delta)
-    converged = np.zeros(len(theta), dtype=bool)
+    at = expand(problem, theta, weights, delta)
+    objective, converged = at.value.copy(), np.zeros(len(theta), dtype=bool)
     active, damping = np.arange(len(theta)), np.full(len(theta), 1e-3)
-    rounding = ROUNDING * weights.sum(axis=1)
     iterations = 0
     while len(active) and iterations < max_iterations:
         iterations += 1
-        at = _expand(problem, theta[active], weights[active], delta)
-        step, slope = _newton_step(problem, theta[active], at, damping)
+        step, slope = _newton_step(theta[active], (lower[active], upper[active]), at, damping)
         downhill = np.isfinite(step).all(axis=1) & (slope < 0)
         trial = theta[active] + np.where(downhill[:, None], step, 0.0)
-        value = huber(residuals(problem, trial), weights[active], delta)
-        better = downhill & (value < objective[active])
-        small = TOLERANCE * objective[active] + rounding[active]
-        promise = np.where(better, objective[active] - value, np.abs(slope))
+        there = expand(problem, trial, weights, delta)
+        better = downhill & (there.value < at.value)
+        small = tolerance * at.value + ROUNDING * weights.sum(axis=1)
+        promise = np.where(better, at.value - there.value, np.abs(slope))
         done = ((promise <= small) & (damping < 1.0)) | (~better & (damping > 1e9))
-        theta[active[better]], objective[active[better]] = trial[better], value[better]
+        theta[active[better]], objective[active[better]] = trial[better], there.value[better]
         damping = np.where(better, damping * 0.15, np.maximum(damping * 6.0, 1e-4))
         converged[active[done]] = True
-        active, damping = active[~done], damping[~done]
+        at.replace(better, there)
+        if done.any():
+            active, damping, weights, at = active[~done], damping[~done], weights[~done], at.take(~done)
     return Solution(theta, objective, converged, iterations)
 
 
-def solve(problem: Problem, starts: Array, weights: Array, loss: str, delta: float) -> Solution:
-    """Minimise `loss` (huber | lad | lsq); least absolute deviations is reached through ever smaller deltas."""
+def solve(
+    problem: Problem,
+    starts: Array,
+    weights: Array,
+    loss: str,
+    delta: float,
+    lower: Array | None = None,
+    upper: Array | None = None,
+) -> Solution:
+    """Minimise `loss` (huber | lad | lsq) from each of `starts` (batch, parameters).
+
+    `weights`: (points,), (1, points) or (batch, points). `lower`, `upper`: (parameters,) or (batch, parameters), the
+    problem's own by default; where the two are equal the parameter is held there.
+    """
+    sides = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
+    box = (np.broadcast_to(sides[0], starts.shape), np.broadcast_to(sides[1], starts.shape))
+    weights = np.broadcast_to(weights, (len(starts), len(problem.ln_y)))
+    with problem.model.working():
+        return _solve(problem, starts, weights, loss, delta, box)
+
+
+def _solve(
+    problem: Problem, starts: Array, weights: Array, loss: str, delta: float, box: tuple[Array, Array]
+) -> Solution:
     if loss == "huber":
-        near = minimize(problem, starts, weights, SMOOTHER * delta, max_iterations=60)
-        return minimize(problem, near.theta, weights, delta)
+        near = minimize(problem, starts, weights, SMOOTHER * delta, box, tolerance=NEAR, max_iterations=60)
+        return _sharpen(problem, near, weights, delta, box)
     if loss == "lsq":
-        return minimize(problem, starts, weights, np.inf)
-    solution = minimize(problem, starts, weights, 1e-2)
-    for smaller in LAD_DELTAS:
-        solution = minimize(problem, solution.theta, weights, smaller)
-    absolute = (np.abs(residuals(problem, solution.theta)) * weights).sum(axis=1)
+        return minimize(problem, starts, weights, np.inf, box)
+    solution = minimize(problem, starts, weights, 1e-2, box)
+    for smaller in LAD_DELTAS:  # least absolute deviations is reached through ever smaller deltas
+        solution = minimize(problem, solution.theta, weights, smaller, box)
+    absolute = (np.abs(problem.residuals(solution.theta)) * weights).sum(axis=1)
     return Solution(solution.theta, absolute, solution.converged, solution.iterations)
 
 
-def starts(problem: Problem, keep: int = 8) -> Array:
-    """Starting points by variable projection: a grid of exponents, the linear coefficients solved for each.
-
-    The coefficients minimise the relative error (closed form); negative ones are lifted to a small share of the loss.
-    The best point of each coarse cell of the grid is kept, so that agreement between starts means something.
-    """
-    n_exponents = len(problem.lower) - problem.n_coefficients
-    exponents = np.array(list(product(GRID, repeat=n_exponents)))
-    log_basis = np.einsum("nkp,gp->gnk", problem.design[..., problem.n_coefficients :], exponents, optimize=True)
-    basis = np.exp(log_basis - problem.ln_y[:, None])
-    transposed = basis.transpose(0, 2, 1)
-    gram = transposed @ basis
-    ridge = 1e-12 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(gram.shape[1])
-    linear = np.linalg.solve(gram + ridge, transposed.sum(axis=2)[..., None])[..., 0]
-    share = 1.0 / np.maximum(basis.mean(axis=1), 1e-300)
-    linear = np.maximum(linear, 0.02 * share)
-    theta = np.concatenate([np.log(linear), exponents], axis=1)
-    theta = np.clip(theta, problem.lower, problem.upper)
-    error = np.abs(residuals(problem, theta)).sum(axis=1)
-    cells = (np.searchsorted(GRID, exponents) // 4 * 10 ** np.arange(n_exponents)).sum(axis=1)
-    order = np.argsort(error, kind="stable")
-    _, first = np.unique(cells[order], return_index=True)
-    return theta[order[np.sort(first)[:keep]]]
+def _sharpen(problem: Problem, near: Solution, weights: Array, delta: float, box: tuple[Array, Array]) -> Solution:
+    """From the optima of a smoother loss to those of the real one; starts of one problem that met go on as one."""
+    asked = np.column_stack([weights @ np.sqrt(np.arange(2.0, weights.shape[1] + 2.0)), *box])
+    key = np.column_stack([asked, np.round(near.theta, MET)])
+    _, first, member = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    found = minimize(problem, near.theta[first], weights[first], delta, (box[0][first], box[1][first]))
+    return Solution(found.theta[member], found.objective[member], found.converged[member], found.iterations)

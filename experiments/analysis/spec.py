@@ -1,20 +1,16 @@
 """The `fit:`, `optimum:` and `report:` of a study, checked before anything launches; imports nothing heavy."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from experiments.analysis.filters import Filter
+from experiments.analysis.laws import LAWS, law_inputs
 from nanogpt.config import UserError, did_you_mean
 
-LawName = Literal["power_law", "saturating_power_law", "chinchilla"]
-# The inputs whose columns a study may choose, by law. The laws themselves would bring numpy into the driver.
-LAW_INPUTS: dict[str, tuple[str, ...]] = {
-    "power_law": ("x",),
-    "saturating_power_law": ("x",),
-    "chinchilla": ("n", "d"),
-}
+# The inputs whose columns a study may choose, by law: the laws' own, read without numpy.
+LAW_INPUTS: dict[str, tuple[str, ...]] = {name: law.inputs() for name, law in LAWS.items()}
 LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
     "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap",
@@ -26,6 +22,25 @@ class _Section(BaseModel):
     """Frozen, unknown keys refused, as everywhere in a study."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _input_field(defaults: Mapping[str, str]) -> Any:
+    """The study key of one law input, described by the laws that have it."""
+    laws_by_column: dict[str, list[str]] = {}
+    for law, column in defaults.items():
+        laws_by_column.setdefault(column, []).append(law)
+    uses = "; ".join(f"{column} ({', '.join(laws)})" for column, laws in laws_by_column.items())
+    return (str | None, Field(None, description=f"input column; default: {uses}"))
+
+
+if TYPE_CHECKING:  # both follow from the registry of laws, which a type checker cannot run
+    LawName = str
+    _LawInputs = _Section
+else:
+    LawName = Literal[tuple(LAWS)]
+    _LawInputs = create_model(
+        "_LawInputs", __base__=_Section, **{name: _input_field(defaults) for name, defaults in law_inputs().items()}
+    )
 
 
 class HoldoutSpec(_Section):
@@ -44,13 +59,10 @@ class HoldoutSpec(_Section):
         return self
 
 
-class FitSpec(_Section):
+class FitSpec(_LawInputs):
     """A law, the columns it reads, the loss it is fitted with, and what is held out."""
 
     law: LawName = "chinchilla"
-    x: str | None = Field(None, description="input column of a power law (default: flops)")
-    n: str | None = Field(None, description="model-size column of chinchilla (default: n_params_non_embedding)")
-    d: str | None = Field(None, description="data-size column of chinchilla (default: tokens)")
     y: str = Field("val_loss", description="the loss column that is fitted")
     loss: LossName = Field("huber", description="on ln L, summed over the points")
     delta: float = Field(1e-3, gt=0, description="Huber threshold in ln L")
@@ -69,7 +81,7 @@ class FitSpec(_Section):
 
     @model_validator(mode="after")
     def _columns_fit_the_law(self) -> Self:
-        for key in ("x", "n", "d"):
+        for key in law_inputs():
             if key not in LAW_INPUTS[self.law] and getattr(self, key) is not None:
                 raise ValueError(f"law {self.law} has no input {key!r}")
         return self
@@ -133,7 +145,7 @@ def columns_named(fit: FitSpec | None, report: ReportSpec, optimum: OptimumSpec 
         names = Filter(optimum.where, "optimum.where").names() if optimum.where else ()
         found += [("optimum.where", name) for name in names]
     if fit is not None:
-        found += [(f"fit.{key}", getattr(fit, key)) for key in ("x", "n", "d", "y", "cluster")]
+        found += [(f"fit.{key}", getattr(fit, key)) for key in (*law_inputs(), "y", "cluster")]
         found += [("fit.where", name) for name in (Filter(fit.where, "fit.where").names() if fit.where else ())]
         found += [("fit.holdout.by", fit.holdout.by)] if fit.holdout is not None else []
     found += [(f"report.{key}", getattr(report, key)) for key in ("x", "y", "hue", "rows")]

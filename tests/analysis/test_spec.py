@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -24,7 +23,7 @@ from nanogpt.config import UserError
 
 def test_names_equal_the_registries() -> None:
     assert set(get_args(LawName)) == set(LAWS) == set(LAW_INPUTS)
-    assert {name: tuple(field.name for field in fields(law)) for name, law in LAWS.items()} == LAW_INPUTS
+    assert {name: law.inputs() for name, law in LAWS.items()} == LAW_INPUTS
     assert set(get_args(LossName)) == set(LOSSES)
     assert set(get_args(FigureName)) == set(FIGURES)
 
