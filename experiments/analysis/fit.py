@@ -6,23 +6,24 @@ several starts come from variable projection; the optimum is one to a relative 1
 started from more than one point.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from experiments.analysis.columns import column, excluded, finished, row_names
-from experiments.analysis.fitted import Fit
+from experiments.analysis.fitted import Fit, Method
 from experiments.analysis.laws import Array, Law, make_law
-from experiments.analysis.solver import Problem, huber, residuals, solve, starts
+from experiments.analysis.noise import noise_of
+from experiments.analysis.problem import Problem, make_problem
+from experiments.analysis.resample import RESAMPLES, Objective, Plan, Resample, resample_fit
+from experiments.analysis.solver import solve
 from experiments.analysis.where import select
 from nanogpt.config import UserError, did_you_mean
 
 Loss = Literal["huber", "lad", "lsq"]
 LOSSES = ("huber", "lad", "lsq")
 AGREE = {"huber": 1e-20, "lsq": 1e-20, "lad": 1e-9}  # per point: objectives this close are the same optimum
-_CHUNK = 4_000_000  # floats per temporary array while resamples are solved
 
 
 def fit(
@@ -36,12 +37,16 @@ def fit(
     bootstrap: int = 200,
     cluster: str | None = None,
     seed: int = 0,
+    resample: Resample | None = None,
+    intervals: Method | None = None,
     keep: tuple[str, ...] = (),
 ) -> Fit:
     """Fit `law` to the rows of `df` that finished and pass `where`, minimising the summed `loss` of ln L residuals.
 
     `loss`: "huber" (threshold `delta`, in ln L), "lad" (sum of absolute values) or "lsq" (half the sum of squares).
-    `cluster`: a column whose equal values (runs of one trunk, say) are resampled together. Deterministic for a `seed`.
+    `resample`: "residual" (default: fresh noise on the fitted losses, alike in all runs) or "pairs" (runs drawn with
+    replacement; the default where `cluster` names a column whose equal values, runs of one trunk, say, are drawn
+    together). `intervals`: "bootstrap" or "profile" (default: the law's). Deterministic for a `seed`.
     `keep`: further columns to carry into `Fit.points`.
     Raises UserError in one line: unknown column or loss, fewer points than parameters + 1, values without a logarithm,
     an input with a single value.
@@ -53,25 +58,39 @@ def fit(
         raise UserError(f"fit: delta must be positive, found {delta!r}")
     used, dropped = _choose_rows(law, df, y, where, (*([cluster] if cluster else []), *keep))
     _refuse_unfittable(law, used, y, len(dropped))
-    problem, centres = _problem(law, used, y)
-    first = starts(problem)
+    problem = make_problem(law, used, y)
+    first = problem.starts()
     point = solve(problem, first, np.ones((1, len(used))), loss, delta)
-    theta = point.theta[point.best]
-    weights = _resample(used, len(theta), bootstrap, cluster, seed)
-    draws, draws_converged = _bootstrap(problem, theta, first, weights, loss, delta)
-    params = _natural(law, theta[None], centres)
-    used["predicted"] = np.exp(residuals(problem, theta[None])[0] + problem.ln_y)
-    used["residual"] = problem.ln_y - np.log(used["predicted"])
+    theta = point.theta[[point.best]]
+    objective = Objective(loss, delta)
+    noise = noise_of(-problem.residuals(theta), problem.model.expand(theta).jacobian, objective.threshold)
+    how = _resample_kind(resample, cluster)
+    plan = Plan(how, bootstrap, cluster, seed)
+    draws = resample_fit(problem, theta, first, noise, objective, used, plan)
+    used["predicted"] = np.exp(problem.model.log_loss(theta)[0])
+    used["residual"] = -problem.residuals(theta)[0]
     reason = "converged" if point.converged[point.best] else f"stopped after {point.iterations} iterations"
     agreeing = int(np.sum(point.objective <= point.objective[point.best] * (1 + 1e-6) + AGREE[loss] * len(used)))
     return Fit(
         law=law, y=y, loss=loss, delta=delta,
-        params={name: float(values[0]) for name, values in params.items()},
-        draws=pd.DataFrame(_natural(law, draws, centres)), points=used, dropped=dropped,
+        params={name: float(values[0]) for name, values in problem.natural(theta).items()},
+        draws=pd.DataFrame(problem.natural(draws.theta)), scales=draws.scale, noise=noise.pool(),
+        points=used, dropped=dropped,
         objective=float(point.objective[point.best]), converged=bool(point.converged[point.best]),
         reason=reason, starts=len(first), starts_agreeing=agreeing, condition=_condition(problem, theta),
-        draws_converged=draws_converged, cluster=cluster, seed=seed,
+        draws_converged=draws.converged, resample=how, cluster=cluster, seed=seed,
+        method=intervals or getattr(law, "interval", "bootstrap"),
     )  # fmt: skip
+
+
+def _resample_kind(asked: Resample | None, cluster: str | None) -> Resample:
+    """The bootstrap asked for, or the one that suits; UserError where it cannot respect clusters."""
+    if asked is not None and asked not in RESAMPLES:
+        raise UserError(f"fit: resample {asked!r} is not known{did_you_mean(asked, RESAMPLES)}")
+    if cluster and asked == "residual":
+        raise UserError(f"fit: resample residual takes runs as independent, so it cannot go with cluster {cluster}; "
+                        "pairs can")  # fmt: skip
+    return asked or ("pairs" if cluster else "residual")
 
 
 def _choose_rows(
@@ -121,70 +140,6 @@ def _refuse_unfittable(law: Law, used: pd.DataFrame, y: str, n_dropped: int) -> 
                         f"({', '.join(law.columns)}), found {distinct}")  # fmt: skip
 
 
-def _problem(law: Law, used: pd.DataFrame, y: str) -> tuple[Problem, dict[str, float]]:
-    """Design tensor in centred coordinates, ln y, and a wide box: terms from 1e-9 of the loss up, exponents 0 to 8."""
-    centres = {name: float(np.log(used[name]).mean()) for name in law.columns}
-    ln_y = np.log(used[y].to_numpy(dtype=float))
-    terms, exponents = len(law.coefficients), len(law.exponents)
-    smallest = np.where([symbol == law.floor for symbol in law.coefficients], np.log(1e-6), np.log(1e-9))
-    lower = np.concatenate([ln_y.min() + smallest, np.zeros(exponents)])
-    upper = np.concatenate([np.full(terms, ln_y.max() + np.log(10.0)), np.full(exponents, 8.0)])
-    return Problem(law.design(used, centres), ln_y, lower, upper, terms), centres
-
-
-def _natural(law: Law, theta: Array, centres: Mapping[str, float]) -> dict[str, Array]:
-    """Parameters in their own units from centred logarithms, each of shape (batch,)."""
-    at = dict(zip(law.parameters, theta.T, strict=True))
-    shift = {t.coefficient: sum((at[e] * centres[c] for e, c in t.exponents), np.zeros(len(theta))) for t in law.terms}
-    return {name: np.exp(value + shift[name]) if name in shift else value for name, value in at.items()}
-
-
-def _resample(used: pd.DataFrame, law_size: int, draws: int, cluster: str | None, seed: int) -> Array:
-    """Multinomial weights (draws, points): how often each point, or each cluster with all its points, was drawn.
-
-    A resample with fewer distinct points than parameters has no optimum and is drawn again.
-    """
-    rng = np.random.default_rng([seed, 0])
-    groups = used[cluster].factorize()[0] if cluster else np.arange(len(used))
-    n_groups = int(groups.max()) + 1
-    if cluster and draws and n_groups < 3:
-        raise UserError(f"fit: cluster {cluster} has {n_groups} distinct values; a bootstrap needs at least 3")
-    weights = np.zeros((draws, len(used)))
-    for i in range(draws):
-        for _ in range(100):
-            weights[i] = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)[groups]
-            if np.count_nonzero(weights[i]) >= law_size:
-                break
-    return weights
-
-
-def _bootstrap(
-    problem: Problem, theta: Array, first: Array, weights: Array, loss: str, delta: float
-) -> tuple[Array, float]:
-    """Parameters of each resample (draws, parameters) and the share of resamples that converged.
-
-    Each is solved from the point fit `theta` and from that start of `first` which suits the resample best; the better
-    optimum counts. One start alone under-converges in a sixth of the resamples of published tables.
-    """
-    draws, size = len(weights), len(theta)
-    if not draws:
-        return np.zeros((0, size)), float("nan")
-    misfit = np.stack([huber(residuals(problem, start[None]), weights, delta) for start in first])
-    launch = np.stack([np.broadcast_to(theta, (draws, size)), first[misfit.argmin(axis=0)]])
-    chosen, converged = np.zeros((draws, size)), np.zeros(draws, dtype=bool)
-    step = max(1, _CHUNK // (2 * problem.design.size))
-    for begin in range(0, draws, step):
-        part = slice(begin, begin + step)
-        count = len(weights[part])
-        solution = solve(problem, launch[:, part].reshape(-1, size), np.tile(weights[part], (2, 1)), loss, delta)
-        pick = solution.objective.reshape(2, count).argmin(axis=0) * count + np.arange(count)
-        chosen[part], converged[part] = solution.theta[pick], solution.converged[pick]
-    return chosen, float(converged.mean())
-
-
 def _condition(problem: Problem, theta: Array) -> float:
     """Condition number of J'J at the optimum, in centred logarithmic coordinates: above 1e9 inputs move together."""
-    log_terms = problem.design @ theta
-    softmax = np.exp(log_terms - np.logaddexp.reduce(log_terms, axis=1)[:, None])
-    jacobian = np.einsum("nk,nkp->np", softmax, problem.design)
-    return float(np.linalg.cond(jacobian) ** 2)
+    return float(np.linalg.cond(problem.model.expand(theta).jacobian[0]) ** 2)

@@ -5,7 +5,7 @@ Jacobian is J_i = sum_k w_ik Z_ik and the second derivative sum_k w_ik Z_ik Z_ik
 gradient by hand. A batch is a set of starts, or of bootstrap resamples given as multinomial weights on the same points.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -23,13 +23,22 @@ LAD_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # least absolute deviations i
 
 @dataclass(frozen=True)
 class Problem:
-    """One table to fit: design Z (points, terms, parameters), ln y (points,), and the box theta must stay in."""
+    """One table to fit: design Z (points, terms, parameters), ln y, and the box that theta must stay in.
+
+    `ln_y` is (points,), or (batch, points) where every member of a batch has losses of its own (a residual bootstrap,
+    many simulated studies); the bounds are (parameters,) or (batch, parameters), equal ones holding a parameter fixed.
+    """
 
     design: Array
     ln_y: Array
     lower: Array
     upper: Array
     n_coefficients: int
+
+    def members(self, chosen: Array) -> "Problem":
+        """The same problem for these members of the batch (a mask, indices or a slice)."""
+        own = {name: value[chosen] for name in ("ln_y", "lower", "upper") if (value := getattr(self, name)).ndim == 2}
+        return replace(self, **own) if own else self
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def minimize(problem: Problem, starts: Array, weights: Array, delta: float, max_
     Converged members leave the batch, so the few that follow a kinked valley for a thousand steps cost little.
     """
     theta = np.clip(starts, problem.lower, problem.upper)
-    weights = np.broadcast_to(weights, (len(theta), len(problem.ln_y)))
+    weights = np.broadcast_to(weights, (len(theta), len(problem.design)))
     objective = huber(residuals(problem, theta), weights, delta)
     converged = np.zeros(len(theta), dtype=bool)
     active, damping = np.arange(len(theta)), np.full(len(theta), 1e-3)
@@ -124,11 +133,12 @@ def minimize(problem: Problem, starts: Array, weights: Array, delta: float, max_
     iterations = 0
     while len(active) and iterations < max_iterations:
         iterations += 1
-        at = _expand(problem, theta[active], weights[active], delta)
-        step, slope = _newton_step(problem, theta[active], at, damping)
+        part = problem.members(active)
+        at = _expand(part, theta[active], weights[active], delta)
+        step, slope = _newton_step(part, theta[active], at, damping)
         downhill = np.isfinite(step).all(axis=1) & (slope < 0)
         trial = theta[active] + np.where(downhill[:, None], step, 0.0)
-        value = huber(residuals(problem, trial), weights[active], delta)
+        value = huber(residuals(part, trial), weights[active], delta)
         better = downhill & (value < objective[active])
         small = TOLERANCE * objective[active] + rounding[active]
         promise = np.where(better, objective[active] - value, np.abs(slope))
