@@ -82,19 +82,19 @@ def _interpolated(residual: Array, parameters: int, delta: float) -> Array:
     return np.minimum(np.rint(parameters * share).astype(np.intp), points - 2)
 
 
-def dispersion(noise: Noise, delta: float) -> Array:
+def dispersion(noise: Noise, residual: Array, delta: float) -> Array:
     """E psi^2 / E psi' under the smoothed pool, (tables,): twice the rise of the objective over it is F(1, dof).
 
     psi is the derivative of the loss: for squares this is the variance of the noise; for absolute values (delta = 0,
     the objective being the sum of |r|) it is 1 / (2 density at 0). Schrader and Hettmansperger 1980, Biometrika 67, 93.
     """
+    if np.isinf(delta):
+        return np.asarray((residual**2).sum(axis=1) / noise.dof)
     from scipy.special import ndtr
 
     shrink = noise._shrink()[:, None]
     at, width = noise.errors * shrink, np.maximum(noise.bandwidth[:, None] * shrink, 1e-300)
     weight = (np.arange(at.shape[1]) >= noise.skip[:, None]) / (at.shape[1] - noise.skip)[:, None]
-    if np.isinf(delta):
-        return np.asarray(((at**2 + width**2) * weight).sum(axis=1))
     if delta == 0:
         density = np.exp(-0.5 * (at / width) ** 2) / (np.sqrt(2 * np.pi) * width)
         return np.asarray(1.0 / (2.0 * (density * weight).sum(axis=1)))

@@ -96,8 +96,9 @@ class Valley:
 def valley(problem: Problem, theta: Array, objective: Array, loss: Objective, index: int) -> Valley:
     """The valley around fits `theta` (tables, parameters) along one coordinate."""
     jacobian = problem.model.expand(theta).jacobian
-    noise = noise_of(-problem.residuals(theta), jacobian, loss.threshold)
-    return Valley(problem, loss, index, theta, objective, dispersion(noise, loss.threshold), noise.dof)
+    residual = -problem.residuals(theta)
+    noise = noise_of(residual, jacobian, loss.threshold)
+    return Valley(problem, loss, index, theta, objective, dispersion(noise, residual, loss.threshold), noise.dof)
 
 
 def held(at: Valley, values: Array) -> Array:

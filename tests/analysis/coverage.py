@@ -1,0 +1,130 @@
+"""Many simulated studies of a planted law, fitted and resampled at once: how often intervals cover the truth.
+
+Does what `fit`, `Fit.conf_int`, `Fit.profile` and `Fit.predict` do, by the same functions, for all studies in a batch;
+test_coverage.py holds the two against each other.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from experiments.analysis.intervals import of_new_runs, percentiles
+from experiments.analysis.laws import Array, Law
+from experiments.analysis.noise import Noise, noise_of
+from experiments.analysis.problem import Problem, make_problem
+from experiments.analysis.profile import deviance, held, quantile, valley
+from experiments.analysis.resample import Objective, by_residuals
+from experiments.analysis.solver import solve
+
+
+@dataclass(frozen=True, eq=False)
+class Studies:
+    """Simulated studies of one design, fitted: `theta` (studies, parameters) and `objective` (studies,) of each, its
+    noise, and `fresh` (studies,), ln of the loss that the held-out run of each turned out to have."""
+
+    law: Law
+    truth: dict[str, float]
+    held_out: pd.DataFrame
+    problem: Problem
+    loss: Objective
+    first: Array
+    theta: Array
+    objective: Array
+    noise: Noise
+    fresh: Array
+
+
+def simulate(law: Law, design: "Design", studies: int, loss: Objective, seed: int, errors: str = "normal") -> Studies:
+    """Plant the law, add noise, fit every study from the same starts."""
+    rng = np.random.default_rng(seed)
+    ln_truth = np.log(law.predict(design.params, design.table))
+    noise = design.noise * _errors(rng, (studies, len(design.table)), errors)
+    fresh = np.log(law.predict(design.params, design.held_out))[0] + design.noise * _errors(rng, (studies,), errors)
+    clean = make_problem(law, design.table.assign(val_loss=np.exp(ln_truth)), "val_loss")
+    first = clean.starts()
+    problem = replace(clean, ln_y=ln_truth + noise)
+    theta, objective = _fit(problem, first, loss)
+    of = noise_of(-problem.residuals(theta), problem.model.expand(theta).jacobian, loss.threshold)
+    return Studies(law, dict(design.params), design.held_out, problem, loss, first, theta, objective, of, fresh)
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """A table of inputs, planted parameters, the sd of ln L, one held-out run, the kind of interval promised."""
+
+    table: pd.DataFrame
+    params: dict[str, float]
+    noise: float
+    held_out: pd.DataFrame
+    interval: str = "bootstrap"
+
+
+def _errors(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> Array:
+    """Errors of unit size: normal, or heavy-tailed, or skewed upwards, with median 0."""
+    if kind == "normal":
+        return rng.standard_normal(shape)
+    if kind == "heavy":
+        return rng.standard_t(3, shape)
+    return np.asarray(rng.gamma(2.0, 1.0, shape) - 1.678) / np.sqrt(2.0)
+
+
+def _fit(problem: Problem, first: Array, loss: Objective) -> tuple[Array, Array]:
+    """The best of all starts, for every study."""
+    studies, points = problem.ln_y.shape
+    members = problem.members(np.repeat(np.arange(studies), len(first)))
+    launch = np.tile(first, (studies, 1))
+    found = solve(members, launch, np.ones((len(launch), points)), loss.loss, loss.delta)
+    best = found.objective.reshape(studies, -1).argmin(axis=1) + len(first) * np.arange(studies)
+    return found.theta[best], found.objective[best]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Share of the studies whose interval holds the truth, by parameter; `prediction` is of the held-out run."""
+
+    parameters: dict[str, float]
+    prediction: float
+    converged: float
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """All of them by name."""
+        return {**self.parameters, "prediction": self.prediction}
+
+
+def by_bootstrap(done: Studies, level: float, draws: int, seed: int) -> Coverage:
+    """Coverage of percentile intervals over the residual bootstrap."""
+    studies = len(done.theta)
+    found = by_residuals(done.problem, done.theta, done.first, done.noise, done.loss, draws, [seed, 0])
+    params = done.problem.natural(found.theta)
+    inside = {}
+    for name, values in params.items():
+        low, high = percentiles(values.reshape(studies, draws).T, level)
+        inside[name] = float(np.mean((low <= done.truth[name]) & (done.truth[name] <= high)))
+    return Coverage(inside, _predicted(done, params, found.scale, level), found.converged)
+
+
+def _predicted(done: Studies, params: dict[str, Array], scale: Array, level: float) -> float:
+    """Share of the held-out losses that lie in their interval."""
+    studies = len(done.theta)
+    losses = done.law.predict(params, done.held_out).reshape(studies, -1, 1)
+    inside = 0
+    for study, spread in enumerate(losses):
+        low, high = of_new_runs(spread, done.noise.pool(study), scale.reshape(studies, -1)[study], level)
+        inside += bool(low[0] <= np.exp(done.fresh[study]) <= high[0])
+    return inside / studies
+
+
+def by_profile(done: Studies, level: float, plain: Problem) -> dict[str, float]:
+    """Coverage of profile intervals: the truth is inside where the deviance there is below the cutoff. `plain`: the
+    problem in uncentred inputs, whose coordinates belong to one parameter each."""
+    problem = replace(plain, ln_y=done.problem.ln_y)
+    theta = problem.coordinates(done.problem.natural(done.theta))
+    truth = problem.coordinates(done.truth)[0]
+    inside = {}
+    for index, name in enumerate(done.law.parameters):
+        at = valley(problem, theta, done.objective, done.loss, index)
+        rise = deviance(at, held(at, np.full((len(theta), 1), truth[index])))[:, 0]
+        inside[name] = float(np.mean(rise <= quantile(level, at.dof) ** 2))
+    return inside
