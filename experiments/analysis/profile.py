@@ -5,7 +5,7 @@ saying anything: a profile that never rises to its cutoff on one side has no end
 measured in units of the noise and judged by F(1, n - parameters), also for Huber and absolute-value losses (noise.py).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,8 +126,7 @@ def _hold(at: Valley, values: Array, launch: Array) -> tuple[Array, Array]:
     lower[:, at.index] = upper[:, at.index] = values.ravel()
     members = at.problem.members(np.repeat(np.arange(tables), count))
     weights = np.ones((len(start), at.problem.ln_y.shape[-1]))
-    bounded = replace(members, lower=lower, upper=upper)
-    found = solve(bounded, np.clip(start, lower, upper), weights, at.loss.loss, at.loss.delta)
+    found = solve(members, start, weights, at.loss.loss, at.loss.delta, lower, upper)
     return found.theta.reshape(tables, count, size), found.objective.reshape(tables, count)
 
 

@@ -121,15 +121,15 @@ def refit(problem: Problem, near: Array, first: Array, weights: Array, objective
     if not draws:
         return Draws(np.zeros((0, size)), scale, float("nan"))
     chosen, converged = np.zeros((draws, size)), np.zeros(draws, dtype=bool)
-    step = max(1, _CHUNK // (2 * problem.model.size))
+    step = max(1, _CHUNK // (weights.shape[1] * size**2))
     guesses = problem.model.log_loss(first)
     for begin in range(0, draws, step):
         part = np.arange(begin, min(begin + step, draws))
         own = problem.members(part)
         misfit = np.stack([huber(guess[None] - own.ln_y, weights[part], objective.delta) for guess in guesses])
-        launch = np.concatenate([near[part], first[misfit.argmin(axis=0)]])
-        both = problem.members(np.tile(part, 2))
-        solution = solve(both, launch, np.tile(weights[part], (2, 1)), objective.loss, objective.delta)
-        pick = solution.objective.reshape(2, -1).argmin(axis=0) * len(part) + np.arange(len(part))
+        twice = np.repeat(part, 2)  # the two starts of a resample stand together: members that meet go on as one
+        launch = np.stack([near[part], first[misfit.argmin(axis=0)]], axis=1).reshape(-1, size)
+        solution = solve(problem.members(twice), launch, weights[twice], objective.loss, objective.delta)
+        pick = solution.objective.reshape(-1, 2).argmin(axis=1) + 2 * np.arange(len(part))
         chosen[part], converged[part] = solution.theta[pick], solution.converged[pick]
     return Draws(chosen, scale, float(converged.mean()))

@@ -150,8 +150,21 @@ def minimize(problem: Problem, starts: Array, weights: Array, delta: float, max_
     return Solution(theta, objective, converged, iterations)
 
 
-def solve(problem: Problem, starts: Array, weights: Array, loss: str, delta: float) -> Solution:
-    """Minimise `loss` (huber | lad | lsq); least absolute deviations is reached through ever smaller deltas."""
+def solve(
+    problem: Problem,
+    starts: Array,
+    weights: Array,
+    loss: str,
+    delta: float,
+    lower: Array | None = None,
+    upper: Array | None = None,
+) -> Solution:
+    """Minimise `loss` (huber | lad | lsq); least absolute deviations is reached through ever smaller deltas.
+
+    `lower`, `upper`: (parameters,) or (batch, parameters), the problem's own by default; equal ones hold a parameter.
+    """
+    box = {"lower": problem.lower if lower is None else lower, "upper": problem.upper if upper is None else upper}
+    problem = replace(problem, **box)
     if loss == "huber":
         near = minimize(problem, starts, weights, SMOOTHER * delta, max_iterations=60)
         return minimize(problem, near.theta, weights, delta)
