@@ -5,13 +5,14 @@ saying anything: a profile that never rises to its cutoff on one side has no end
 measured in units of the noise and judged by F(1, n - parameters), also for Huber and absolute-value losses (noise.py).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from experiments.analysis.laws import Array
+from experiments.analysis.laws import Array, Law
 from experiments.analysis.noise import dispersion, noise_of
 from experiments.analysis.problem import Problem, make_problem
 from experiments.analysis.resample import Objective
@@ -145,7 +146,8 @@ def quantile(level: float, dof: int) -> float:
 
 def profile(fit: "Fit", name: str, level: float = 0.95) -> Profile:
     """The profile of parameter `name` of a fit, wide enough to show where its interval at `level` ends."""
-    problem, index, logarithmic = _own_coordinate(fit, name)
+    own = own_coordinate(fit.law, fit.points, fit.y, fit.params, name)
+    problem, index, logarithmic = own.problem, own.index, own.logarithmic
     loss = Objective(fit.loss, fit.delta)
     at = valley(problem, problem.coordinates(fit.params), np.array([fit.objective]), loss, index)
     root = quantile(level, at.dof)
@@ -165,16 +167,30 @@ def profile(fit: "Fit", name: str, level: float = 0.95) -> Profile:
     )  # fmt: skip
 
 
-def _own_coordinate(fit: "Fit", name: str) -> tuple[Problem, int, bool]:
-    """A problem with a coordinate that belongs to `name` alone, its place, and whether it is the logarithm.
+@dataclass(frozen=True, eq=False)
+class Own:
+    """A problem with a coordinate, at `index`, that belongs to one parameter alone; whether it is the logarithm."""
+
+    problem: Problem
+    index: int
+    logarithmic: bool
+
+
+def own_coordinate(law: Law, used: pd.DataFrame, y: str, params: Mapping[str, float], name: str) -> Own:
+    """Where a parameter can be held by holding one coordinate; `params` are values near the fit.
 
     Centred coordinates are better conditioned; they serve where the centres do not mix the parameter with others.
+    Uncentred, a coefficient stands for its term at an input of 1, far outside the box of the centred ones: no box then.
     """
-    index = list(fit.law.parameters).index(name)
-    centred, plain = (make_problem(fit.law, fit.points, fit.y, centre=centre) for centre in (True, False))
-    here, there = (float(p.coordinates(fit.params)[0, index]) for p in (centred, plain))
-    logarithmic = not np.isclose(there, fit.params[name], rtol=1e-9)
-    return (centred if np.isclose(here, there, rtol=1e-9) else plain), index, logarithmic
+    index = list(law.parameters).index(name)
+    centred, plain = (make_problem(law, used, y, centre=centre) for centre in (True, False))
+    here, there = (problem.coordinates(params)[0] for problem in (centred, plain))
+    mixed = ~np.isclose(here, there, rtol=1e-9)
+    logarithmic = not np.isclose(there[index], params[name], rtol=1e-9)
+    if not mixed[index]:
+        return Own(centred, index, logarithmic)
+    lower, upper = np.where(mixed, -np.inf, plain.lower), np.where(mixed, np.inf, plain.upper)
+    return Own(replace(plain, lower=lower, upper=upper), index, logarithmic)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from experiments.analysis.intervals import of_new_runs, percentiles
 from experiments.analysis.laws import Array, Law
 from experiments.analysis.noise import Noise, noise_of
 from experiments.analysis.problem import Problem, make_problem
-from experiments.analysis.profile import deviance, held, quantile, valley
+from experiments.analysis.profile import deviance, held, own_coordinate, quantile, valley
 from experiments.analysis.resample import Objective, by_residuals
 from experiments.analysis.solver import solve
 
@@ -21,11 +21,13 @@ from experiments.analysis.solver import solve
 @dataclass(frozen=True, eq=False)
 class Studies:
     """Simulated studies of one design, fitted: `theta` (studies, parameters) and `objective` (studies,) of each, its
-    noise, and `fresh` (studies,), ln of the loss that the held-out run of each turned out to have."""
+    noise, and `fresh` (studies,), ln of the loss that the held-out run of each turned out to have. `clean`: the table
+    without noise."""
 
     law: Law
     truth: dict[str, float]
     held_out: pd.DataFrame
+    clean: pd.DataFrame
     problem: Problem
     loss: Objective
     first: Array
@@ -41,12 +43,13 @@ def simulate(law: Law, design: "Design", studies: int, loss: Objective, seed: in
     ln_truth = np.log(law.predict(design.params, design.table))
     noise = design.noise * _errors(rng, (studies, len(design.table)), errors)
     fresh = np.log(law.predict(design.params, design.held_out))[0] + design.noise * _errors(rng, (studies,), errors)
-    clean = make_problem(law, design.table.assign(val_loss=np.exp(ln_truth)), "val_loss")
-    first = clean.starts()
-    problem = replace(clean, ln_y=ln_truth + noise)
+    clean = design.table.assign(val_loss=np.exp(ln_truth))
+    problem = make_problem(law, clean, "val_loss")
+    first = problem.starts()
+    problem = replace(problem, ln_y=ln_truth + noise)
     theta, objective = _fit(problem, first, loss)
     of = noise_of(-problem.residuals(theta), problem.model.expand(theta).jacobian, loss.threshold)
-    return Studies(law, dict(design.params), design.held_out, problem, loss, first, theta, objective, of, fresh)
+    return Studies(law, dict(design.params), design.held_out, clean, problem, loss, first, theta, objective, of, fresh)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,15 +119,15 @@ def _predicted(done: Studies, params: dict[str, Array], scale: Array, level: flo
     return inside / studies
 
 
-def by_profile(done: Studies, level: float, plain: Problem) -> dict[str, float]:
-    """Coverage of profile intervals: the truth is inside where the deviance there is below the cutoff. `plain`: the
-    problem in uncentred inputs, whose coordinates belong to one parameter each."""
-    problem = replace(plain, ln_y=done.problem.ln_y)
-    theta = problem.coordinates(done.problem.natural(done.theta))
-    truth = problem.coordinates(done.truth)[0]
+def by_profile(done: Studies, level: float) -> dict[str, float]:
+    """Coverage of profile intervals: the truth is inside where the deviance there is below the cutoff."""
     inside = {}
-    for index, name in enumerate(done.law.parameters):
-        at = valley(problem, theta, done.objective, done.loss, index)
-        rise = deviance(at, held(at, np.full((len(theta), 1), truth[index])))[:, 0]
+    for name in done.law.parameters:
+        own = own_coordinate(done.law, done.clean, "val_loss", done.truth, name)
+        problem = replace(own.problem, ln_y=done.problem.ln_y)
+        theta = problem.coordinates(done.problem.natural(done.theta))
+        truth = problem.coordinates(done.truth)[0, own.index]
+        at = valley(problem, theta, done.objective, done.loss, own.index)
+        rise = deviance(at, held(at, np.full((len(theta), 1), truth)))[:, 0]
         inside[name] = float(np.mean(rise <= quantile(level, at.dof) ** 2))
     return inside
