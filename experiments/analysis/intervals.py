@@ -9,12 +9,15 @@ MOST_ERRORS = 64  # of the pool, evenly spaced by rank: more do not move a 95 % 
 
 
 def percentiles(draws: Array, level: float) -> tuple[Array, Array]:
-    """Lower and upper percentile over the first axis; NaN without draws."""
+    """Lower and upper percentile over the first axis; NaN without draws.
+
+    The k-th of R draws counts as the k / (R + 1) quantile: the usual k / (R - 1) makes 99 draws cover 88 % for 90.
+    """
     if not len(draws):
         empty = np.full(draws.shape[1:], np.nan)
         return empty, empty
     tail = 50.0 * (1.0 - level)
-    lower, upper = np.percentile(draws, [tail, 100.0 - tail], axis=0)
+    lower, upper = np.percentile(draws, [tail, 100.0 - tail], axis=0, method="weibull")
     return lower, upper
 
 
