@@ -38,7 +38,7 @@ def fit(
     cluster: str | None = None,
     seed: int = 0,
     resample: Resample | None = None,
-    intervals: Method | None = None,
+    intervals: Method = "bootstrap",
     keep: tuple[str, ...] = (),
 ) -> Fit:
     """Fit `law` to the rows of `df` that finished and pass `where`, minimising the summed `loss` of ln L residuals.
@@ -46,7 +46,7 @@ def fit(
     `loss`: "huber" (threshold `delta`, in ln L), "lad" (sum of absolute values) or "lsq" (half the sum of squares).
     `resample`: "residual" (default: fresh noise on the fitted losses, alike in all runs) or "pairs" (runs drawn with
     replacement; the default where `cluster` names a column whose equal values, runs of one trunk, say, are drawn
-    together). `intervals`: "bootstrap" or "profile" (default: the law's). Deterministic for a `seed`.
+    together). `intervals`: "bootstrap" or "profile". Deterministic for a `seed`.
     `keep`: further columns to carry into `Fit.points`.
     Raises UserError in one line: unknown column or loss, fewer points than parameters + 1, values without a logarithm,
     an input with a single value.
@@ -79,7 +79,7 @@ def fit(
         objective=float(point.objective[point.best]), converged=bool(point.converged[point.best]),
         reason=reason, starts=len(first), starts_agreeing=agreeing, condition=_condition(problem, theta),
         draws_converged=draws.converged, resample=how, cluster=cluster, seed=seed,
-        method=intervals or getattr(law, "interval", "bootstrap"),
+        method=intervals,
     )  # fmt: skip
 
 

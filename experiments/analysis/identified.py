@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 if TYPE_CHECKING:
     from experiments.analysis.fitted import Fit
 
@@ -44,15 +42,14 @@ def unidentified(fit: "Fit", name: str, always: bool = False) -> str | None:
         return f"{name} sits at its bound 0: these runs show no floor, the loss falls as fast as a pure power law"
     if name in fit.law.exponents and not 1e-6 <= value <= HIGHEST_EXPONENT - 1e-6:
         return f"{name} sits at its bound {value:.3g}: the loss does not follow this law along that input"
-    interval = fit.conf_int(0.95).loc[name]
-    if always and interval.isna().any():
-        interval = fit.conf_int(0.95, method="profile").loc[name]
-    return _too_wide(fit, name, interval, lowest)
+    lower, upper = fit.conf_int(0.95).loc[name].to_numpy(dtype=float)
+    if always and not lower <= upper:
+        lower, upper = fit.profile(name).lower, fit.profile(name).upper
+    return _too_wide(fit, name, lower, upper, lowest)
 
 
-def _too_wide(fit: "Fit", name: str, interval: "pd.Series[float]", lowest: float) -> str | None:
+def _too_wide(fit: "Fit", name: str, lower: float, upper: float, lowest: float) -> str | None:
     """Judge one 95 % interval; one of NaN is judged good."""
-    lower, upper = float(interval["lower"]), float(interval["upper"])
     runs = f"its 95 % interval runs from {lower:.3g} to {upper:.3g}"
     if name == fit.law.floor:
         if lower < FLOOR_IS_ZERO * lowest or upper > FLOOR_SPAN * lower:

@@ -7,6 +7,7 @@ gradient by hand. A batch is a set of starts, or of bootstrap resamples given as
 
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Problem:
     upper: Array
     n_coefficients: int
 
-    def members(self, chosen: Array) -> "Problem":
+    def members(self, chosen: Any) -> "Problem":
         """The same problem for these members of the batch (a mask, indices or a slice)."""
         own = {name: value[chosen] for name in ("ln_y", "lower", "upper") if (value := getattr(self, name)).ndim == 2}
         return replace(self, **own) if own else self
@@ -163,8 +164,8 @@ def solve(
 
     `lower`, `upper`: (parameters,) or (batch, parameters), the problem's own by default; equal ones hold a parameter.
     """
-    box = {"lower": problem.lower if lower is None else lower, "upper": problem.upper if upper is None else upper}
-    problem = replace(problem, **box)
+    sides = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
+    problem = replace(problem, lower=sides[0], upper=sides[1])
     if loss == "huber":
         near = minimize(problem, starts, weights, SMOOTHER * delta, max_iterations=60)
         return minimize(problem, near.theta, weights, delta)
