@@ -238,14 +238,16 @@ def _checklist(title: str, result: "Fit") -> dict[str, Any]:
     )
     loss = f"Huber with delta = {result.delta:g}" if result.loss == "huber" else result.loss.upper()
     by = f"clusters of equal {result.cluster}" if result.cluster else "runs"
+    drawn = f"{len(result.draws)} {result.resample}-bootstrap resamples of {by}, seed {result.seed}"
+    share = f"{result.draws_converged:.0%} converged"
     items = [
         ("law", f"{result.y} = {result.law.formula} ({result.law.source})"),
         ("loss", f"{loss} on ln {result.y}, summed over the points: {result.objective:.6g}"),
         ("convergence", result.reason),
         ("starts", f"{result.starts_agreeing} of {result.starts} starts reached the same optimum"),
         ("condition number", f"{result.condition:.2g} (of J'J, logarithms, centred)"),
-        ("intervals", f"95 % percentile over {len(result.draws)} bootstrap resamples of {by}, seed {result.seed}, "
-                      f"{result.draws_converged:.0%} converged" if len(result.draws) else "none: no bootstrap"),
+        ("intervals", "95 % profile likelihood" if result.method == "profile"
+                      else f"95 % percentile over {drawn}, {share}" if len(result.draws) else "none: no bootstrap"),
         ("points used", str(len(result.points))),
         ("points dropped", _dropped(result)),
     ]  # fmt: skip

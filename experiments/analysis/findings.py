@@ -11,8 +11,9 @@ import pandas as pd
 from experiments.analysis.claims import Claim
 from experiments.analysis.columns import finished
 from experiments.analysis.fit import fit
-from experiments.analysis.fitted import FLOOR_IS_ZERO, Fit
+from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout, holdout
+from experiments.analysis.identified import FLOOR_IS_ZERO
 from experiments.analysis.laws import Law, make_law
 from experiments.analysis.optimum import Optima, find_optima
 from experiments.analysis.searched import Searched, search_sentences

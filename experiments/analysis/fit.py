@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 
 from experiments.analysis.columns import column, excluded, finished, row_names
-from experiments.analysis.fitted import Fit
+from experiments.analysis.fitted import Fit, Method
 from experiments.analysis.laws import Array, Law, make_law
+from experiments.analysis.noise import noise_of
 from experiments.analysis.problem import Problem, make_problem
-from experiments.analysis.solver import huber, solve
+from experiments.analysis.resample import RESAMPLES, Objective, Plan, Resample, resample_fit
+from experiments.analysis.solver import solve
 from experiments.analysis.where import select
 from nanogpt.config import UserError, did_you_mean
 
@@ -35,12 +37,16 @@ def fit(
     bootstrap: int = 200,
     cluster: str | None = None,
     seed: int = 0,
+    resample: Resample | None = None,
+    intervals: Method = "bootstrap",
     keep: tuple[str, ...] = (),
 ) -> Fit:
     """Fit `law` to the rows of `df` that finished and pass `where`, minimising the summed `loss` of ln L residuals.
 
     `loss`: "huber" (threshold `delta`, in ln L), "lad" (sum of absolute values) or "lsq" (half the sum of squares).
-    `cluster`: a column whose equal values (runs of one trunk, say) are resampled together. Deterministic for a `seed`.
+    `resample`: "residual" (default: fresh noise on the fitted losses, alike in all runs) or "pairs" (runs drawn with
+    replacement; the default where `cluster` names a column whose equal values, runs of one trunk, say, are drawn
+    together). `intervals`: "bootstrap" or "profile". Deterministic for a `seed`.
     `keep`: further columns to carry into `Fit.points`.
     Raises UserError in one line: unknown column or loss, fewer points than parameters + 1, values without a logarithm,
     an input with a single value.
@@ -56,22 +62,36 @@ def fit(
     problem = make_problem(law, used, y)
     first = problem.starts()
     point = solve(problem, first, np.ones((1, len(used))), loss, delta)
-    theta = point.theta[point.best]
-    weights = _resample(used, len(theta), bootstrap, cluster, seed)
-    draws, draws_converged = _bootstrap(problem, theta, first, weights, loss, delta)
-    params = problem.natural(theta[None])
-    used["predicted"] = np.exp(problem.residuals(theta[None])[0] + problem.ln_y)
-    used["residual"] = problem.ln_y - np.log(used["predicted"])
+    theta = point.theta[[point.best]]
+    objective = Objective(loss, delta)
+    noise = noise_of(-problem.residuals(theta), problem.model.expand(theta).jacobian, objective.threshold)
+    how = _resample_kind(resample, cluster)
+    plan = Plan(how, bootstrap, cluster, seed)
+    draws = resample_fit(problem, theta, first, noise, objective, used, plan)
+    used["predicted"] = np.exp(problem.model.log_loss(theta)[0])
+    used["residual"] = -problem.residuals(theta)[0]
     reason = "converged" if point.converged[point.best] else f"stopped after {point.iterations} iterations"
     agreeing = int(np.sum(point.objective <= point.objective[point.best] * (1 + 1e-6) + AGREE[loss] * len(used)))
     return Fit(
         law=law, y=y, loss=loss, delta=delta,
-        params={name: float(values[0]) for name, values in params.items()},
-        draws=pd.DataFrame(problem.natural(draws)), points=used, dropped=dropped,
+        params={name: float(values[0]) for name, values in problem.natural(theta).items()},
+        draws=pd.DataFrame(problem.natural(draws.theta)), scales=draws.scale, noise=noise.pool(),
+        points=used, dropped=dropped,
         objective=float(point.objective[point.best]), converged=bool(point.converged[point.best]),
         reason=reason, starts=len(first), starts_agreeing=agreeing, condition=_condition(problem, theta),
-        draws_converged=draws_converged, cluster=cluster, seed=seed,
+        draws_converged=draws.converged, resample=how, cluster=cluster, seed=seed,
+        method=intervals,
     )  # fmt: skip
+
+
+def _resample_kind(asked: Resample | None, cluster: str | None) -> Resample:
+    """The bootstrap asked for, or the one that suits; UserError where it cannot respect clusters."""
+    if asked is not None and asked not in RESAMPLES:
+        raise UserError(f"fit: resample {asked!r} is not known{did_you_mean(asked, RESAMPLES)}")
+    if cluster and asked == "residual":
+        raise UserError(f"fit: resample residual takes runs as independent, so it cannot go with cluster {cluster}; "
+                        "pairs can")  # fmt: skip
+    return asked or ("pairs" if cluster else "residual")
 
 
 def _choose_rows(
@@ -121,44 +141,6 @@ def _refuse_unfittable(law: Law, used: pd.DataFrame, y: str, n_dropped: int) -> 
                         f"({', '.join(law.columns)}), found {distinct}")  # fmt: skip
 
 
-def _resample(used: pd.DataFrame, law_size: int, draws: int, cluster: str | None, seed: int) -> Array:
-    """Multinomial weights (draws, points): how often each point, or each cluster with all its points, was drawn.
-
-    A resample with fewer distinct points than parameters has no optimum and is drawn again.
-    """
-    rng = np.random.default_rng([seed, 0])
-    groups = used[cluster].factorize()[0] if cluster else np.arange(len(used))
-    n_groups = int(groups.max()) + 1
-    if cluster and draws and n_groups < 3:
-        raise UserError(f"fit: cluster {cluster} has {n_groups} distinct values; a bootstrap needs at least 3")
-    weights = np.zeros((draws, len(used)))
-    for i in range(draws):
-        for _ in range(100):
-            weights[i] = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)[groups]
-            if np.count_nonzero(weights[i]) >= law_size:
-                break
-    return weights
-
-
-def _bootstrap(
-    problem: Problem, theta: Array, first: Array, weights: Array, loss: str, delta: float
-) -> tuple[Array, float]:
-    """Parameters of each resample (draws, parameters) and the share of resamples that converged.
-
-    Each is solved from the point fit `theta` and from that start of `first` which suits the resample best; the better
-    optimum counts. One start alone under-converges in a sixth of the resamples of published tables.
-    """
-    draws, size = len(weights), len(theta)
-    if not draws:
-        return np.zeros((0, size)), float("nan")
-    misfit = np.stack([huber(problem.residuals(start[None]), weights, delta) for start in first])
-    launch = np.stack([np.broadcast_to(theta, (draws, size)), first[misfit.argmin(axis=0)]])
-    solution = solve(problem, launch.swapaxes(0, 1).reshape(-1, size), np.repeat(weights, 2, axis=0), loss, delta)
-    pick = solution.objective.reshape(draws, 2).argmin(axis=1) + 2 * np.arange(draws)
-    return solution.theta[pick], float(solution.converged[pick].mean())
-
-
 def _condition(problem: Problem, theta: Array) -> float:
     """Condition number of J'J at the optimum, in centred logarithmic coordinates: above 1e9 inputs move together."""
-    jacobian = problem.model.expand(theta[None]).jacobian[0]
-    return float(np.linalg.cond(jacobian) ** 2)
+    return float(np.linalg.cond(problem.model.expand(theta).jacobian[0]) ** 2)

@@ -2,22 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import identified, intervals
 from experiments.analysis.coordinates import read_inputs
 from experiments.analysis.laws import Array, Law
+from experiments.analysis.profile import Profile, profile
+from nanogpt.config import UserError, did_you_mean
 
-FLOOR_IS_ZERO = 1e-3  # a floor below this share of the lowest loss is not told from zero
-COLLINEAR = 1e9  # condition number of J'J from which the inputs move together as far as the fit can tell
+Method = Literal["bootstrap", "profile"]
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A law fitted to a table. `points`: the rows used (id, law's columns, y, predicted, residual = ln measured - ln
-    predicted). `dropped`: the rows left out, with the reason. `draws`: one row of parameters per bootstrap resample."""
+    predicted). `dropped`: the rows left out, with the reason. `draws`: parameters, a row per bootstrap resample, and
+    `scales`: the noise level of each as a multiple of the fit's. `noise`: the residuals at the size of the noise.
+    `resample`: residual | pairs; `method`: which intervals `conf_int` gives, bootstrap | profile."""
 
     law: Law
     y: str
@@ -25,6 +30,8 @@ class Fit:
     delta: float
     params: Mapping[str, float]
     draws: pd.DataFrame
+    scales: Array
+    noise: Array
     points: pd.DataFrame
     dropped: pd.DataFrame
     objective: float
@@ -34,8 +41,10 @@ class Fit:
     starts_agreeing: int
     condition: float
     draws_converged: float
+    resample: str
     cluster: str | None
     seed: int
+    method: Method = "bootstrap"
 
     @property
     def residuals(self) -> "pd.Series[float]":
@@ -47,33 +56,51 @@ class Fit:
         """Standard deviation of each parameter over the bootstrap; NaN without one."""
         return {name: float(self.draws[name].std(ddof=1)) for name in self.params}
 
-    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
-        """Percentile interval of each parameter over the bootstrap: columns lower, upper; a row per parameter."""
-        bounds = [_percentiles(self.draws[name].to_numpy(), level) for name in self.params]
-        return pd.DataFrame(bounds, columns=["lower", "upper"], index=pd.Index(list(self.params), name="parameter"))
+    def conf_int(self, level: float = 0.95, method: Method | None = None) -> pd.DataFrame:
+        """Interval of each parameter: columns lower, upper; a row per parameter. By `method` (default: the fit's own):
+        percentiles of the bootstrap (NaN without draws), or the profile (0 or infinite where the data set no end)."""
+        names = list(self.params)
+        if (method or self.method) == "bootstrap":
+            return intervals.of_parameters(self.draws, names, level)
+        ends = [(self.profile(name, level).lower, self.profile(name, level).upper) for name in names]
+        return pd.DataFrame(ends, columns=["lower", "upper"], index=pd.Index(names, name="parameter"))
+
+    def profile(self, name: str, level: float = 0.95) -> Profile:
+        """How the objective rises when `name` is held at other values; UserError for an unknown parameter."""
+        if name not in self.params:
+            raise UserError(f"profile: {self.law.name} has no parameter {name!r}{did_you_mean(name, self.params)}")
+        if (name, level) not in self._profiles:
+            self._profiles[name, level] = profile(self, name, level)
+        return self._profiles[name, level]
+
+    @cached_property
+    def _profiles(self) -> dict[tuple[str, float], Profile]:
+        """Those made so far: each takes some hundred refits."""
+        return {}
+
+    @cached_property
+    def identified(self) -> dict[str, bool]:
+        """Whether the data identify each parameter; `notes` says why not."""
+        return identified.identified(self)
 
     def predict(self, table: pd.DataFrame, interval: float = 0.95) -> pd.DataFrame:
         """`predicted`, `lower`, `upper` for each row of `table` (index kept): where one new run's loss should lie.
 
-        The interval is made of every bootstrap draw combined with every residual of the fit (at most 64 quantiles of
-        them), widened by sqrt(n / (n - parameters)) because fitted residuals are smaller than the noise.
+        The interval is made of every bootstrap draw combined with every residual of the fit at the size of the noise
+        (`noise`, at most 64 quantiles of them) times the draw's noise level, which has Student's tails.
         """
         inputs = read_inputs(self.law, table, "predict")
         predicted = self.law.predict(self.params, inputs)
         lower = upper = np.full(len(inputs), np.nan)
         if len(self.draws):
             spread = self.law.predict({name: self.draws[name].to_numpy() for name in self.params}, inputs)
-            n, size = len(self.points), len(self.params)
-            middles = (np.arange(min(n, 64)) + 0.5) / min(n, 64)
-            noise = np.quantile(self.residuals, middles, method="inverted_cdf")
-            combined = spread * np.exp(noise * np.sqrt(n / (n - size)))[:, None, None]
-            lower, upper = _percentiles(combined.reshape(-1, len(inputs)), interval)
+            lower, upper = intervals.of_new_runs(spread, self.noise, self.scales, interval)
         return pd.DataFrame({"predicted": predicted, "lower": lower, "upper": upper}, index=table.index)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know before quoting this fit: parameters the data do not identify, doubtful convergence."""
-        return _notes(self)
+        return identified.notes(self)
 
     def summary(self) -> str:
         """The fit as a block of plain text."""
@@ -85,8 +112,10 @@ class Fit:
         lines.append(f"  {len(self.points)} points used, {len(self.dropped)} dropped{by_hand}; {self.starts_agreeing} "
                      f"of {self.starts} starts agree; condition number {self.condition:.2g}")  # fmt: skip
         by = f"clustered by {self.cluster}, " if self.cluster else ""
-        if len(self.draws):
-            resamples = f"{len(self.draws)} pairs-bootstrap resamples"
+        if self.method == "profile":
+            lines.append("  intervals: 95 % profile likelihood")
+        elif len(self.draws):
+            resamples = f"{len(self.draws)} {self.resample}-bootstrap resamples"
             lines.append(f"  intervals: 95 % percentile, {resamples}, {by}seed {self.seed}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -108,6 +137,7 @@ class Fit:
                 "lower": _plain(intervals.at[name, "lower"]),
                 "upper": _plain(intervals.at[name, "upper"]),
                 "unit": self.law.unit(name),
+                "identified": self.identified[name],
             }
             for name, value in self.params.items()
         }
@@ -117,55 +147,12 @@ class Fit:
             "loss": self.loss, "delta": self.delta if self.loss == "huber" else None, "objective": self.objective,
             "converged": self.converged, "reason": self.reason,
             "starts": self.starts, "starts_agreeing": self.starts_agreeing, "condition": _plain(self.condition),
-            "bootstrap": len(self.draws), "bootstrap_converged": _plain(self.draws_converged),
+            "intervals": self.method, "resample": self.resample, "bootstrap": len(self.draws),
+            "bootstrap_converged": _plain(self.draws_converged),
             "cluster": self.cluster, "seed": self.seed,
             "points_used": len(self.points), "points_dropped": len(self.dropped),
             "dropped": self.dropped.to_dict(orient="records"), "notes": list(self.notes),
         }  # fmt: skip
-
-
-def _notes(result: Fit) -> tuple[str, ...]:
-    """Warnings in words, most important first."""
-    notes: list[str] = []
-    if not result.converged:
-        notes.append(f"the optimiser did not converge ({result.reason}): do not use these numbers")
-    if result.draws_converged < 0.95:
-        notes.append(f"only {result.draws_converged:.0%} of the bootstrap resamples converged: distrust the intervals")
-    if result.condition > COLLINEAR:
-        inputs = " and ".join(result.law.columns)
-        notes.append(f"condition number {result.condition:.1e}: {inputs} hardly move apart in these runs, "
-                     "so single parameters are not identified even where predictions are")  # fmt: skip
-    for name, value in result.params.items():
-        notes += _parameter_notes(result, name, value)
-    return tuple(notes)
-
-
-def _parameter_notes(result: Fit, name: str, value: float) -> list[str]:
-    """Is this parameter held by a bound, or spread over more than the data can say?"""
-    lower, upper = _percentiles(result.draws[name].to_numpy(), 0.95)
-    lowest = float(result.points[result.y].min())
-    if name == result.law.floor and value < FLOOR_IS_ZERO * lowest:
-        return [f"{name} sits at its bound 0: these runs show no floor, the loss falls as fast as a pure power law"]
-    if name == result.law.floor and (lower < FLOOR_IS_ZERO * lowest or upper > 2 * lower):
-        reach = "reaches down to 0" if lower < 0.01 * lowest else f"runs from {lower:.3g} to {upper:.3g}"
-        return [f"{name} is not identified: its 95 % interval {reach}"]
-    if name in result.law.exponents and (value < 1e-6 or value > 8.0 - 1e-6):
-        return [f"{name} sits at its bound {value:.3g}: the loss does not follow this law along that input"]
-    if name in result.law.exponents and (lower < 1e-3 or upper > 10 * lower):
-        return [f"{name} is not identified: its 95 % interval runs from {lower:.3g} to {upper:.3g}"]
-    if name in result.law.coefficients and upper > 10 * lower:
-        return [f"{name} is not identified on its own: its 95 % interval runs from {lower:.3g} to {upper:.3g} (it is "
-                "its term at an input of 1, far outside the data); predictions can still be good"]  # fmt: skip
-    return []
-
-
-def _percentiles(draws: Array, level: float) -> tuple[Any, Any]:
-    """Lower and upper percentile over the first axis; NaN without draws."""
-    if not len(draws):
-        return np.nan, np.nan
-    tail = 50.0 * (1.0 - level)
-    lower, upper = np.percentile(draws, [tail, 100.0 - tail], axis=0)
-    return lower, upper
 
 
 def _plain(value: Any) -> float | None:

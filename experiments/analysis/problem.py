@@ -1,7 +1,7 @@
 """One table to fit with one law: the model in centred coordinates, ln of the losses, and the box of the coordinates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,10 @@ from experiments.analysis.starts import spread_out, trials
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """`x`: centred ln inputs by column, `ln_y` (points,), `lower` and `upper` (parameters,), `centres` by column."""
+    """`x`: centred ln inputs by column, `ln_y` (points,), `lower` and `upper` (parameters,), `centres` by column.
+
+    `ln_y` is (batch, points) where every member of a batch has losses of its own: a residual bootstrap, many studies.
+    """
 
     law: Law
     model: Model
@@ -32,6 +35,15 @@ class Problem:
     def coordinates(self, params: Mapping[str, npt.ArrayLike]) -> Array:
         """The inverse of `natural`: (batch, parameters)."""
         return coordinates(self.law, params, self.centres)
+
+    def members(self, chosen: npt.NDArray[np.intp] | slice) -> "Problem":
+        """The same problem for these members of a batch (indices or a slice)."""
+        return self if self.ln_y.ndim == 1 else replace(self, ln_y=self.ln_y[chosen])
+
+    @property
+    def points(self) -> int:
+        """How many runs are fitted."""
+        return int(self.ln_y.shape[-1])
 
     def residuals(self, theta: Array) -> Array:
         """ln L(theta) - ln y, shape (batch, points)."""

@@ -1,7 +1,8 @@
 """Many robust fits of one law at once: a batched damped Newton method in float64.
 
-A batch is a set of starts, or of bootstrap resamples given as multinomial weights on the same points. Bounds belong to
-the batch or to each member, and a parameter whose bounds meet is held there (profile likelihood).
+A batch is a set of starts, or of bootstrap resamples given as multinomial weights on the same points or as losses of
+their own. Bounds belong to the batch or to each member, and a parameter whose bounds meet is held there (profile
+likelihood).
 """
 
 from dataclasses import dataclass, fields
@@ -67,9 +68,8 @@ def huber(residual: Array, weights: Array, delta: float) -> Array:
 def expand(problem: Problem, theta: Array, weights: Array, delta: float) -> Objective:
     """The summed Huber objective and its derivatives at `theta` (batch, parameters), a block of members at a time."""
     step = problem.model.block
-    parts = [
-        _expand_block(problem, theta[i : i + step], weights[i : i + step], delta) for i in range(0, len(theta), step)
-    ]
+    blocks = [slice(begin, begin + step) for begin in range(0, len(theta), step)]
+    parts = [_expand_block(problem.members(block), theta[block], weights[block], delta) for block in blocks]
     return Objective(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Objective)))
 
 
@@ -123,7 +123,7 @@ def minimize(
     """
     lower, upper = (np.broadcast_to(side, starts.shape) for side in box or (problem.lower, problem.upper))
     theta = np.clip(starts, lower, upper)
-    weights = np.broadcast_to(weights, (len(theta), len(problem.ln_y)))
+    weights = np.broadcast_to(weights, (len(theta), problem.points))
     at = expand(problem, theta, weights, delta)
     objective, converged = at.value.copy(), np.zeros(len(theta), dtype=bool)
     active, damping = np.arange(len(theta)), np.full(len(theta), 1e-3)
@@ -133,7 +133,7 @@ def minimize(
         step, slope = _newton_step(theta[active], (lower[active], upper[active]), at, damping)
         downhill = np.isfinite(step).all(axis=1) & (slope < 0)
         trial = theta[active] + np.where(downhill[:, None], step, 0.0)
-        there = expand(problem, trial, weights, delta)
+        there = expand(problem.members(active), trial, weights, delta)
         better = downhill & (there.value < at.value)
         small = tolerance * at.value + ROUNDING * weights.sum(axis=1)
         promise = np.where(better, at.value - there.value, np.abs(slope))
@@ -163,7 +163,7 @@ def solve(
     """
     sides = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
     box = (np.broadcast_to(sides[0], starts.shape), np.broadcast_to(sides[1], starts.shape))
-    weights = np.broadcast_to(weights, (len(starts), len(problem.ln_y)))
+    weights = np.broadcast_to(weights, (len(starts), problem.points))
     with problem.model.working():
         return _solve(problem, starts, weights, loss, delta, box)
 
@@ -185,8 +185,9 @@ def _solve(
 
 def _sharpen(problem: Problem, near: Solution, weights: Array, delta: float, box: tuple[Array, Array]) -> Solution:
     """From the optima of a smoother loss to those of the real one; starts of one problem that met go on as one."""
-    asked = np.column_stack([weights @ np.sqrt(np.arange(2.0, weights.shape[1] + 2.0)), *box])
-    key = np.column_stack([asked, np.round(near.theta, MET)])
+    mark = np.sqrt(np.arange(2.0, problem.points + 2.0))  # tells sets of weights, and of losses, apart by one number
+    losses = np.broadcast_to(problem.ln_y @ mark, len(weights))
+    key = np.column_stack([weights @ mark, losses, *box, np.round(near.theta, MET)])
     _, first, member = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    found = minimize(problem, near.theta[first], weights[first], delta, (box[0][first], box[1][first]))
+    found = minimize(problem.members(first), near.theta[first], weights[first], delta, (box[0][first], box[1][first]))
     return Solution(found.theta[member], found.objective[member], found.converged[member], found.iterations)
