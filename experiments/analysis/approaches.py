@@ -1,8 +1,8 @@
 """Approaches 1, 2 and 3 side by side: the compute-optimal size and tokens by each, and what the counting does to them.
 
-Every approach runs under every accounting the table can give: N with and without embeddings, FLOPs as spent and as 6 N D.
-They need not agree: on the published tables of Porian et al. 2024 the way of reading the minimum alone moves the exponent
-of N by up to .15, and the accounting by .13. So none is reported alone.
+Every approach runs under every accounting the table can give: N with and without embeddings, FLOPs as spent and as
+6 N D. They need not agree: on the published tables of Porian et al. 2024 the way of reading the minimum alone moves the
+exponent of N by up to .15, and the accounting by .13. So none is reported alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ COMPUTES = 9  # where the optimum of a fitted surface is read for its power law
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Approach 3: a fitted law and its optima at some computes (flops, n, d, loss, beyond: outside the trained sizes)."""
+    """Approach 3: a fitted law and its optima at some computes (flops, n, d, loss, beyond: outside the sizes)."""
 
     fit: Fit
     table: pd.DataFrame
@@ -95,15 +95,16 @@ def compare_approaches(
     law: dict[str, Any] | None = None,
     fitted: Fit | None = None,
 ) -> Approaches:
-    """Envelope, IsoFLOP minima by parabola and by Akima, and surface, under every accounting that `runs` has columns for.
+    """Envelope, IsoFLOP minima by parabola and by Akima, and surface, under every accounting `runs` has columns for.
 
     With `curves`, approaches 1 and 2 read training curves, which suits a constant learning rate; the surface is always
     fitted to final losses. `law`: further options of `fit` for the surface; `fitted`: the surface of the study's own
     accounting where there is one. `at`: compute to quote; default the largest one measured.
     Raises UserError where the table cannot be read at all; an approach that fails says why in its row.
     """
-    columns = {"d": column(runs, d, "approaches"), "flops": flops, "y": column(runs, y, "approaches"), "where": where}
-    accountings = _accountings(runs, column(runs, n, "approaches"), flops)
+    columns: dict[str, Any] = {"d": column(runs, d, "approaches"), "flops": flops, "y": column(runs, y, "approaches")}
+    columns["where"] = where
+    accountings = _accountings(runs, column(runs, n, "approaches"), columns["d"], flops)
     options = {"noise": noise, "draws": draws, "seed": seed}
     items: list[Approach] = []
     seen: Observations | None = None
@@ -116,11 +117,18 @@ def compare_approaches(
     return Approaches(tuple(items), at or float(seen.table["flops"].max()), seen)
 
 
-def _accountings(runs: pd.DataFrame, n: str, flops: str) -> list[Accounting]:
-    """The study's own first, then the others that the columns allow."""
+def _accountings(runs: pd.DataFrame, n: str, d: str, flops: str) -> list[Accounting]:
+    """The study's own first, then the others that the columns allow and that differ."""
     sizes = dict.fromkeys([n, *(name for name in ("n_params_non_embedding", "n_params") if name in runs.columns)])
-    computes: tuple[Literal["exact", "6ND"], ...] = ("exact", "6ND") if flops in runs.columns else ("6ND",)
-    return [Accounting(size, compute) for size in sizes for compute in computes]
+    if flops not in runs.columns:
+        return [Accounting(size, "6ND") for size in sizes]
+    found = []
+    for size in sizes:
+        found.append(Accounting(size, "exact"))
+        by_rule = 6.0 * pd.to_numeric(runs[size], errors="coerce") * pd.to_numeric(runs[d], errors="coerce")
+        if not np.allclose(by_rule, pd.to_numeric(runs[flops], errors="coerce"), rtol=1e-3, atol=0, equal_nan=True):
+            found.append(Accounting(size, "6ND"))
+    return found
 
 
 def _each(
@@ -165,7 +173,10 @@ def fit_surface(
 
 
 def _surface_lines(flops: Array, found: Optimal) -> tuple[PowerLine, PowerLine]:
-    lines = (fit_line(flops, found.n, draws=(flops, found.n_draws)), fit_line(flops, found.d, draws=(flops, found.d_draws)))
+    lines = (
+        fit_line(flops, found.n, draws=(flops, found.n_draws)),
+        fit_line(flops, found.d, draws=(flops, found.d_draws)),
+    )
     # Nine points of one smooth curve scatter by nothing: the bootstrap alone says how uncertain they are.
     return replace(lines[0], scatter=float("nan")), replace(lines[1], scatter=float("nan"))
 
@@ -187,7 +198,9 @@ def _row(item: Approach, at: float, level: float) -> dict[str, Any]:
     return row | dict(zip(_NUMBERS, numbers, strict=True)) | {"budgets": _budgets(item.result), "refused": ""}
 
 
-_NUMBERS = tuple(f"{name}{end}" for name in ("a", "b", "n", "d", "tokens_per_param") for end in ("", "_lower", "_upper"))
+_NUMBERS = tuple(
+    f"{name}{end}" for name in ("a", "b", "n", "d", "tokens_per_param") for end in ("", "_lower", "_upper")
+)
 
 
 def _budgets(result: Envelope | IsoFlops | Surface) -> str:
@@ -196,7 +209,9 @@ def _budgets(result: Envelope | IsoFlops | Surface) -> str:
         return f"{result.winners} sizes win; {result.refused:.0%} of the computes refused"
     if isinstance(result, Surface):
         beyond = int(result.table["beyond"].sum())
-        return f"{len(result.fit.points)} runs fitted" + (f"; N beyond them at {beyond} of {COMPUTES} computes" * bool(beyond))
+        return f"{len(result.fit.points)} runs fitted" + (
+            f"; N beyond them at {beyond} of {COMPUTES} computes" * bool(beyond)
+        )
     refused = int((result.table["refused"] != "").sum())
     kind = "measured" if result.measured else "read between runs"
     return f"{len(result.table) - refused} of {len(result.table)} budgets, {kind}"

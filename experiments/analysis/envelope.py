@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from experiments.analysis.powerline import PowerLine, fit_line
 from experiments.analysis.laws import Array
 from experiments.analysis.observations import Observations
+from experiments.analysis.powerline import PowerLine, fit_line
 from experiments.analysis.slices import Noise, losses_at, noise_draws, noise_of
 from nanogpt.config import UserError
 
@@ -50,8 +50,8 @@ def envelope(
     table = observations.table
     curves = int((table.groupby("path").size() > 1).sum())
     if curves < LEAST_WINNERS:
-        raise UserError(f"approach 1: needs curves of loss over compute: {LEAST_WINNERS} sizes with two token counts each, "
-                        f"or training curves; found {curves}")  # fmt: skip
+        raise UserError(f"approach 1: needs curves of loss over compute: {LEAST_WINNERS} sizes with two token counts "
+                        f"each, or training curves; found {curves}")  # fmt: skip
     budgets = np.geomspace(table["flops"].min(), table["flops"].max(), computes)
     found = _winners(observations, budgets, table["loss"].to_numpy(dtype=float)[None])
     n, loss, inside = (values[0] for values in found)
@@ -74,7 +74,7 @@ def envelope(
 
 
 def _draws(observations: Observations, noise: Noise, draws: int, seed: int) -> tuple[Array, Array, Array]:
-    """N and D of the winners at a coarse grid of computes in each disturbed table, NaN at an edge: (draws, computes)."""
+    """Coarse computes, and N and D of the winners in each disturbed table, NaN at an edge: (draws, computes)."""
     table = observations.table
     budgets = np.geomspace(table["flops"].min(), table["flops"].max(), COMPUTES_PER_DRAW)
     losses = noise_draws(table, noise, draws, seed)

@@ -24,7 +24,7 @@ class Allocation:
 
 @dataclass(frozen=True, eq=False)
 class Optimal:
-    """Compute-optimal N and D, their loss, each (computes,), and N and D of every draw of the fit, (draws, computes)."""
+    """Compute-optimal N, D and loss, (computes,) each, and N and D of every draw of the fit, (draws, computes)."""
 
     n: Array
     d: Array

@@ -24,6 +24,7 @@ from nanogpt.config import UserError
 Method = Literal["parabola", "akima"]
 METHODS = ("parabola", "akima")
 PER_GAP = 25  # grid points of Akima's interpolant per gap between sizes
+LEAST_BUDGETS = 3  # through two optima there is always a line
 WINDOW = 7  # sizes nearest to the lowest loss that a parabola is fitted to
 LEAST_SD = 0.33  # of a gap between sizes: no optimum is known better than that when the line is weighted
 Whole = NDArray[np.intp]
@@ -46,6 +47,20 @@ class IsoFlops:
     d_line: PowerLine
     noise: Noise
     measured: bool
+    window: int | None
+
+    def curve(self, index: int, points: int = 200) -> tuple[Array, Array]:
+        """N and loss along what was drawn through a slice: Akima's interpolant, or the parabola over its window."""
+        part = self.slices[index]
+        ln_x = np.log(part.n)
+        if self.method == "akima":
+            grid = np.linspace(ln_x[0], ln_x[-1], points)
+            return np.exp(grid), np.exp(Akima1DInterpolator(ln_x, np.log(part.loss))(grid))
+        near = np.sort(_nearest(ln_x, np.array([part.loss.argmin()]), self.window)[0])
+        middle = ln_x[near].mean()
+        bent = np.polyfit(ln_x[near] - middle, part.loss[near], 2)
+        grid = np.linspace(ln_x[near[0]], ln_x[near[-1]], points)
+        return np.exp(grid), np.polyval(bent, grid - middle)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +102,7 @@ def isoflop(
     `budgets`: FLOPs, or how many; default: those the runs were trained at, else 8 read between the runs of each size.
     `noise`: sd of a loss in nats, or a function of the loss; default as `slices.noise_of`. With draws, an optimum is
     the median over the disturbed slices; one that over half of them lose at an edge is refused. `window`: sizes nearest
-    to the lowest loss that a parabola takes; None for all. Raises UserError where two budgets with an optimum are not
+    to the lowest loss that a parabola takes; None for all. Raises UserError where three budgets with an optimum are not
     left.
     """
     if method not in METHODS:
@@ -100,13 +115,14 @@ def isoflop(
     over_d = [_minimum(np.log(part.d[::-1]), part.loss[::-1], part.draws[:, ::-1], find) for part in parts]
     table = pd.DataFrame([_row(*row) for row in zip(parts, over_n, over_d, strict=True)])
     stand = np.flatnonzero(table["refused"] == "")
-    if len(stand) < 2:
-        reasons = "; ".join(f"{row.flops:.3g} FLOPs: {row.refused}" for row in table.itertuples() if row.refused)
+    if len(stand) < LEAST_BUDGETS:
+        reasons = table.loc[table["refused"] != "", "refused"].str.replace(r" \(\d+%.*", "", regex=True).value_counts()
+        said = "; ".join(f"{number}: {reason}" for reason, number in reasons.items())
         raise UserError(f"approach 2 ({method}): {len(stand)} of {len(table)} budgets have an optimum inside their "
-                        f"range of sizes, and a power law needs 2 ({reasons})")  # fmt: skip
+                        f"range of sizes, and a power law needs {LEAST_BUDGETS} ({said})")  # fmt: skip
     lines = [_line(table["flops"].to_numpy()[stand], [each[i] for i in stand]) for each in (over_n, over_d)]
     return IsoFlops(
-        method, observations, tuple(parts), table, lines[0], lines[1], kept, is_measured(observations, budgets)
+        method, observations, tuple(parts), table, lines[0], lines[1], kept, is_measured(observations, budgets), window
     )
 
 
@@ -146,8 +162,7 @@ def _parabola(window: int | None) -> Finder:
 
     def find(ln_x: Array, losses: Array) -> tuple[Array, Array, Whole]:
         best = losses.argmin(axis=1)
-        taken = len(ln_x) if window is None else min(window, len(ln_x))
-        near = np.argsort(np.abs(ln_x[None] - ln_x[best][:, None]), axis=1, kind="stable")[:, :taken]
+        near = _nearest(ln_x, best, window)
         x, y = ln_x[near], np.take_along_axis(losses, near, axis=1)
         middle, half = (x.max(1) + x.min(1)) / 2, (x.max(1) - x.min(1)) / 2
         t = (x - middle[:, None]) / half[:, None]
@@ -160,6 +175,12 @@ def _parabola(window: int | None) -> Finder:
         return middle + half * vertex, np.log(lowest), reason
 
     return find
+
+
+def _nearest(ln_x: Array, best: Whole, window: int | None) -> Whole:
+    """Indices of the `window` values nearest to each best one: (draws, window)."""
+    taken = len(ln_x) if window is None else min(window, len(ln_x))
+    return np.argsort(np.abs(ln_x[None] - ln_x[best][:, None]), axis=1, kind="stable")[:, :taken]
 
 
 def _row(part: Slice, n: _Minimum, d: _Minimum) -> dict[str, Any]:

@@ -155,8 +155,9 @@ def _refuse(found: pd.DataFrame, accounting: Accounting, y: str) -> None:
     for name, said in names.items():
         bad = ~(np.isfinite(found[name]) & (found[name] > 0))
         if bad.any():
-            raise UserError(f"approaches: {said} of {found.loc[bad, 'id'].iloc[0]} is {found.loc[bad, name].iloc[0]}; "
-                            f"every value must be finite and positive ({int(bad.sum())} of {len(found)} are not)")  # fmt: skip
+            place = f"{said} of {found.loc[bad, 'id'].iloc[0]} is {found.loc[bad, name].iloc[0]}"
+            raise UserError(f"approaches: {place}; every value must be finite and positive ({int(bad.sum())} of "
+                            f"{len(found)} are not)")  # fmt: skip
 
 
 def _seed_noise(found: pd.DataFrame) -> float | None:

@@ -130,10 +130,10 @@ def _measured(table: pd.DataFrame, losses: Array) -> list[Slice]:
         if part["n"].nunique() < LEAST_SIZES or part["flops"].max() > (1 + TOLERANCE) ** 2 * part["flops"].min():
             continue
         nearest = (np.log(part["flops"]) - np.log(part["flops"]).mean()).abs().groupby(part["n"]).idxmin()
-        rows = table.index.get_indexer(nearest.to_numpy())  # one row per size, sizes rising
-        chosen = table.iloc[rows]
+        chosen = table.loc[nearest]  # one row per size, sizes rising
         n, d, loss = (chosen[name].to_numpy(dtype=float) for name in ("n", "d", "loss"))
-        found.append(Slice(float(np.exp(np.log(chosen["flops"]).mean())), n, d, loss, losses[:, rows]))
+        drawn = losses[:, chosen.index.to_numpy(dtype=int)]
+        found.append(Slice(float(np.exp(np.log(chosen["flops"]).mean())), n, d, loss, drawn))
     return found
 
 
@@ -171,15 +171,17 @@ def _between(observations: Observations, budgets: Array, losses: Array) -> list[
 def losses_at(observations: Observations, budgets: Array, losses: Array) -> tuple[Array, Array]:
     """The sizes, and each size's loss at each compute: (sizes, draws, computes), NaN where no path of it reaches.
 
-    Between the points of a path ln L is Akima's piecewise cubic in ln C; of several paths of one size the lowest counts.
+    Between the points of a path ln L is Akima's piecewise cubic in ln C; of several paths of a size the lowest counts.
     """
     table, sizes = observations.table, observations.sizes
     there = np.full((len(sizes), len(losses), len(budgets)), np.nan)
     place = {size: i for i, size in enumerate(sizes)}
-    for _, rows in table.groupby("path").indices.items():
-        rows = rows[np.argsort(table["flops"].to_numpy()[rows], kind="stable")]
+    flops, path = table["flops"].to_numpy(dtype=float), table["path"].to_numpy()
+    for code in np.unique(path):
+        rows = np.flatnonzero(path == code)
+        rows = rows[np.argsort(flops[rows], kind="stable")]
         i = place[table["n"].iloc[rows[0]]]
-        there[i] = np.fmin(there[i], _along(table["flops"].to_numpy()[rows], losses[:, rows], budgets))
+        there[i] = np.fmin(there[i], _along(flops[rows], losses[:, rows], budgets))
     return sizes, there
 
 
