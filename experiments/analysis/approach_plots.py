@@ -23,6 +23,7 @@ from experiments.analysis.isoflop import IsoFlops, isoflop
 from experiments.analysis.observations import Observations, observe
 from experiments.analysis.powerline import PowerLine
 from experiments.analysis.rollout import Rollout
+from experiments.analysis.slices import along
 from nanogpt.config import UserError
 
 VIRIDIS = LinearSegmentedColormap.from_list(
@@ -67,7 +68,8 @@ def isoflop_slices(data: IsoFlops | pd.DataFrame, ax: Axes | None = None) -> Axe
     ]
     kind = "runs trained at these budgets" if found.measured else "losses read between the runs of each size"
     note = f"{len(stand)} of {len(found.table)} budgets with an inner minimum; {_runs(found.observations)}; {kind}; "
-    return _done(axes, own, f"{note}noise {found.noise.words}", handles, **BESIDE)
+    unused = f"; {found.unused} points at computes of fewer than 4 sizes, not drawn" if found.unused else ""
+    return _done(axes, own, f"{note}\nnoise {found.noise.words}{unused}", handles, **BESIDE)
 
 
 def compute_envelope(data: Envelope | pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -77,8 +79,11 @@ def compute_envelope(data: Envelope | pd.DataFrame, ax: Axes | None = None) -> A
     axes, own = _axes(ax, f"Which size is best at each compute: on the envelope N grows as {_exponent(found.n_line)}")
     norm = LogNorm(seen.sizes.min(), seen.sizes.max())
     for _, path in seen.table.sort_values("flops").groupby("path"):
-        axes.plot(path["flops"], path["loss"], "-" if seen.source == "curves" else "o-", ms=3.5, lw=1,
-                  color=VIRIDIS(norm(path["n"].iloc[0])), alpha=0.85, zorder=2)  # fmt: skip
+        colour, flops = VIRIDIS(norm(path["n"].iloc[0])), path["flops"].to_numpy(dtype=float)
+        if seen.source == "runs":
+            axes.plot(flops, path["loss"], "o", ms=3.5, color=colour, zorder=2)
+        fine = np.geomspace(flops[0], flops[-1], 200)
+        axes.plot(fine, along(flops, path["loss"].to_numpy(dtype=float)[None], fine)[0], lw=1, color=colour, zorder=2)
     rows = found.table
     inside = rows["inside"].to_numpy(dtype=bool)
     axes.plot(rows["flops"], rows["loss"].where(inside), color=ALARM, lw=2.4, zorder=4)
@@ -122,12 +127,14 @@ def loss_contours(data: Approaches | pd.DataFrame, ax: Axes | None = None) -> Ax
     low, high = np.quantile(measured, [0.02, 0.98])
     norm = LogNorm(low, high, clip=True)
     lines = axes.contour(grid_n, grid_d, losses, levels=levels, cmap=VIRIDIS, norm=norm, linewidths=1.1, zorder=1)
-    axes.clabel(lines, fontsize=7, fmt="%.3g", inline_spacing=2)
+    for text in axes.clabel(lines, fontsize=7, fmt="%.3g", inline=False):
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     axes.scatter(n, d, c=measured, cmap=VIRIDIS, norm=norm, s=26, edgecolors="white", linewidths=0.7, zorder=3)
     inside = surface.table[~surface.table["beyond"]]
     axes.plot(surface.table["n"], surface.table["d"], color=ALARM, lw=1.2, ls=":", zorder=4)
     axes.plot(inside["n"], inside["d"], color=ALARM, lw=2.2, zorder=4)
-    handles = [_line(ALARM, "efficient frontier (dotted: beyond the sizes trained)", lw=2.2),
+    dotted = " (dotted: beyond the sizes trained)" if len(inside) < len(surface.table) else ""
+    handles = [_line(ALARM, f"efficient frontier{dotted}", lw=2.2),
                _line(VIRIDIS(0.5), "a run, coloured by its measured loss", marker="o", ls="")]  # fmt: skip
     handles += _isoflop_minima(axes, found)
     axes.set(xlabel=_size_label(found.observations), ylabel=label("tokens"), xlim=(grid_n[0], grid_n[-1]),
@@ -160,8 +167,9 @@ def rollout_errors(data: Rollout, ax: Axes | None = None) -> Axes:
     colours = _shades(cuts)
     axes.axhline(0.0, color=INK, lw=1)
     axes.axhspan(-100 * data.error, 100 * data.error, color="#000000", alpha=0.07, lw=0, zorder=0)
+    spread = _apart(data.table)
     for colour, cut in zip(colours, cuts, strict=True):
-        part = data.table[data.table["cut"] == cut]
+        part = spread[spread["cut"] == cut]
         error = 100 * part["error"].to_numpy(dtype=float)
         bounds = 100 * (part[["lower", "upper"]].to_numpy(dtype=float).T / part["measured"].to_numpy(dtype=float) - 1)
         if np.isfinite(bounds).all():
@@ -174,8 +182,19 @@ def rollout_errors(data: Rollout, ax: Axes | None = None) -> Axes:
                for colour, cut in zip(colours, cuts, strict=True)]  # fmt: skip
     handles.append(_line("#cccccc", "mean absolute error", lw=6))
     bars = "" if np.isnan(data.covered) else f"; bars: 95 % intervals, which hold {data.covered:.0%} of the losses"
-    note = f"{data.table['id'].nunique()} runs predicted, {len(data.table)} predictions{bars}"
+    note = (
+        f"{data.table['id'].nunique()} runs predicted, {len(data.table)} predictions (moved sideways where equal){bars}"
+    )
     return _done(axes, own, note, handles, **BESIDE)
+
+
+def _apart(table: pd.DataFrame) -> pd.DataFrame:
+    """Predictions that reach equally far are moved sideways, by cut and then by size of the loss, to be told apart."""
+    ordered = table.sort_values(["cut", "measured"], kind="stable")
+    groups = ordered.groupby(np.log(ordered["beyond"]).round(2))
+    rank, size = groups.cumcount(), groups["cut"].transform("size")
+    aside = np.where(size > 1, (rank / np.maximum(size - 1, 1) - 0.5) * np.minimum(0.02 * size, 0.5), 0.0)
+    return ordered.assign(beyond=ordered["beyond"] * np.exp(aside))
 
 
 def _axes(ax: Axes | None, title: str) -> tuple[Axes, bool]:
@@ -224,8 +243,8 @@ def _size_label(seen: Observations) -> str:
 
 def _runs(seen: Observations) -> str:
     """How many observations of how many sizes stand behind a figure."""
-    runs = seen.table["run"].nunique()
-    return f"{runs} runs of {len(seen.sizes)} sizes" if seen.source == "runs" else f"{runs} runs, their curves"
+    averaged = f", averaged over seeds to {len(seen.table)} points" if len(seen.table) < seen.runs else ""
+    return f"{seen.runs} runs of {len(seen.sizes)} sizes{averaged if seen.source == 'runs' else ', their curves'}"
 
 
 def _bar(axes: Axes, norm: LogNorm, text: str) -> None:

@@ -41,7 +41,8 @@ def _parting(table: pd.DataFrame, known: pd.DataFrame) -> list[Claim]:
     if len(spread := (counted.max() - counted.min())[counted.size() > 1]):
         name = TITLES["surface"] if TITLES["surface"] in spread.index else str(spread.idxmax())
         parts.append(f"how N and FLOPs are counted moves it by up to {spread[name]:.3f} (approach {name})")
-    return [Claim(f"{'; '.join(parts).capitalize()}.")] if parts else []
+    text = "; ".join(parts)
+    return [Claim(f"{text[0].upper()}{text[1:]}.")] if parts else []
 
 
 def approach_table(found: Approaches) -> pd.DataFrame:

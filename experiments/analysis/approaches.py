@@ -214,4 +214,5 @@ def _budgets(result: Envelope | IsoFlops | Surface) -> str:
         )
     refused = int((result.table["refused"] != "").sum())
     kind = "measured" if result.measured else "read between runs"
-    return f"{len(result.table) - refused} of {len(result.table)} budgets, {kind}"
+    unused = f"; {result.unused} points at computes of fewer than 4 sizes" if result.unused else ""
+    return f"{len(result.table) - refused} of {len(result.table)} budgets, {kind}{unused}"

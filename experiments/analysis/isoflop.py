@@ -49,6 +49,11 @@ class IsoFlops:
     measured: bool
     window: int | None
 
+    @property
+    def unused(self) -> int:
+        """Points that no slice holds: too few sizes were trained at their compute."""
+        return len(self.observations.table) - sum(len(part.n) for part in self.slices) if self.measured else 0
+
     def curve(self, index: int, points: int = 200) -> tuple[Array, Array]:
         """N and loss along what was drawn through a slice: Akima's interpolant, or the parabola over its window."""
         part = self.slices[index]

@@ -40,12 +40,14 @@ class Observations:
     """Measured losses. `table`: n, d, flops, loss, `run` (code: observations of one run share their noise) and `path`
     (code: observations that may be joined into one curve over compute: a size's runs, or one training curve).
 
-    `noise`: sd of one observation over seeds, in nats; None where no point was trained with several.
+    `runs`: how many runs stand behind them. `noise`: sd of one observation over seeds, in nats; None where no point was
+    trained with several.
     """
 
     table: pd.DataFrame
     accounting: Accounting
     source: Source
+    runs: int
     noise: float | None
 
     @property
@@ -129,10 +131,12 @@ def observe(
     _refuse(found, accounting, y)
     if curves is not None:
         path = pd.factorize(found["id"])[0]
-        return Observations(found.assign(path=path, run=path).reset_index(drop=True), accounting, "curves", None)
+        return Observations(
+            found.assign(path=path, run=path).reset_index(drop=True), accounting, "curves", int(path.max()) + 1, None
+        )
     means = found.groupby(["n", "d"], sort=True).agg(loss=("loss", "mean"), flops=("flops", "mean")).reset_index()
     means["path"], means["run"] = pd.factorize(means["n"])[0], np.arange(len(means))
-    return Observations(means, accounting, "runs", _seed_noise(found))
+    return Observations(means, accounting, "runs", len(found), _seed_noise(found))
 
 
 def _points(curves: pd.DataFrame, kept: pd.DataFrame, size: str) -> pd.DataFrame:

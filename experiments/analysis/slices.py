@@ -181,11 +181,11 @@ def losses_at(observations: Observations, budgets: Array, losses: Array) -> tupl
         rows = np.flatnonzero(path == code)
         rows = rows[np.argsort(flops[rows], kind="stable")]
         i = place[table["n"].iloc[rows[0]]]
-        there[i] = np.fmin(there[i], _along(flops[rows], losses[:, rows], budgets))
+        there[i] = np.fmin(there[i], along(flops[rows], losses[:, rows], budgets))
     return sizes, there
 
 
-def _along(flops: Array, losses: npt.NDArray[np.float64], budgets: Array) -> Array:
+def along(flops: Array, losses: npt.NDArray[np.float64], budgets: Array) -> Array:
     """One path read at each compute inside it: (draws, computes)."""
     inside = (budgets >= flops[0] * (1 - 1e-9)) & (budgets <= flops[-1] * (1 + 1e-9))
     read = np.full((len(losses), len(budgets)), np.nan)
