@@ -147,7 +147,7 @@ def _minimum(ln_x: Array, loss: Array, draws: Array, find: Finder) -> _Minimum:
     reason = _REASONS.get(int(why), "")
     inside = float((refused == 0).mean()) if len(draws) else 1.0
     if not reason and inside < 0.5:
-        reason = f"within the noise the lowest loss lies at an edge of its sizes ({1 - inside:.0%} of the draws)"
+        reason = f"the noise alone moves the lowest loss to an edge of its sizes ({1 - inside:.0%} of the draws)"
     if not reason and len(draws):
         place, level = np.nanmedian(found), np.median(levels[refused == 0])
     return _Minimum(float(place), float(level), found, reason, float(np.diff(ln_x).mean()))
@@ -167,17 +167,18 @@ def _parabola(window: int | None) -> Finder:
 
     def find(ln_x: Array, losses: Array) -> tuple[Array, Array, Whole]:
         best = losses.argmin(axis=1)
-        near = _nearest(ln_x, best, window)
-        x, y = ln_x[near], np.take_along_axis(losses, near, axis=1)
+        each, which = np.unique(best, return_inverse=True)  # one window, and one pseudo-inverse, per lowest size
+        near = _nearest(ln_x, each, window)
+        x, y = ln_x[near], np.take_along_axis(losses, near[which], axis=1)
         middle, half = (x.max(1) + x.min(1)) / 2, (x.max(1) - x.min(1)) / 2
         t = (x - middle[:, None]) / half[:, None]
         powers = np.stack([np.ones_like(t), t, t**2], axis=2)
-        level, slope, bend = np.einsum("dpk,dk->pd", np.linalg.pinv(powers), y)
+        level, slope, bend = np.einsum("dpk,dk->pd", np.linalg.pinv(powers)[which], y)
         upward = bend > 0
         vertex = -slope / (2 * np.where(upward, bend, 1.0))
         reason = np.select([best == 0, best == len(ln_x) - 1, ~upward, np.abs(vertex) > 1], [1, 2, 3, 4], 0)
         lowest = np.maximum(level - bend * vertex**2, np.finfo(float).tiny)
-        return middle + half * vertex, np.log(lowest), reason
+        return middle[which] + half[which] * vertex, np.log(lowest), reason
 
     return find
 

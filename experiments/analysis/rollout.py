@@ -111,7 +111,8 @@ def rollout(
     """Fit `law` below each cut of column `by` and predict the runs at or above it.
 
     `cuts`: values of `by`, or how many: they then leave half to nine tenths of the runs below, and runs of equal `by`
-    are never split. Other options go to `fit`. A cut that leaves too little to fit is skipped, with the reason kept.
+    are never split. A cut that leaves too little to fit is skipped, with the reason kept. Other options go to `holdout`
+    and so to its `fitter`.
     Raises UserError where no cut can be fitted: a law that was judged by nothing must not look judged.
     """
     by = column(df, by, "rollout")

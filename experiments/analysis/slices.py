@@ -15,6 +15,7 @@ from nanogpt.config import UserError
 TOLERANCE = 0.1  # runs whose compute differs by less belong to one budget (Porian et al. 2024 allow the same)
 LEAST_SIZES = 4  # a minimum between fewer sizes is one of three points, and no residual could doubt it
 BUDGETS = 8
+MORE_SIZES = 1.5
 
 
 @dataclass(frozen=True)
@@ -102,38 +103,41 @@ def noise_draws(table: pd.DataFrame, noise: Noise, draws: int, seed: int) -> Arr
 def slices(observations: Observations, budgets: Sequence[float] | int | None, losses: Array) -> list[Slice]:
     """The IsoFLOP slices of a table; `losses`: (draws, rows) of disturbed losses, which each slice carries along.
 
-    Without `budgets` they are the ones the runs were trained at, if at least two of them hold four sizes. Otherwise,
-    and for a number or a list of budgets, losses are read between the runs (or along the curves) of each size.
+    Without `budgets` they are the ones the runs were trained at (`is_measured`). Otherwise, and for a number or a list
+    of budgets, losses are read between the runs (or along the curves) of each size.
     Raises UserError where no budget holds four sizes.
     """
-    if budgets is None and observations.source == "runs":
-        measured = _measured(observations.table, losses)
-        if len(measured) >= 2:
-            return measured
+    if is_measured(observations, budgets):
+        return _measured(observations.table, losses)
     computes = _choose_budgets(observations, BUDGETS if budgets is None else budgets)
     return _between(observations, computes, losses)
 
 
 def is_measured(observations: Observations, budgets: Sequence[float] | int | None) -> bool:
-    """Whether `slices` takes the runs as they are, without reading between them."""
-    none = np.zeros((0, len(observations.table)))
-    return budgets is None and observations.source == "runs" and len(_measured(observations.table, none)) >= 2
+    """Whether the runs were trained at equal computes: at least two hold four sizes, and reading between the runs would
+    not give half as many sizes again, as it does where the diagonals of a grid of N and D meet by chance."""
+    if budgets is not None or observations.source == "curves":
+        return False
+    measured = _measured(observations.table, np.zeros((0, len(observations.table))))
+    flops = observations.table.groupby("n")["flops"]
+    low, high = flops.min().to_numpy(dtype=float), flops.max().to_numpy(dtype=float)
+    near = 1 + TOLERANCE
+    could = sum(int(((low <= part.flops * near) & (part.flops <= high * near)).sum()) for part in measured)
+    return len(measured) >= 2 and could < MORE_SIZES * sum(len(part.n) for part in measured)
 
 
 def _measured(table: pd.DataFrame, losses: Array) -> list[Slice]:
-    order = np.argsort(table["flops"].to_numpy(dtype=float), kind="stable")
-    flops = table["flops"].to_numpy(dtype=float)[order]
-    starts = np.flatnonzero(np.diff(np.log(flops), prepend=-np.inf) > np.log1p(TOLERANCE))
+    n, d, flops, loss = (table[name].to_numpy(dtype=float) for name in ("n", "d", "flops", "loss"))
+    order = np.argsort(flops, kind="stable")
+    starts = np.flatnonzero(np.diff(np.log(flops[order]), prepend=-np.inf) > np.log1p(TOLERANCE))
     found = []
     for rows in np.split(order, starts[1:]):
-        part = table.iloc[rows]
-        if part["n"].nunique() < LEAST_SIZES or part["flops"].max() > (1 + TOLERANCE) ** 2 * part["flops"].min():
-            continue
-        nearest = (np.log(part["flops"]) - np.log(part["flops"]).mean()).abs().groupby(part["n"]).idxmin()
-        chosen = table.loc[nearest]  # one row per size, sizes rising
-        n, d, loss = (chosen[name].to_numpy(dtype=float) for name in ("n", "d", "loss"))
-        drawn = losses[:, chosen.index.to_numpy(dtype=int)]
-        found.append(Slice(float(np.exp(np.log(chosen["flops"]).mean())), n, d, loss, drawn))
+        away = np.abs(np.log(flops[rows]) - np.log(flops[rows]).mean())
+        rows = rows[np.lexsort((away, n[rows]))]
+        rows = rows[np.unique(n[rows], return_index=True)[1]]  # one run per size, the nearest; sizes rising
+        if len(rows) >= LEAST_SIZES and flops[rows].max() <= (1 + TOLERANCE) ** 2 * flops[rows].min():
+            budget = float(np.exp(np.log(flops[rows]).mean()))
+            found.append(Slice(budget, n[rows], d[rows], loss[rows], losses[:, rows]))
     return found
 
 
