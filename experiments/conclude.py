@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 def fit_text(folder: StudyFolder) -> str:
-    """The study's law and optima fitted to its finished runs, as printed. UserError when it asks for neither."""
+    """The study's law, optima and approaches on its finished runs, as printed. UserError when it asks for none."""
     from experiments.report import analyse, print_analysis
 
-    if folder.lock.fit is None and folder.lock.optimum is None:
-        raise UserError(f"{folder.path}: the study has no `fit:` and no `optimum:`, so there is nothing to fit")
-    return _with_limits(print_analysis(analyse(report_meta(folder), load(folder, details=True))), folder)
+    if folder.lock.fit is None and folder.lock.optimum is None and folder.lock.approaches is None:
+        missing = "no `fit:`, no `optimum:` and no `approaches:`"
+        raise UserError(f"{folder.path}: the study has {missing}, so there is nothing to fit")
+    analysis = analyse(report_meta(folder), load(folder, details=True), load_curves(folder))
+    return _with_limits(print_analysis(analysis), folder)
 
 
 def _with_limits(text: str, folder: StudyFolder) -> str:
@@ -32,8 +34,9 @@ def write_report(folder: StudyFolder) -> str:
     from experiments.report import write_report as write
 
     table, meta = load(folder, details=True), report_meta(folder)
-    analysis = analyse(meta, table)
-    paths = write(folder.path, meta, table, load_curves(folder), analysis)
+    curves = load_curves(folder)
+    analysis = analyse(meta, table, curves)
+    paths = write(folder.path, meta, table, curves, analysis)
     draw_losses(folder)
     return f"{_with_limits(print_analysis(analysis), folder).rstrip()}\nreport: {paths.html}"
 
@@ -51,6 +54,7 @@ def report_meta(folder: StudyFolder) -> "StudyMeta":
         limits=lock.limits,
         fit=lock.fit,
         optimum=lock.optimum,
+        approaches=lock.approaches,
         report=lock.report,
         commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),
         notes=(*lock.notes, *_refusals(folder), *_exclusions(folder)),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.spec import check_fit_spec, check_optimum_spec, check_report_spec
+from experiments.analysis.spec import check_approaches_spec, check_fit_spec, check_optimum_spec, check_report_spec
 from nanogpt.config import UserError, os_reason
 
 if TYPE_CHECKING:  # pandas and matplotlib take seconds to import, and only a report needs them
@@ -28,8 +28,8 @@ MAX_FACTORS = 8  # columns of varied factors shown in the report; table.csv has 
 
 @dataclass(frozen=True)
 class StudyMeta:
-    """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:` and `report:`, how to repeat
-    it."""
+    """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:`, `approaches:` and `report:`,
+    how to repeat it."""
 
     name: str
     question: str = ""
@@ -37,6 +37,7 @@ class StudyMeta:
     limits: str = ""
     fit: Mapping[str, Any] | None = None
     optimum: Mapping[str, Any] | None = None
+    approaches: Mapping[str, Any] | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -62,8 +63,9 @@ class Grid:
     rows: tuple[tuple[str, ...], ...]
 
 
-def analyse(meta: StudyMeta, runs: "pd.DataFrame") -> "Analysis":
-    """The fit, held-out prediction, optima and claims of a study, as its sections ask; UserError on a bad section.
+def analyse(meta: StudyMeta, runs: "pd.DataFrame", curves: "pd.DataFrame | None" = None) -> "Analysis":
+    """The fit, held-out prediction, optima, approaches and claims of a study, as its sections ask; UserError on a bad
+    section. `curves` are read where `approaches:` asks for them.
 
     Too few finished runs, or a column the table lacks, do not raise: the Analysis says so in `problems`.
     """
@@ -72,7 +74,9 @@ def analyse(meta: StudyMeta, runs: "pd.DataFrame") -> "Analysis":
     spec = check_fit_spec(meta.fit, f"{meta.name}: fit") if meta.fit is not None else None
     optimum = check_optimum_spec(meta.optimum, f"{meta.name}: optimum") if meta.optimum is not None else None
     y = check_report_spec(meta.report, f"{meta.name}: report").y
-    return analyse_table(spec, runs.infer_objects(), y, optimum, meta.searched)
+    place = f"{meta.name}: approaches"
+    approaches = check_approaches_spec(meta.approaches, place) if meta.approaches is not None else None
+    return analyse_table(spec, runs.infer_objects(), y, optimum, meta.searched, approaches, curves)
 
 
 def print_analysis(analysis: "Analysis") -> str:
@@ -97,8 +101,11 @@ def write_report(
     from experiments.analysis.figures import Material, chosen_figures, draw_all
 
     runs = runs.infer_objects()  # a table of records with gaps comes as objects, and numbers must be drawn as numbers
-    analysis = analysis if analysis is not None else analyse(meta, runs)
-    material = Material(runs, curves, analysis.fit, analysis.holdout, analysis.optima, meta.searched)
+    analysis = analysis if analysis is not None else analyse(meta, runs, curves)
+    material = Material(
+        runs, curves, analysis.fit, analysis.holdout, analysis.optima, meta.searched, analysis.rollout,
+        analysis.approaches,
+    )  # fmt: skip
     spec = check_report_spec(meta.report, f"{meta.name}: report")
     drawn = draw_all(chosen_figures(spec, material), material)
     content = _content(meta, runs, analysis, drawn)
@@ -178,6 +185,9 @@ def _content(meta: StudyMeta, runs: "pd.DataFrame", analysis: "Analysis", drawn:
         "problems": analysis.problems,
         "figures": figures,
         "held_out": _held_out_grid(analysis),
+        "rollout": _grid(analysis.rollout.words()) if analysis.rollout is not None else None,
+        "approaches": _approaches_grid(analysis),
+        "approaches_notes": _approaches_notes(analysis),
         "optima": _optima_grid(analysis),
         "optima_notes": _optima_notes(analysis),
         "checklists": _checklists(analysis),
@@ -212,8 +222,25 @@ def _optima_grid(analysis: "Analysis") -> Grid | None:
 
     if analysis.optima is None:
         return None
-    table = transfer_table(analysis.optima)
+    return _grid(transfer_table(analysis.optima))
+
+
+def _grid(table: "pd.DataFrame") -> Grid:
+    """A table that holds text already."""
     return Grid(tuple(table.columns), tuple(tuple(row) for row in table.to_numpy()))
+
+
+def _approaches_grid(analysis: "Analysis") -> Grid | None:
+    """Compute-optimal sizes, one row per approach and way of counting."""
+    from experiments.analysis.approach_words import approach_table
+
+    return _grid(approach_table(analysis.approaches)) if analysis.approaches is not None else None
+
+
+def _approaches_notes(analysis: "Analysis") -> tuple[str, ...]:
+    from experiments.analysis.approach_words import approach_notes
+
+    return approach_notes(analysis.approaches) if analysis.approaches is not None else ()
 
 
 def _optima_notes(analysis: "Analysis") -> tuple[str, ...]:
@@ -242,7 +269,7 @@ def _checklist(title: str, result: "Fit") -> dict[str, Any]:
     share = f"{result.draws_converged:.0%} converged"
     items = [
         ("law", f"{result.y} = {result.law.formula} ({result.law.source})"),
-        ("loss", f"{loss} on ln {result.y}, summed over the points: {result.objective:.6g}"),
+        ("loss", f"{loss} on {result.target}, summed over the points: {result.objective:.6g}"),
         ("convergence", result.reason),
         ("starts", f"{result.starts_agreeing} of {result.starts} starts reached the same optimum"),
         ("condition number", f"{result.condition:.2g} (of J'J, logarithms, centred)"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.spec import (
+    check_approaches_spec,
     check_fit_spec,
     check_optimum_spec,
     check_report_spec,
@@ -41,7 +42,7 @@ CURVE_COLUMNS = ("step", "learning_rate", "grad_norm", "label", "folder")
 
 
 def check_columns(study: Study, factors: Iterable[str]) -> None:
-    """Raises UserError when `fit:`, `optimum:` or `report:` names a column that the study's table will not have.
+    """Raises UserError when a section of the analysis names a column that the study's table will not have.
 
     Called before anything is trained: a slip of the pen should not be found at the end of a long study.
     """
@@ -49,7 +50,8 @@ def check_columns(study: Study, factors: Iterable[str]) -> None:
     columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *searched, *factors])
     fit = check_fit_spec(study.fit) if study.fit is not None else None
     optimum = check_optimum_spec(study.optimum) if study.optimum is not None else None
-    for key, name in columns_named(fit, check_report_spec(study.report), optimum):
+    approaches = check_approaches_spec(study.approaches) if study.approaches is not None else None
+    for key, name in columns_named(fit, check_report_spec(study.report), optimum, approaches):
         column_among(columns, name, f"{study.source or study.name}: {key}")
 
 

@@ -58,6 +58,7 @@ class Study:
     sweep: Sweep
     fit: dict[str, Any] | None
     optimum: dict[str, Any] | None
+    approaches: dict[str, Any] | None
     report: dict[str, Any]
     limits: str
     sizes: tuple[str, ...]
@@ -156,6 +157,7 @@ class Study:
             sweep=asked.sweep,
             fit=asked.fit,
             optimum=asked.optimum,
+            approaches=asked.approaches,
             report=asked.report,
             limits=asked.limits.strip(),
             sizes=tuple(asked.sizes),
@@ -304,12 +306,14 @@ def _base_chain(path: Path) -> list[Path]:
 
 def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     """A misspelt law should be found before hours of training, not after."""
-    from experiments.analysis.spec import check_fit_spec, check_optimum_spec, check_report_spec
+    from experiments.analysis.spec import check_approaches_spec, check_fit_spec, check_optimum_spec, check_report_spec
 
     if asked.fit is not None:
         check_fit_spec(asked.fit, f"{place('fit')}: fit")
     if asked.optimum is not None:
         check_optimum_spec(asked.optimum, f"{place('optimum')}: optimum")
+    if asked.approaches is not None:
+        check_approaches_spec(asked.approaches, f"{place('approaches')}: approaches")
     check_report_spec(asked.report, f"{place('report')}: report")
 
 

@@ -37,6 +37,7 @@ class StudyFile(BaseModel):
     sweep: Sweep = Field(Sweep(), description="What varies from run to run.")
     fit: dict[str, Any] | None = Field(None, description="The law to fit; see docs/laws.md.")
     optimum: dict[str, Any] | None = Field(None, description="Which factor's best value is looked for, per size.")
+    approaches: dict[str, Any] | None = Field(None, description="Compute-optimal sizes by three approaches.")
     report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
     launcher: Any = Field(None, description="What starts the workers: a name, or `kind` and its settings.")
     supervise: Any = Field(None, description="Time limits, retries, and when failures end the study.")

@@ -13,7 +13,7 @@ import yaml
 from experiments.__main__ import _parser as experiments_parser
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.laws import LAWS
-from experiments.analysis.spec import FitSpec, OptimumSpec, ReportSpec
+from experiments.analysis.spec import ApproachesSpec, FitSpec, OptimumSpec, ReportSpec
 from experiments.study import Study
 from experiments.studyfile import StudyFile
 from nanogpt.__main__ import _parser as nanogpt_parser
@@ -230,7 +230,10 @@ def test_study_keys_laws_and_figures_are_all_described() -> None:
     described = rows((ROOT / "docs" / "studies.md").read_text())
     fit, report = ({f"fit.{key}" for key in FitSpec.model_fields}, {f"report.{key}" for key in ReportSpec.model_fields})
     optimum = {f"optimum.{key}" for key in OptimumSpec.model_fields}
-    assert {*StudyFile.model_fields, *FIGURES, *fit, *optimum, *report} <= set(described)
+    approaches = {f"approaches.{key}" for key in ApproachesSpec.model_fields}
+    assert {*StudyFile.model_fields, *FIGURES, *fit, *optimum, *approaches, *report} <= set(described)
+    for key, field in ApproachesSpec.model_fields.items():
+        assert described[f"approaches.{key}"][0] == {None: "none"}.get(field.default, str(field.default))
     for key, field in OptimumSpec.model_fields.items():
         assert described[f"optimum.{key}"][0] == {None: "none"}.get(field.default, str(field.get_default())) or (
             field.is_required() and described[f"optimum.{key}"][0] == "required"

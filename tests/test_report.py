@@ -11,7 +11,7 @@ import pytest
 
 from experiments.report import StudyMeta, analyse, print_analysis, write_report
 from nanogpt.config import UserError
-from tests.analysis.tables import planted_curves, planted_runs, with_diverged
+from tests.analysis.tables import planted_curves, planted_ladder, planted_runs, with_diverged
 
 FIT = {"law": "chinchilla", "bootstrap": 40, "holdout": {"largest": 5}}
 META = StudyMeta(
@@ -122,7 +122,7 @@ def test_same_input_same_bytes(written: tuple[Path, pd.DataFrame], tmp_path: Pat
 
 def test_claims_that_hold_say_so() -> None:
     analysis = analyse(META, planted_runs(noise=0.001))
-    assert [claim.holds for claim in analysis.claims] == [None, True, True, None]
+    assert [claim.holds for claim in analysis.claims] == [None, True, None, True, None]
     text = print_analysis(analysis)
     assert "holds: Fitted to the 30 runs" in text
     assert "covers it" in text
@@ -137,7 +137,7 @@ def test_claims_that_fail_are_said_plainly(tmp_path: Path) -> None:
     runs.loc[runs["flops"].nlargest(5).index, "val_loss"] *= 1.2
     runs["val_entropy"] = 1.5
     analysis = analyse(META, runs)
-    held, floor = analysis.claims[1:3]
+    held, _, floor = analysis.claims[1:4]
     assert held.holds is False
     assert "ABOVE the limit of 3.00%: the prediction fails" in held.text
     assert floor.holds is False
@@ -199,9 +199,56 @@ def test_a_study_without_a_fit_shows_figures_and_the_best_run(tmp_path: Path) ->
     assert "How the law was fitted" not in paths.html.read_text()
 
 
+@pytest.mark.parametrize("fit", [None, FIT | {"holdout": None}])
+def test_approaches_stand_in_the_report_with_and_without_a_fit(tmp_path: Path, fit: dict | None) -> None:
+    meta = StudyMeta("ladder", fit=fit, approaches={"draws": 30})
+    runs = planted_ladder(0.003)
+    analysis = analyse(meta, runs)
+    assert analysis.approaches is not None
+    assert analysis.approaches.get("surface").result is not None
+    paths = write_report(tmp_path, meta, runs, None, analysis)
+    words, markdown, text = Page(paths.html.read_text()).words, paths.markdown.read_text(), print_analysis(analysis)
+    for part in (
+        "Compute-optimal N grows as C^a with a = ",
+        "tokens per parameter",
+        "2, Akima",
+        "6 N D",
+        "all parameters",
+    ):
+        assert all(part in page for page in (words, text)), part
+        assert part in markdown.replace("\\", ""), part
+    assert {"isoflop_slices", "compute_envelope", "loss_contours"} <= {path.stem for path in paths.figures}
+    assert ("rollout_errors" in {path.stem for path in paths.figures}) == (fit is not None)
+    assert ("Expanding cuts: how far the law predicts" in words) == (fit is not None)
+
+
+def test_the_study_s_own_fit_is_the_surface_of_approach_3() -> None:
+    analysis = analyse(
+        StudyMeta("ladder", fit={**FIT, "holdout": None}, approaches={"draws": 0}), planted_ladder(0.003)
+    )
+    assert analysis.approaches is not None
+    assert analysis.approaches.get("surface").result.fit is analysis.fit
+
+
+def test_approaches_read_curves_where_they_are_asked_to() -> None:
+    runs = planted_ladder(0.003)
+    seen = analyse(
+        StudyMeta("ladder", approaches={"read": "curves", "draws": 0}), runs, planted_curves(runs)
+    ).approaches
+    assert seen is not None
+    assert seen.observations.source == "curves"
+    assert seen.observations.runs == len(runs)
+
+
+def test_a_fit_that_no_cut_can_judge_says_so() -> None:
+    analysis = analyse(StudyMeta("few", fit={"law": "chinchilla", "bootstrap": 0}), planted_runs().head(6))
+    assert analysis.rollout is None
+    assert any("no held-out error stands beside the fit" in problem for problem in analysis.problems)
+
+
 def test_excess_loss_has_the_true_floor_zero() -> None:
     meta = StudyMeta("excess", fit={**FIT, "y": "val_excess_loss", "holdout": None})
-    claim = analyse(meta, planted_runs(noise=0.0005)).claims[1]
+    claim = analyse(meta, planted_runs(noise=0.0005)).claims[2]
     assert "true floor 0.0000" in claim.text
 
 

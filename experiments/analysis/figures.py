@@ -4,16 +4,20 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.analysis import basins, plots, surface, sweeps
+from experiments.analysis import approach_plots, basins, plots, surface, sweeps
+from experiments.analysis.approaches import Approaches, Name
 from experiments.analysis.columns import excluded
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
 from experiments.analysis.optimum import Optima
+from experiments.analysis.rollout import Rollout
 from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, ReportSpec
 from nanogpt.config import UserError
@@ -32,6 +36,8 @@ class Material:
     holdout: Holdout | None = None
     optima: Optima | None = None
     searched: Searched | None = None
+    rollout: Rollout | None = None
+    approaches: Approaches | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,46 @@ def _response_surface(m: Material, s: FigureSpec) -> Figure:
     return surface.response_surface(m.runs, m.searched, s.y or "val_loss", names)
 
 
+def _approach(m: Material, figure: str, *names: Name) -> Any:
+    """The result of the first of these approaches that has one; UserError with the reason where none has."""
+    if m.approaches is None:
+        raise UserError(
+            f"{figure}: the study compares no approaches; it needs an `approaches:` section and finished runs"
+        )
+    found = [item for item in (m.approaches.get(name) for name in names) if item is not None]
+    result = next((item.result for item in found if item.result is not None), None)
+    if result is None:
+        raise UserError(f"{figure}: {found[0].refused}")
+    return result
+
+
+def _isoflop_slices(m: Material, s: FigureSpec) -> Figure:
+    return figure_of(approach_plots.isoflop_slices(_approach(m, "isoflop_slices", "parabola", "akima")))
+
+
+def _compute_envelope(m: Material, s: FigureSpec) -> Figure:
+    return figure_of(approach_plots.compute_envelope(_approach(m, "compute_envelope", "envelope")))
+
+
+def _loss_contours(m: Material, s: FigureSpec) -> Figure:
+    _approach(m, "loss_contours", "surface")
+    assert m.approaches is not None
+    return figure_of(approach_plots.loss_contours(m.approaches))
+
+
+def _rollout_errors(m: Material, s: FigureSpec) -> Figure:
+    if m.rollout is None:
+        raise UserError("rollout_errors: no law was fitted below a cut")
+    return figure_of(approach_plots.rollout_errors(m.rollout))
+
+
+def figure_of(axes: Axes) -> Figure:
+    """The figure that axes belong to."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 FIGURES: dict[str, Kind] = {
     "loss_vs_compute": Kind(
         _loss_vs_compute,
@@ -143,6 +189,27 @@ FIGURES: dict[str, Kind] = {
         "The basin of each size, a panel per parametrization. Diamonds are fitted optima with their intervals over "
         "seeds, the dashed line the base's optimum: where diamonds leave it, the optimum does not transfer. " + SEEDS,
     ),
+    "isoflop_slices": Kind(
+        _isoflop_slices,
+        "Approach 2: losses of different sizes at equal compute. Diamonds are the lowest points of the curves, their "
+        "bars 95 % intervals from tables disturbed by the noise of a loss, the dashed line the power law through them. "
+        "A hollow slice has its lowest loss at the edge of its sizes, so its best size is not known and not used.",
+    ),
+    "compute_envelope": Kind(
+        _compute_envelope,
+        "Approach 1: which size has the lowest loss at each compute. Only computes at which both a smaller and a "
+        "larger size did worse are used; elsewhere the best size may lie beyond the ones trained.",
+    ),
+    "loss_contours": Kind(
+        _loss_contours,
+        "Approach 3: the fitted law over size and tokens. The thick line is its best N and D at each compute within "
+        "the computes measured; hollow marks are the lowest points of approach 2, which does not know the law.",
+    ),
+    "rollout_errors": Kind(
+        _rollout_errors,
+        "Every prediction of a run above a cut by the law fitted below it, against how far it reached. The grey band "
+        "is the mean absolute error, the number to quote; bars are 95 % intervals for one new run.",
+    ),
     "response_surface": Kind(
         _response_surface,
         "What the search has learnt of its space. Above: every trial over pairs of its most influential factors, on a "
@@ -162,8 +229,10 @@ def chosen_figures(spec: ReportSpec, material: Material) -> tuple[FigureSpec, ..
     else:
         names = ["lr_transfer"] if material.optima is not None else []
         names += ["response_surface"] if material.searched is not None else []
+        names += ["isoflop_slices", "compute_envelope", "loss_contours"] if material.approaches is not None else []
         names += ["loss_vs_compute", "training_curves"]
         names += ["predicted_vs_measured"] if material.holdout is not None else []
+        names += ["rollout_errors"] if material.rollout is not None and material.holdout is None else []
         names += ["residuals"] if material.fit is not None else []
         names += ["loss_heatmap"] if spec.x and spec.rows else ["loss_vs"] if spec.x else []
         listed = tuple(FigureSpec.model_validate({"figure": name}) for name in names)

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.analysis.approach_words import approach_claims, approach_text
+from experiments.analysis.approaches import Approaches, compare_approaches
 from experiments.analysis.claims import Claim
 from experiments.analysis.columns import finished
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout, holdout
 from experiments.analysis.identified import FLOOR_IS_ZERO
-from experiments.analysis.laws import Law, make_law
+from experiments.analysis.laws import Chinchilla, Law, make_law
 from experiments.analysis.optimum import Optima, find_optima
+from experiments.analysis.rollout import Rollout, rollout
 from experiments.analysis.searched import Searched, search_sentences
-from experiments.analysis.spec import LAW_INPUTS, FitSpec, OptimumSpec
+from experiments.analysis.spec import LAW_INPUTS, ApproachesSpec, FitSpec, OptimumSpec
 from experiments.analysis.transfer import transfer_claims, transfer_text
 from nanogpt.config import UserError
 
@@ -38,6 +41,8 @@ class Analysis:
     claims: tuple[Claim, ...]
     problems: tuple[str, ...]
     optima: Optima | None = None
+    rollout: Rollout | None = None
+    approaches: Approaches | None = None
 
 
 def analyse_table(
@@ -46,6 +51,8 @@ def analyse_table(
     y: str = "val_loss",
     optimum: OptimumSpec | None = None,
     searched: Searched | None = None,
+    approaches: ApproachesSpec | None = None,
+    curves: pd.DataFrame | None = None,
 ) -> Analysis:
     """Fit, hold out and state; a table too small for its law gives an Analysis whose `problems` say so."""
     y = spec.y if spec is not None else y
@@ -59,11 +66,14 @@ def analyse_table(
             held = _hold_out(spec, runs, y)
         except UserError as error:
             problems.append(str(error))
+    rolled = _roll_out(spec, result, runs, y, problems)
+    found = _approaches(approaches, spec, result, runs, curves, problems)
     optima = _optima(optimum, runs, problems)
     floor = _true_floor(runs, y)
     about_optima = transfer_claims(optima, optimum) if optima is not None and optimum is not None else ()
-    claims = (*about_optima, *_claims(spec, result, held, floor, best, runs, y, searched))
-    return Analysis(spec, result, held, floor, best, claims, tuple(problems), optima)
+    about_fit = _claims(spec, result, held, floor, best, runs, y, searched, rolled)
+    claims = (*about_optima, *(approach_claims(found) if found is not None else ()), *about_fit)
+    return Analysis(spec, result, held, floor, best, claims, tuple(problems), optima, rolled, found)
 
 
 def _optima(spec: OptimumSpec | None, runs: pd.DataFrame, problems: list[str]) -> Optima | None:
@@ -72,6 +82,39 @@ def _optima(spec: OptimumSpec | None, runs: pd.DataFrame, problems: list[str]) -
     options = spec.model_dump(include={"per", "panel", "y", "base", "where", "window", "bootstrap", "seed"})
     try:
         return find_optima(runs, spec.of, **options)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _roll_out(
+    spec: FitSpec | None, result: Fit | None, runs: pd.DataFrame, y: str, problems: list[str]
+) -> Rollout | None:
+    """The held-out error that every fit carries; where no cut can be made, that is said."""
+    if spec is None or result is None:
+        return None
+    try:
+        return rollout(result.law, runs, y=y, **spec.rollout.model_dump(), **_options(spec))
+    except UserError as error:
+        problems.append(f"no held-out error stands beside the fit: {error}")
+        return None
+
+
+def _approaches(
+    asked: ApproachesSpec | None, spec: FitSpec | None, result: Fit | None, runs: pd.DataFrame,
+    curves: pd.DataFrame | None, problems: list[str],
+) -> Approaches | None:  # fmt: skip
+    if asked is None or not finished(runs).any():
+        return None
+    law = result.law if result is not None and isinstance(result.law, Chinchilla) else Chinchilla()
+    surface = {key: value for key, value in (_options(spec) if spec is not None else {}).items() if key != "where"}
+    options = asked.model_dump(include={"y", "where", "budgets", "noise", "window", "at", "draws", "seed"})
+    same_rows = result if spec is not None and spec.where == asked.where else None
+    try:
+        return compare_approaches(
+            runs, curves if asked.read == "curves" else None, n=asked.n or law.n, d=law.d, law=surface,
+            fitted=same_rows, **options,
+        )  # fmt: skip
     except UserError as error:
         problems.append(str(error))
         return None
@@ -112,13 +155,15 @@ def _true_floor(runs: pd.DataFrame, y: str) -> float | None:
 
 def _claims(
     spec: FitSpec | None, result: Fit | None, held: Holdout | None, floor: float | None,
-    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str, searched: Searched | None,
+    best: Mapping[str, Any] | None, runs: pd.DataFrame, y: str, searched: Searched | None, rolled: Rollout | None,
 ) -> tuple[Claim, ...]:  # fmt: skip
     claims = []
     if result is not None:
         claims.append(Claim(law_sentence(result)))
     if held is not None and spec is not None and spec.holdout is not None:
         claims.append(_held_out_claim(held, spec.holdout.max_error))
+    if rolled is not None:
+        claims.append(Claim(rolled.sentence()))
     if result is not None and floor is not None and _reaches_the_floor(result.law):
         claims.append(_floor_claim(result, floor, held))
     if searched is not None:
@@ -258,6 +303,8 @@ def analysis_text(analysis: Analysis) -> str:
             lines.append(f"  {row['run']!s:<{width}}  {row['measured']:8.4f}  {row['predicted']:9.4f}  {interval:<18}"
                          f"  {row['error']:+7.2%}")  # fmt: skip
         lines.append("")
+    if analysis.approaches is not None:
+        lines += [approach_text(analysis.approaches), ""]
     if analysis.optima is not None:
         lines += [transfer_text(analysis.optima), ""]
     marks = {"holds": "holds: ", "fails": "FAILS: ", "undecided": "undecided: ", None: ""}

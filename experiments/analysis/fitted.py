@@ -22,7 +22,8 @@ class Fit:
     """A law fitted to a table. `points`: the rows used (id, law's columns, y, predicted, residual = ln measured - ln
     predicted). `dropped`: the rows left out, with the reason. `draws`: parameters, a row per bootstrap resample, and
     `scales`: the noise level of each as a multiple of the fit's. `noise`: the residuals at the size of the noise.
-    `resample`: residual | pairs; `method`: which intervals `conf_int` gives, bootstrap | profile."""
+    `resample`: residual | pairs; `method`: which intervals `conf_int` gives, bootstrap | profile; `on`: what was
+    minimised, misses of ln L or of L itself (on_loss.py)."""
 
     law: Law
     y: str
@@ -45,6 +46,7 @@ class Fit:
     cluster: str | None
     seed: int
     method: Method = "bootstrap"
+    on: Literal["ln L", "L"] = "ln L"
 
     @property
     def residuals(self) -> "pd.Series[float]":
@@ -66,9 +68,12 @@ class Fit:
         return pd.DataFrame(ends, columns=["lower", "upper"], index=pd.Index(names, name="parameter"))
 
     def profile(self, name: str, level: float = 0.95) -> Profile:
-        """How the objective rises when `name` is held at other values; UserError for an unknown parameter."""
+        """How the objective rises when `name` is held at other values; UserError for an unknown parameter, and for a
+        fit on L, whose noise is not known."""
         if name not in self.params:
             raise UserError(f"profile: {self.law.name} has no parameter {name!r}{did_you_mean(name, self.params)}")
+        if self.on == "L":
+            raise UserError(f"profile: this law was fitted to {self.y} itself; a profile needs a fit to ln {self.y}")
         if (name, level) not in self._profiles:
             self._profiles[name, level] = profile(self, name, level)
         return self._profiles[name, level]
@@ -106,7 +111,7 @@ class Fit:
         """The fit as a block of plain text."""
         lines = [f"{self.y} = {self.law.formula}", f"  {self.law.source}", *self._parameter_lines()]
         loss = f"huber(delta={self.delta:g})" if self.loss == "huber" else self.loss
-        lines.append(f"  loss {loss} on ln {self.y}, summed: {self.objective:.6g}; {self.reason}")
+        lines.append(f"  loss {loss} on {self.target}, summed: {self.objective:.6g}; {self.reason}")
         excluded = int(self.dropped["reason"].astype(str).str.startswith("excluded: ").sum())
         by_hand = f" ({excluded} excluded by hand)" if excluded else ""
         lines.append(f"  {len(self.points)} points used, {len(self.dropped)} dropped{by_hand}; {self.starts_agreeing} "
@@ -119,6 +124,11 @@ class Fit:
             lines.append(f"  intervals: 95 % percentile, {resamples}, {by}seed {self.seed}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    @property
+    def target(self) -> str:
+        """What the loss was taken on: `ln val_loss`."""
+        return self.y if self.on == "L" else f"ln {self.y}"
 
     def _parameter_lines(self) -> list[str]:
         rows = zip(self.params.items(), self.conf_int().to_numpy(), strict=True)
@@ -144,7 +154,8 @@ class Fit:
         return {
             "law": self.law.name, "formula": self.law.formula, "source": self.law.source, "y": self.y,
             "columns": list(self.law.columns), "parameters": parameters,
-            "loss": self.loss, "delta": self.delta if self.loss == "huber" else None, "objective": self.objective,
+            "loss": self.loss, "on": self.on, "delta": self.delta if self.loss == "huber" else None,
+            "objective": self.objective,
             "converged": self.converged, "reason": self.reason,
             "starts": self.starts, "starts_agreeing": self.starts_agreeing, "condition": _plain(self.condition),
             "intervals": self.method, "resample": self.resample, "bootstrap": len(self.draws),

@@ -7,7 +7,9 @@ import pandas as pd
 
 from experiments.analysis.columns import column, finished
 from experiments.analysis.fitted import Fit
+from experiments.analysis.intervals import percentiles
 from experiments.analysis.laws import Array, Chinchilla
+from experiments.analysis.observations import Cost
 from nanogpt.config import UserError
 
 
@@ -19,6 +21,17 @@ class Allocation:
     table: pd.DataFrame
     a: float
     b: float
+
+
+@dataclass(frozen=True, eq=False)
+class Optimal:
+    """Compute-optimal N, D and loss, (computes,) each, and N and D of every draw of the fit, (draws, computes)."""
+
+    n: Array
+    d: Array
+    loss: Array
+    n_draws: Array
+    d_draws: Array
 
 
 def lower_envelope(points: pd.DataFrame, x: str = "flops", y: str = "val_loss") -> pd.DataFrame:
@@ -50,8 +63,8 @@ def compute_optimal(fit: Fit, flops: float | Array, flops_per_nd: float = 6.0) -
     table = pd.DataFrame({"flops": compute, "n": n, "d": d, "loss": loss})
     if len(fit.draws):
         spread = _optimal_n({name: fit.draws[name].to_numpy() for name in fit.params}, compute / flops_per_nd)
-        table["n_lower"], table["n_upper"] = np.percentile(spread, [2.5, 97.5], axis=0)
-        table["d_lower"], table["d_upper"] = np.percentile(compute / flops_per_nd / spread, [2.5, 97.5], axis=0)
+        table["n_lower"], table["n_upper"] = percentiles(spread, 0.95)
+        table["d_lower"], table["d_upper"] = percentiles(compute / flops_per_nd / spread, 0.95)
     a = fit.params["beta"] / (fit.params["alpha"] + fit.params["beta"])
     return Allocation(table, a, 1.0 - a)
 
@@ -61,6 +74,36 @@ def _optimal_n(params: dict[str, Array], nd: Array) -> Array:
     total = params["alpha"] + params["beta"]
     log_g = np.log(params["alpha"] * params["A"] / (params["beta"] * params["B"])) / total
     return np.exp(log_g[:, None] + (params["beta"] / total)[:, None] * np.log(nd))
+
+
+def optimal_on(fit: Fit, cost: Cost, flops: Array) -> Optimal:
+    """N and D of least loss at each compute under measured FLOPs per token, from a fitted Chinchilla law: approach 3.
+
+    The slope of the loss along ln N at fixed compute, -alpha A/N^alpha + beta B/D^beta dln(cost)/dlnN, is halved in to
+    its zero. `compute_optimal` is the closed form for a cost of 6 N. Raises UserError for another law.
+    """
+    if not isinstance(fit.law, Chinchilla):
+        raise UserError(f"approach 3: needs a chinchilla fit, found {fit.law.name}")
+    point = {name: np.array([value]) for name, value in fit.params.items()}
+    drawn = {name: fit.draws[name].to_numpy(dtype=float) for name in fit.params}
+    n, draws = np.exp(_least(point, cost, flops)[0]), np.exp(_least(drawn, cost, flops))
+    d, d_draws = (flops / np.exp(cost.ln_per_token(np.log(size))) for size in (n, draws))
+    return Optimal(n, d, fit.law.predict(fit.params, {fit.law.n: n, fit.law.d: d}), draws, d_draws)
+
+
+def _least(params: dict[str, Array], cost: Cost, flops: Array) -> Array:
+    """ln N of least loss: (draws, computes), by bisection over forty e-folds of N."""
+    at = {name: values[:, None] for name, values in params.items()}
+    low = np.full((len(at["A"]), len(flops)), -5.0)
+    high = np.broadcast_to(np.log(flops), low.shape).copy()
+    with np.errstate(divide="ignore", over="ignore"):
+        for _ in range(60):
+            middle = (low + high) / 2
+            ln_d = np.log(flops) - cost.ln_per_token(middle)
+            gain = np.log(at["alpha"]) + np.log(at["A"]) - at["alpha"] * middle
+            loss = np.log(at["beta"]) + np.log(at["B"]) - at["beta"] * ln_d + np.log(cost.elasticity(middle))
+            low, high = np.where(gain > loss, middle, low), np.where(gain > loss, high, middle)
+    return np.asarray((low + high) / 2)
 
 
 def fitted_frontier(fit: Fit, runs: pd.DataFrame, flops: Array, interval: float = 0.95) -> pd.DataFrame | None:

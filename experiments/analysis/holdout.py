@@ -1,5 +1,6 @@
 """Held-out prediction: fit a law to the smaller runs, predict the larger ones, and put measured beside predicted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,13 +60,14 @@ def holdout(
     interval: float = 0.95,
     y: str = "val_loss",
     where: str | None = None,
+    fitter: Callable[..., Fit] = fit,
     **options: Any,
 ) -> Holdout:
     """Fit `law` to the runs below a cut on column `by` and predict those at or above it.
 
     The cut is exactly one of `fraction` (share of the runs held out, the largest), `below` (a value of `by`) and
     `largest` (how many distinct values of `by`, from the top). Runs of equal `by` are never split. Other options go to
-    `fit`.
+    `fitter`.
     Raises UserError when nothing is left on a side, and as `fit`.
     """
     by = column(df, by, "holdout")
@@ -77,7 +79,7 @@ def holdout(
     above = df[keep & (size >= cut)]
     if not len(above):
         raise UserError(f"holdout: no finished run has {by} >= {cut:g}; the largest is {size[keep].max():g}")
-    small = fit(law, df[~(size >= cut)], y=y, where=where, keep=(by,), **options)
+    small = fitter(law, df[~(size >= cut)], y=y, where=where, keep=(by,), **options)
     predicted = small.predict(above, interval)
     measured = above[column(above, y, "holdout")].astype(float)
     names = dict.fromkeys([*(["label"] if "label" in above.columns else []), *small.law.columns, by])

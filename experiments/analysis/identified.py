@@ -43,7 +43,7 @@ def unidentified(fit: "Fit", name: str, always: bool = False) -> str | None:
     if name in fit.law.exponents and not 1e-6 <= value <= HIGHEST_EXPONENT - 1e-6:
         return f"{name} sits at its bound {value:.3g}: the loss does not follow this law along that input"
     lower, upper = (float(end) for end in fit.conf_int(0.95).loc[name].to_numpy(dtype=float))
-    if always and not lower <= upper:
+    if always and not lower <= upper and fit.on == "ln L":
         lower, upper = fit.profile(name).lower, fit.profile(name).upper
     return _too_wide(fit, name, lower, upper, lowest)
 

@@ -1,4 +1,4 @@
-"""The `fit:`, `optimum:` and `report:` of a study, checked before anything launches; imports nothing heavy."""
+"""The analysis of a study (`fit:`, `optimum:`, `approaches:`, `report:`), checked before anything launches."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -14,7 +14,8 @@ LAW_INPUTS: dict[str, tuple[str, ...]] = {name: law.inputs() for name, law in LA
 LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
     "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap",
-    "lr_basin", "lr_transfer", "response_surface",
+    "lr_basin", "lr_transfer", "response_surface", "isoflop_slices", "compute_envelope", "loss_contours",
+    "rollout_errors",
 ]  # fmt: skip
 
 
@@ -59,6 +60,15 @@ class HoldoutSpec(_Section):
         return self
 
 
+class RolloutSpec(_Section):
+    """Expanding cuts: a law is fitted below each and judged by the runs above."""
+
+    by: str = Field("flops", description="column the cuts are made on")
+    cuts: int | tuple[float, ...] = Field(
+        5, description="how many cuts, leaving 50 to 90 % of the runs below; or values"
+    )
+
+
 class FitSpec(_LawInputs):
     """A law, the columns it reads, the loss it is fitted with, and what is held out."""
 
@@ -68,6 +78,7 @@ class FitSpec(_LawInputs):
     delta: float = Field(1e-3, gt=0, description="Huber threshold in ln L")
     where: str | None = Field(None, description="filter on the rows, such as 'tokens >= 262144'")
     holdout: HoldoutSpec | None = None
+    rollout: RolloutSpec = Field(RolloutSpec(), description="the held-out error that every report of a fit carries")
     bootstrap: int = Field(200, ge=0, description="resamples behind the intervals; 0 for none")
     cluster: str | None = Field(None, description="column whose equal values are resampled together")
     seed: int = 0
@@ -110,6 +121,34 @@ class OptimumSpec(_Section):
         return text
 
 
+class ApproachesSpec(_Section):
+    """Compute-optimal sizes by envelope, IsoFLOP slices and surface, side by side under every way of counting."""
+
+    n: str | None = Field(
+        None, description="size column (default: that of a chinchilla fit, else n_params_non_embedding)"
+    )
+    y: str = Field("val_loss", description="the loss")
+    where: str | None = Field(None, description="filter on the rows")
+    read: Literal["runs", "curves"] = Field("runs", description="final losses, or training curves (constant rate only)")
+    budgets: int | tuple[float, ...] | None = Field(
+        None, description="FLOPs of the slices, or how many (default: as run)"
+    )
+    window: int | None = Field(7, ge=4, description="sizes nearest to the lowest loss that a parabola takes; null: all")
+    noise: float | None = Field(None, ge=0, description="sd of a loss (default: over seeds, else about parabolas)")
+    at: float | None = Field(
+        None, gt=0, description="compute that sizes are quoted for (default: the largest measured)"
+    )
+    draws: int = Field(400, ge=0, description="disturbed tables behind the intervals; 0 for none")
+    seed: int = 0
+
+    @field_validator("where")
+    @classmethod
+    def _where_parses(cls, text: str | None) -> str | None:
+        if text is not None:
+            Filter(text, "filter")
+        return text
+
+
 class FigureSpec(_Section):
     """One figure of the report; what is left out comes from the report section itself."""
 
@@ -137,9 +176,18 @@ class ReportSpec(_Section):
         return tuple({"figure": item} if isinstance(item, str) else item for item in figures)
 
 
-def columns_named(fit: FitSpec | None, report: ReportSpec, optimum: OptimumSpec | None = None) -> list[tuple[str, str]]:
+def columns_named(
+    fit: FitSpec | None,
+    report: ReportSpec,
+    optimum: OptimumSpec | None = None,
+    approaches: ApproachesSpec | None = None,
+) -> list[tuple[str, str]]:
     """Every column that a study's analysis reads, with the key that names it."""
     found = []
+    if approaches is not None:
+        found += [(f"approaches.{key}", getattr(approaches, key)) for key in ("n", "y")]
+        names = Filter(approaches.where, "approaches.where").names() if approaches.where else ()
+        found += [("approaches.where", name) for name in names]
     if optimum is not None:
         found += [(f"optimum.{key}", getattr(optimum, key)) for key in ("of", "per", "panel", "y")]
         names = Filter(optimum.where, "optimum.where").names() if optimum.where else ()
@@ -148,6 +196,7 @@ def columns_named(fit: FitSpec | None, report: ReportSpec, optimum: OptimumSpec 
         found += [(f"fit.{key}", getattr(fit, key)) for key in (*law_inputs(), "y", "cluster")]
         found += [("fit.where", name) for name in (Filter(fit.where, "fit.where").names() if fit.where else ())]
         found += [("fit.holdout.by", fit.holdout.by)] if fit.holdout is not None else []
+        found += [("fit.rollout.by", fit.rollout.by)]
     found += [(f"report.{key}", getattr(report, key)) for key in ("x", "y", "hue", "rows")]
     for index, figure in enumerate(report.figures or ()):
         found += [(f"report.figures.{index}.{key}", getattr(figure, key)) for key in ("x", "y", "hue", "rows")]
@@ -173,6 +222,7 @@ EXAMPLES = {
     "FitSpec": "{law: chinchilla}",
     "OptimumSpec": "{of: learning_rate, per: n_embd}",
     "ReportSpec": "{figures: [loss_vs]}",
+    "ApproachesSpec": "{noise: 0.002}",
 }
 
 
@@ -184,6 +234,11 @@ def check_fit_spec(spec: Mapping[str, Any], where: str = "fit") -> FitSpec:
 def check_optimum_spec(spec: Mapping[str, Any], where: str = "optimum") -> OptimumSpec:
     """The validated `optimum:` section; UserError as `check_fit_spec`."""
     return _check(OptimumSpec, spec, where)
+
+
+def check_approaches_spec(spec: Mapping[str, Any], where: str = "approaches") -> ApproachesSpec:
+    """The validated `approaches:` section; UserError as `check_fit_spec`."""
+    return _check(ApproachesSpec, spec, where)
 
 
 def check_report_spec(spec: Mapping[str, Any], where: str = "report") -> ReportSpec:
@@ -206,7 +261,7 @@ def _one_line(error: ValidationError, model: type[_Section], where: str) -> str:
     steps = [str(step) for step in first["loc"]]
     place = ".".join([where, *steps])
     if first["type"] == "extra_forbidden":
-        parts: dict[str, type[_Section]] = {"holdout": HoldoutSpec, "figures": FigureSpec}
+        parts: dict[str, type[_Section]] = {"holdout": HoldoutSpec, "rollout": RolloutSpec, "figures": FigureSpec}
         owner = parts.get(steps[0], model) if len(steps) > 1 else model
         return f"{place}: no such key{did_you_mean(steps[-1], owner.model_fields)}"
     if first["type"] == "missing":

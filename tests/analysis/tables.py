@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 PLANTED = {"E": 1.943, "A": 6.2, "B": 210.0, "alpha": 0.36, "beta": 0.45}
+LADDER = {"E": 1.9, "A": 60.0, "B": 300.0, "alpha": 0.45, "beta": 0.42}
 
 
 def planted_runs(noise: float = 0.002, seeds: int = 1, seed: int = 0) -> pd.DataFrame:
@@ -25,6 +26,25 @@ def planted_runs(noise: float = 0.002, seeds: int = 1, seed: int = 0) -> pd.Data
                     "train_loss": loss * 0.99, "steps": int(tokens // 1024), "wall_seconds": tokens / 2e5,
                     "cpu_seconds": tokens / 1.8e5, "tokens_per_second": 2e5,
                 })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def planted_ladder(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
+    """Eight widths at six computes as spent, with the columns of a study: embeddings weigh most in the small models."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for width in (8, 12, 16, 24, 32, 48, 64, 96):
+        n = 24.0 * width**2
+        per_token = 6 * n + 6 * 256 * width + 12 * 2 * 32 * width
+        for flops in np.geomspace(4e9, 4e12, 6):
+            tokens = flops / per_token
+            loss = LADDER["E"] + LADDER["A"] / n ** LADDER["alpha"] + LADDER["B"] / tokens ** LADDER["beta"]
+            rows.append({
+                "id": f"{len(rows):012x}", "label": f"n_embd={width}-flops={flops:.2g}",
+                "status": "completed", "seed": 1, "model.n_embd": width, "n_params_non_embedding": n,
+                "n_params": n + 256.0 * width, "tokens": tokens, "steps": int(tokens // 1024), "flops": flops,
+                "val_loss": loss * np.exp(rng.normal(0.0, noise)),
+            })  # fmt: skip
     return pd.DataFrame(rows)
 
 

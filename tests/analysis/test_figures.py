@@ -11,14 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.analysis import plots, sweeps
+from experiments.analysis.approaches import compare_approaches
 from experiments.analysis.figures import FIGURES, Material, chosen_figures, draw_all, inline_svg, png_bytes, svg_text
 from experiments.analysis.fit import fit
 from experiments.analysis.holdout import holdout
 from experiments.analysis.optimum import find_optima
+from experiments.analysis.rollout import rollout
 from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, check_report_spec
 from nanogpt.config import UserError
-from tests.analysis.tables import planted_curves, planted_runs, with_diverged
+from tests.analysis.tables import planted_curves, planted_ladder, planted_runs, with_diverged
 
 matplotlib.use("Agg")
 
@@ -30,7 +32,10 @@ def material() -> Material:
     law = {"bootstrap": 30}
     held, optima = holdout("chinchilla", runs, largest=5, **law), find_optima(runs, "tokens", "n_embd")
     searched = Searched({"model.n_embd": "log", "tokens": "log"})
-    return Material(runs, planted_curves(runs), fit("chinchilla", runs, **law), held, optima, searched)
+    rolled = rollout("chinchilla", runs, cuts=3, **law)
+    found = compare_approaches(planted_ladder(), draws=30, law=law)
+    whole = fit("chinchilla", runs, **law)
+    return Material(runs, planted_curves(runs), whole, held, optima, searched, rolled, found)
 
 
 def drawn(name: str, material: Material) -> Figure:

@@ -73,6 +73,11 @@ def test_mistakes_in_a_size_are_one_line(write_study, size, message):
         ("sizes: {gpu: {confg: {}}}", "tiny.yaml:5: sizes.gpu.confg: no such key; did you mean 'config'?"),
         ("sizes: {gpu: {sweep: {gird: {}}}}", "sizes.gpu.sweep.gird: no such key; did you mean 'grid'?"),
         ("optimum: {of: learning_rate}", "tiny.yaml:5: optimum.per: is missing"),
+        ("approaches: {budget: 5}", "tiny.yaml:5: approaches.budget: no such key; did you mean 'budgets'?"),
+        ("approaches: {read: curve}", "approaches.read: 'curve' is not known; did you mean 'curves'?"),
+        ("approaches: {window: 3}", "approaches.window: input should be greater than or equal to 4, found 3"),
+        ("approaches: {where: 'n_embd >'}", "approaches.where: "),
+        ("fit: {rollout: {cut: 5}}", "fit.rollout.cut: no such key; did you mean 'cuts'?"),
         ("optimum: {of: learning_rate, pre: n_embd, per: n_embd}", "optimum.pre: no such key; did you mean 'per'?"),
     ],
 )
