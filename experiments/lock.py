@@ -21,7 +21,7 @@ from experiments.study import Study
 from nanogpt.config import UserError, canonical_json
 from nanogpt.record import read_json, write_atomic
 
-SCHEMA_VERSION = 2  # 2: optimum, limits, size
+SCHEMA_VERSION = 3  # 2: optimum, limits, size; 3: claims
 LOCK_NAME = "study.lock.json"
 Describe = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 
@@ -73,6 +73,7 @@ class Lock(_Frozen):
     source: str
     fit: dict[str, Any] | None
     optimum: dict[str, Any] | None = None
+    claims: list[str] = []
     report: dict[str, Any]
     limits: str = ""
     size: str | None = None
@@ -216,6 +217,7 @@ def resolve(study: Study, old: Lock | None = None, elsewhere: bool = False) -> L
         source=study.source,
         fit=study.fit,
         optimum=study.optimum,
+        claims=study.claims,
         report=study.report,
         limits=study.limits,
         size=study.size,

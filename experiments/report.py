@@ -28,8 +28,8 @@ MAX_FACTORS = 8  # columns of varied factors shown in the report; table.csv has 
 
 @dataclass(frozen=True)
 class StudyMeta:
-    """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:` and `report:`, how to repeat
-    it."""
+    """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:`, `claims:` and `report:`, how
+    to repeat it."""
 
     name: str
     question: str = ""
@@ -37,6 +37,7 @@ class StudyMeta:
     limits: str = ""
     fit: Mapping[str, Any] | None = None
     optimum: Mapping[str, Any] | None = None
+    claims: tuple[str, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -62,17 +63,21 @@ class Grid:
     rows: tuple[tuple[str, ...], ...]
 
 
-def analyse(meta: StudyMeta, runs: "pd.DataFrame") -> "Analysis":
+def analyse(meta: StudyMeta, runs: "pd.DataFrame", curves: "pd.DataFrame | None" = None) -> "Analysis":
     """The fit, held-out prediction, optima and claims of a study, as its sections ask; UserError on a bad section.
 
+    `curves`, as for `write_report`, are asked for by claims about the training itself.
     Too few finished runs, or a column the table lacks, do not raise: the Analysis says so in `problems`.
     """
-    from experiments.analysis.findings import analyse_table
+    from experiments.analysis.findings import analyse_table, with_claims
+    from experiments.analysis.statements import parse_claims
 
     spec = check_fit_spec(meta.fit, f"{meta.name}: fit") if meta.fit is not None else None
     optimum = check_optimum_spec(meta.optimum, f"{meta.name}: optimum") if meta.optimum is not None else None
     y = check_report_spec(meta.report, f"{meta.name}: report").y
-    return analyse_table(spec, runs.infer_objects(), y, optimum, meta.searched)
+    runs = runs.infer_objects()
+    found = analyse_table(spec, runs, y, optimum, meta.searched)
+    return with_claims(found, parse_claims(meta.claims, f"{meta.name}: claims"), runs, curves)
 
 
 def print_analysis(analysis: "Analysis") -> str:
@@ -97,7 +102,7 @@ def write_report(
     from experiments.analysis.figures import Material, chosen_figures, draw_all
 
     runs = runs.infer_objects()  # a table of records with gaps comes as objects, and numbers must be drawn as numbers
-    analysis = analysis if analysis is not None else analyse(meta, runs)
+    analysis = analysis if analysis is not None else analyse(meta, runs, curves)
     material = Material(runs, curves, analysis.fit, analysis.holdout, analysis.optima, meta.searched)
     spec = check_report_spec(meta.report, f"{meta.name}: report")
     drawn = draw_all(chosen_figures(spec, material), material)
@@ -175,6 +180,7 @@ def _content(meta: StudyMeta, runs: "pd.DataFrame", analysis: "Analysis", drawn:
         "meta": meta,
         "policy": CONTENT_POLICY,
         "claims": analysis.claims,
+        "judged": analysis.judged,
         "problems": analysis.problems,
         "figures": figures,
         "held_out": _held_out_grid(analysis),

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.analysis.filters import Filter
 from experiments.analysis.spec import (
     check_fit_spec,
     check_optimum_spec,
@@ -12,6 +13,7 @@ from experiments.analysis.spec import (
     column_among,
     columns_named,
 )
+from experiments.analysis.statements import check_claims, parse_claims
 from experiments.exclusions import Exclusion, read_exclusions
 from experiments.lock import LockedRun
 from experiments.search.verdicts import read_verdict
@@ -49,7 +51,11 @@ def check_columns(study: Study, factors: Iterable[str]) -> None:
     columns = dict.fromkeys([*COLUMNS, *CURVE_COLUMNS, *searched, *factors])
     fit = check_fit_spec(study.fit) if study.fit is not None else None
     optimum = check_optimum_spec(study.optimum) if study.optimum is not None else None
-    for key, name in columns_named(fit, check_report_spec(study.report), optimum):
+    named = columns_named(fit, check_report_spec(study.report), optimum)
+    for index, claim in enumerate(parse_claims(study.claims)):
+        filtered = Filter(claim.where, "claims").names() if claim.where else ()
+        named += [(f"claims.{index}", name) for name in (*claim.columns(), *filtered)]
+    for key, name in named:
         column_among(columns, name, f"{study.source or study.name}: {key}")
 
 
@@ -64,6 +70,16 @@ def check_base(study: Study, runs: Iterable[LockedRun]) -> None:
     if sizes and spec.base not in sizes:
         known = ", ".join(map(str, sizes))
         raise UserError(f"{study.source or study.name}: optimum.base: {spec.base!r} is none of the sizes {known}")
+
+
+def check_study_claims(study: Study, runs: Iterable[LockedRun]) -> None:
+    """Raises UserError for a claim that no result of the study can answer: a section or a variant that it lacks."""
+    values: dict[str, list[Any]] = {}
+    for run in runs:
+        for name, value in run.factors.items():
+            values.setdefault(name, []).append(value)
+    sections = [*(["fit"] if study.fit is not None else ()), *(f"fit.{key}" for key in study.fit or ())]
+    check_claims(parse_claims(study.claims), values, sections, f"{study.source or study.name}: claims")
 
 
 def study_folder(

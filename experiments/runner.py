@@ -19,7 +19,7 @@ from experiments.launchers.submitted import end_submission, submissions
 from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
-from experiments.results import check_base, check_columns
+from experiments.results import check_base, check_columns, check_study_claims
 from experiments.retrying import mark_retries
 from experiments.store import FINISHED, TO_DO, StudyFolder
 from experiments.study import Study
@@ -61,6 +61,7 @@ def prepare(study: Study, folder: Path, drifted: Drifted = "stop", elsewhere: bo
         StudyFolder(folder, new).trials.refuse_others(new.search)
     check_columns(study, new.factors)
     check_base(study, new.runs)
+    check_study_claims(study, new.runs)
     found = drifts(old, new, StudyFolder(folder, new).folders())
     if drifted == "keep":
         new = keep_drifted(new, found)
@@ -212,9 +213,9 @@ def _has_text(path: Path, text: str) -> bool:
     return path.exists() and path.read_text(encoding="utf-8") == text
 
 
-def write_report(folder: Path) -> int:
+def write_report(folder: Path, strict: bool = False) -> int:
     """Write the report in a child process, which prints the analysis: pandas and matplotlib stay out of this one."""
-    command = [sys.executable, "-m", "experiments", "report", str(folder)]
+    command = [sys.executable, "-m", "experiments", "report", str(folder), *(["--strict"] if strict else [])]
     return subprocess.run(command, env=child_environment()).returncode
 
 

@@ -58,6 +58,7 @@ class Study:
     sweep: Sweep
     fit: dict[str, Any] | None
     optimum: dict[str, Any] | None
+    claims: list[str]
     report: dict[str, Any]
     limits: str
     sizes: tuple[str, ...]
@@ -157,6 +158,7 @@ class Study:
             sweep=asked.sweep,
             fit=asked.fit,
             optimum=asked.optimum,
+            claims=list(asked.claims),
             report=asked.report,
             limits=asked.limits.strip(),
             sizes=tuple(asked.sizes),
@@ -306,12 +308,15 @@ def _base_chain(path: Path) -> list[Path]:
 def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     """A misspelt law should be found before hours of training, not after."""
     from experiments.analysis.spec import check_fit_spec, check_optimum_spec, check_report_spec
+    from experiments.analysis.statements import parse_claim
 
     if asked.fit is not None:
         check_fit_spec(asked.fit, f"{place('fit')}: fit")
     if asked.optimum is not None:
         check_optimum_spec(asked.optimum, f"{place('optimum')}: optimum")
     check_report_spec(asked.report, f"{place('report')}: report")
+    for index, text in enumerate(asked.claims):
+        parse_claim(text, f"{place('claims', str(index))}: claims.{index}")
 
 
 def _check_execution(asked: StudyFile, place: Callable[..., str]) -> None:

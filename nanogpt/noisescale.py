@@ -107,7 +107,7 @@ class NoiseMeter:
                 accumulate(size, parts.take)
             loss = accumulate(self._micro_batch_size)
         whole = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        # One wait for the device. Each part's gradient was divided by the number of parts, so that they add up to a mean.
+        # One wait for the device. Each part's gradient was divided by the number of parts, so they add up to a mean.
         *small, big = (norm / loss_scale for norm in torch.stack([*parts.norms, whole]).tolist())
         small_square = len(small) * sum(norm**2 for norm in small)
         return loss, estimate_noise(small_square, big**2, size * self._block_size, self._batch_size * self._block_size)

@@ -44,9 +44,7 @@ class TradeOff:
                 f"at least {self.min_steps:,.0f} steps and {self.min_tokens:,.0f} tokens")  # fmt: skip
 
 
-def trade_off(
-    curves: pd.DataFrame, target: float | None = None, y: str = "val_loss", level: float = LEVEL
-) -> TradeOff:
+def trade_off(curves: pd.DataFrame, target: float | None = None, y: str = "val_loss", level: float = LEVEL) -> TradeOff:
     """B_crit from training curves (id, step, tokens, `y`) of runs that differ in their batch size.
 
     `target`: the loss that steps are counted to; default: the lowest one that every run reaches. Steps to it are read
@@ -72,7 +70,7 @@ def trade_off(
         decaying += _is_decaying(curve, steps)
     points = pd.DataFrame(rows, columns=["id", "batch", "steps", "tokens"])
     left = len(lowest) - len(points)
-    notes = (f"{left} runs never reach it",) if left else ()
+    notes: tuple[str, ...] = (f"{left} runs never reach it",) if left else ()
     if decaying:
         notes += (f"in {decaying} runs the learning rate was falling by then, which is a part of the steps counted; a "
                   "constant schedule is free of it",)  # fmt: skip

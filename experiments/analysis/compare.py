@@ -127,7 +127,9 @@ def _multiplier(one: Ladder, two: Ladder, paired: bool, level: float) -> _Fitted
     is_two = np.repeat([0.0, 1.0], [len(one.x), len(two.x)])
     with_floor = min(len(one.x), len(two.x)) >= 3
     theta, jacobian = fit_common_curve(ln_x, ln_y, is_two, with_floor)
-    notes = () if with_floor else ("two levels each: no floor was fitted, so the multiplier holds between them only",)
+    notes: tuple[str, ...] = (
+        () if with_floor else ("two levels each: no floor was fitted, so the multiplier holds between them only",)
+    )
     if theta[2] < 1e-3:
         return _Fitted(Refusal("the loss does not fall along it"), theta[0], theta[2])
     free = np.linalg.norm(jacobian, axis=0) > 0
@@ -139,7 +141,9 @@ def _multiplier(one: Ladder, two: Ladder, paired: bool, level: float) -> _Fitted
     seeds = seed_spread([moves[0] + moves[1]] if paired else moves)
     found = fitted_spread(seeds, residual_sum, df, float(weights @ weights), _noise_of_means(parts))
     if found.spread is None:
-        return _Fitted(Refusal("one seed and as many levels as unknowns leave no error to judge by"), theta[0], theta[2])
+        return _Fitted(
+            Refusal("one seed and as many levels as unknowns leave no error to judge by"), theta[0], theta[2]
+        )
     if found.misfits:
         notes += ("one curve does not fit both variants: the multiplier changes along it, and this is its average",)
     interval = found.spread.interval(float(theta[3]), level).map(_exp)
@@ -234,7 +238,9 @@ def effective_speedup(fit: Fit, baseline_loss: float, loss: float, level: float 
     """
     if not isinstance(fit.law, PowerLaw | SaturatingPowerLaw):
         raise UserError(f"effective_speedup: needs a power law, found {fit.law.name}")
-    value = float(_speedup(np.array([fit.params.get("E", 0.0)]), np.array([fit.params["alpha"]]), baseline_loss, loss)[0])
+    value = float(
+        _speedup(np.array([fit.params.get("E", 0.0)]), np.array([fit.params["alpha"]]), baseline_loss, loss)[0]
+    )
     if not np.isfinite(value):
         raise UserError(f"effective_speedup: the fitted floor {fit.params.get('E', 0.0):.4g} is not below both losses")
     if not len(fit.draws):

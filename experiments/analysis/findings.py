@@ -1,22 +1,25 @@
 """From a table of runs to what may be said about it: the fit, the held-out prediction, claims that hold or fail."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from experiments.analysis.cbs import noise_scales
 from experiments.analysis.claims import Claim
 from experiments.analysis.columns import finished
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import FLOOR_IS_ZERO, Fit
 from experiments.analysis.holdout import Holdout, holdout
+from experiments.analysis.judge import Evidence, Judged, judge_all, judged_text
 from experiments.analysis.laws import Law, make_law
 from experiments.analysis.optimum import Optima, find_optima
 from experiments.analysis.searched import Searched, search_sentences
 from experiments.analysis.spec import LAW_INPUTS, FitSpec, OptimumSpec
+from experiments.analysis.statements import Statement
 from experiments.analysis.transfer import transfer_claims, transfer_text
 from nanogpt.config import UserError
 
@@ -37,6 +40,19 @@ class Analysis:
     claims: tuple[Claim, ...]
     problems: tuple[str, ...]
     optima: Optima | None = None
+    judged: tuple[Judged, ...] = ()
+
+
+def with_claims(
+    analysis: Analysis, statements: Sequence[Statement], runs: pd.DataFrame, curves: pd.DataFrame | None
+) -> Analysis:
+    """The analysis with the verdicts on the study's own claims, and a sentence on the noise scale where it was
+    measured."""
+    y = analysis.spec.y if analysis.spec is not None else "val_loss"
+    evidence = Evidence(runs, curves, analysis.fit, analysis.holdout, analysis.floor, y)
+    measured = noise_scales(curves) if curves is not None else None
+    claims = (*analysis.claims, *([Claim(f"The {measured.sentence()}.")] if measured is not None else []))
+    return replace(analysis, claims=claims, judged=judge_all(statements, evidence))
 
 
 def analyse_table(
@@ -262,4 +278,5 @@ def analysis_text(analysis: Analysis) -> str:
     marks = {"holds": "holds: ", "fails": "FAILS: ", "undecided": "undecided: ", None: ""}
     lines += [f"{marks[claim.verdict]}{claim.text}" for claim in analysis.claims]
     lines += [f"not done: {problem}" for problem in analysis.problems]
+    lines += [judged_text(analysis.judged)] if analysis.judged else []
     return "\n".join(lines)

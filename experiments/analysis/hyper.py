@@ -47,7 +47,7 @@ class HyperLaw:
     _residual_sum: float
 
     def predict(self, **sizes: float) -> Interval:
-        """The optimum at a size, with the interval of the law there (not of one more sweep). UserError without a law."""
+        """The optimum at a size, with the interval of the law there (not of a new sweep). UserError without a law."""
         if isinstance(self.constant, Refusal):
             raise UserError(f"hyper law: there is none to predict from: {self.constant.reason}")
         row = np.array([1.0, *(math.log2(sizes[key] / self.centres[key]) for key in self.sizes)])
@@ -82,18 +82,19 @@ def hyper_law(
     where: str | None = None,
     window: int = 2,
     level: float = LEVEL,
+    bootstrap: int = 400,
 ) -> HyperLaw:
     """The power law of the best `of` in `sizes` (columns such as n_params_non_embedding, tokens).
 
     Intervals: Student's over a jackknife of whole seeds, every optimum and the law found again without each; with one
     seed, or where the optima miss the law by more than the seeds explain, from the residuals of the law. Values of
-    `of` that are not above zero (a weight decay of 0) have no logarithm and are left out. Raises UserError as
-    `find_optima`, and for a size that is not a positive number.
+    `of` that are not above zero (a weight decay of 0) have no logarithm and are left out. `bootstrap`: of the
+    intervals of the single optima. Raises UserError as `find_optima`, and for a size that is not a positive number.
     """
     of, y = column(runs, of, "hyper law"), column(runs, y, "hyper law")
     names = tuple(column(runs, name, "hyper law") for name in sizes)
     rows, table, notes = _rows(runs, of, names, where)
-    found = find_optima(rows, of, SIZE, y=y, window=window)
+    found = find_optima(rows, of, SIZE, y=y, window=window, bootstrap=bootstrap)
     optima = _table(found, table)
     good = optima["reason"].eq("").to_numpy()
     logs = np.log2(table[list(names)].to_numpy(dtype=float))
@@ -151,10 +152,10 @@ def _table(found: Optima, table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for size in found.panels[0].sizes:
         place = size.optimum
-        known = isinstance(place, Estimate)
-        value, lower, upper = (place.value, place.lower, place.upper) if known else (math.nan,) * 3
-        rows.append({"log2": value, "optimum": 2.0**value, "lower": 2.0**lower, "upper": 2.0**upper,
-                     "loss": size.loss, "reason": "" if known else place.reason})  # fmt: skip
+        reason = place.reason if isinstance(place, Refusal) else ""
+        at = Estimate(math.nan) if isinstance(place, Refusal) else place
+        rows.append({"log2": at.value, "optimum": 2.0**at.value, "lower": 2.0**at.lower, "upper": 2.0**at.upper,
+                     "loss": size.loss, "reason": reason})  # fmt: skip
     return table.join(pd.DataFrame(rows))
 
 

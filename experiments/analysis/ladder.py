@@ -11,6 +11,7 @@ from experiments.analysis.columns import column, finished
 from experiments.analysis.student import Array
 from nanogpt.config import UserError
 
+SECTIONS = ("optimizer", "schedule", "model", "data", "parametrization", "init_from")
 SAME = 0.01  # relative difference up to which two amounts of compute are one level
 
 
@@ -32,8 +33,9 @@ class Ladder:
 
 
 def varied_settings(runs: pd.DataFrame, factor: str, x: str) -> list[str]:
-    """The columns that tell one setting from another: varied factors (dotted names) but for the one compared."""
-    dotted = [str(name) for name in runs.columns if "." in str(name) and name not in (factor, x)]
+    """The columns that tell one setting from another: varied factors (dotted, or a whole section such as `optimizer`)
+    but for the one compared."""
+    dotted = [str(n) for n in runs.columns if ("." in str(n) or n in SECTIONS) and n not in (factor, x)]
     return [name for name in dotted if runs[name].map(repr).nunique() > 1]
 
 

@@ -1,4 +1,4 @@
-"""Comparison: a planted compute multiplier comes back, its interval covers, seeds are paired, and points never judge."""
+"""Comparison: a planted compute multiplier comes back, its interval covers, seeds pair, and points never judge."""
 
 from typing import Any
 
