@@ -40,7 +40,6 @@ from experiments.analysis.student import LEVEL, Interval, seed_spread
 from experiments.analysis.where import select
 from nanogpt.config import UserError, did_you_mean
 
-
 OPPOSITE: dict[Word, Word] = {"held": "failed", "failed": "held", "undecided": "undecided"}
 
 

@@ -14,6 +14,14 @@ pytestmark = pytest.mark.usefixtures("fake_engine")
 SEEDS = "{grid: {n_layer: [1, 2]}, seeds: [1, 2]}"
 
 
+def check(path: Path) -> None:
+    """What `plan` and `run` do before anything else."""
+    study = Study.load(path)
+    lock = resolve(study)
+    check_columns(study, lock.factors)
+    check_study_claims(study, lock.runs)
+
+
 @pytest.mark.parametrize(
     ("claims", "message"),
     [
@@ -21,18 +29,16 @@ SEEDS = "{grid: {n_layer: [1, 2]}, seeds: [1, 2]}"
         ("[every val_loss below 3 where n_layr == 1]", "claims.0: no column 'n_layr'; did you mean 'n_layer'?"),
         ("[1 beats 3]", "claims.0: '3' is no value of a factor; allowed: 1, 2"),
         ("[E below 2]", "claims.0: 'E below 2' needs `fit:`, which the study does not have"),
-        ("[every val_loss beloww 3]", "tiny.yaml:5: claims.0: 'every val_loss beloww 3' is no claim that can be checked; "
-         "did you mean 'every val_loss below 3'?"),
+        ("[every val_loss beloww 3]",
+         "tiny.yaml:5: claims.0: 'every val_loss beloww 3' is no claim that can be checked; did you mean 'every "
+         "val_loss below 3'?"),
         ("every val_loss below 3", "tiny.yaml:5: claims: expected a valid list, got 'every val_loss below 3'"),
     ],
 )  # fmt: skip
 def test_a_slip_is_placed_and_named_before_anything_runs(write_study, command, tmp_path, claims, message):
     path = write_study(SEEDS, f"claims: {claims}")
     with pytest.raises(UserError) as caught:
-        study = Study.load(path)
-        lock = resolve(study)
-        check_columns(study, lock.factors)
-        check_study_claims(study, lock.runs)
+        check(path)
     assert message in str(caught.value)
     done = command("run", path, "--out", tmp_path / "results")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
