@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-MOST_PARTS = 8  # of a batch that is cut for the measurement alone; more parts measure better and cost more
+MOST_PARTS = 4  # of a batch that is cut for the measurement alone; more parts measure better and cost more
 
 
 class Accumulate(Protocol):
@@ -52,7 +52,7 @@ def estimate_noise(small_square: float, big_square: float, small: int, big: int)
 
 def measuring_part(batch_size: int, micro_batch_size: int) -> int:
     """Sequences per part of a measured step: the run's own micro-batch where it cuts its batches, else those of the
-    largest number of parts up to 8 that divides the batch (the smallest above it for the others)."""
+    largest number of parts up to 4 that divides the batch (the smallest above it for the others)."""
     if micro_batch_size < batch_size:
         return micro_batch_size
     order = itertools.chain(range(MOST_PARTS, 1, -1), range(MOST_PARTS + 1, batch_size + 1))

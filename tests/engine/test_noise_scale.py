@@ -65,7 +65,7 @@ def test_the_two_norms_give_the_unknowns_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "part"), [(32, 32, 4), (12, 12, 2), (4, 4, 1), (13, 13, 1), (22, 22, 11), (32, 8, 8), (2, 2, 1)]
+    ("batch", "micro", "part"), [(32, 32, 8), (12, 12, 3), (4, 4, 1), (13, 13, 1), (22, 22, 11), (32, 8, 8), (2, 2, 1)]
 )
 def test_how_a_batch_is_cut(batch: int, micro: int, part: int) -> None:
     assert measuring_part(batch, micro) == part
