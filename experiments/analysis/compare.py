@@ -61,7 +61,7 @@ class Comparison:
         """The comparison in words, with its interval."""
         seeds = f"{self.seeds[0]} paired seeds" if self.paired else f"{self.seeds[0]} and {self.seeds[1]} seeds"
         seeds = "one seed, error from the fit's residuals" if max(self.seeds) == 1 else seeds
-        head = f"{self.candidate} against {self.baseline} ({self.level:.0%} intervals, {seeds}): "
+        head = f"{self.candidate} against {self.baseline} ({100 * self.level:.0f} % intervals, {seeds}): "
         along = self.x.rpartition(".")[2]
         if isinstance(self.multiplier, Interval):
             head += f"multiplier of {along} {self.multiplier.text()}"

@@ -221,7 +221,7 @@ def _noise(statement: NoiseScale, evidence: Evidence) -> tuple[Word, str]:
         raise UserError("no run measured it; set runtime.noise_scale_interval")
     ends = found.runs[["lower", "upper"]].to_numpy(dtype=float)
     lowest, highest = ends[:, 0].min(), ends[:, 1].max()
-    words = f"{found.sentence()}; {found.level:.0%} intervals within [{lowest:,.0f}, {highest:,.0f}]"
+    words = f"{found.sentence()}; {100 * found.level:.0f} % intervals within [{lowest:,.0f}, {highest:,.0f}]"
     return _all([statement.bound.judge(low, high) for low, high in ends]), words
 
 
@@ -254,7 +254,9 @@ def _losses(statement: Losses, evidence: Evidence) -> tuple[Word, str]:
         words = f"{name} {intervals[0].text('{:.4f}')} over {len(groups[0])} seeds"
     else:
         words = f"mean {name} of {len(groups)} settings from {min(means):.4f} to {max(means):.4f}"
-    alone = "; one seed gives no interval" if min(map(len, groups)) < 2 else f" ({LEVEL:.0%} intervals over seeds)"
+    alone = (
+        "; one seed gives no interval" if min(map(len, groups)) < 2 else f" ({100 * LEVEL:.0f} % intervals over seeds)"
+    )
     return _all(verdicts), words + alone
 
 
@@ -287,7 +289,7 @@ def _entropy(evidence: Evidence) -> float:
 def _covers(statement: CoversEntropy, evidence: Evidence) -> tuple[Word, str]:
     fitted, interval = _fitted(statement, evidence)
     entropy = _entropy(evidence)
-    words = f"{statement.symbol} = {interval.text('{:.4f}')} ({LEVEL:.0%}), the entropy is {entropy:.4f}"
+    words = f"{statement.symbol} = {interval.text('{:.4f}')} ({100 * LEVEL:.0f} %), the entropy is {entropy:.4f}"
     if not np.isfinite(interval.lower):
         return "undecided", f"{words}; without a bootstrap there is no interval"
     if interval.lower <= 1e-3 * float(fitted.points[fitted.y].min()) < entropy:
@@ -299,6 +301,6 @@ def _covers(statement: CoversEntropy, evidence: Evidence) -> tuple[Word, str]:
 def _parameter(statement: Parameter, evidence: Evidence) -> tuple[Word, str]:
     fitted, interval = _fitted(statement, evidence)
     unit = _entropy(evidence) if statement.bound.of_entropy else 1.0
-    words = f"{statement.symbol} = {interval.text('{:.4g}')} ({LEVEL:.0%} interval, {len(fitted.points)} runs)"
+    words = f"{statement.symbol} = {interval.text('{:.4g}')} ({100 * LEVEL:.0f} % interval, {len(fitted.points)} runs)"
     words += f", the entropy is {unit:.4f}" if statement.bound.of_entropy else ""
     return statement.bound.judge(interval.lower, interval.upper, unit), words

@@ -306,6 +306,8 @@ def compared_factor(statement: Beats | Matches, factors: Mapping[str, Collection
         name: {str(value) for value in values} for name, values in factors.items()
         if statement.factor is None or name == statement.factor or name.endswith(f".{statement.factor}")
     }  # fmt: skip
+    if not named and statement.factor is None:
+        raise UserError(f"{place}: {statement.text!r}: nothing varies in these runs")
     if not named:
         raise UserError(
             f"{place}: {statement.factor!r} is no factor of the study{did_you_mean(statement.factor, factors)}"

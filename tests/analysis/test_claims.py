@@ -217,7 +217,7 @@ def test_the_terminal_shows_verdict_and_evidence() -> None:
     assert lines[0] == "claims:"
     assert lines[1] == "  held       muon beats adamw"
     assert lines[2].startswith(
-        "             muon against adamw (90% intervals, 3 paired seeds): multiplier of flops 1.9"
+        "             muon against adamw (90 % intervals, 3 paired seeds): multiplier of flops 1.9"
     )
     assert lines[3] == "  FAILED     adamw beats muon"
     assert judged_text([]) == ""
@@ -227,3 +227,8 @@ def test_factors_that_are_whole_sections_are_compared_too() -> None:
     runs = variants(2.0, noise=0.001).rename(columns={"optimizer.kind": "optimizer"})
     assert verdict("muon beats adamw", Evidence(runs)) == "held"
     assert np.isfinite(runs["val_loss"]).all()
+
+
+def test_a_where_that_leaves_one_variant_compares_nothing() -> None:
+    evidence = Evidence(variants(2.0, noise=0.001, compute=[1e9]))
+    assert "nothing varies in these runs" in words("muon beats adamw where kind == 'muon'", evidence)
