@@ -70,8 +70,8 @@ class HyperLaw:
             for name, each in self.exponents.items() if isinstance(each, Interval)
         )  # fmt: skip
         known = int(self.optima["reason"].eq("").sum())
-        return (f"the best {of} is {self.constant.text()} at {at}; {exponents} ({100 * self.level:.0f} % intervals, {known} of "
-                f"{len(self.optima)} sizes, {self.seeds} seed{'s' * (self.seeds != 1)})")  # fmt: skip
+        return (f"the best {of} is {self.constant.text()} at {at}; {exponents} "
+                f"({100 * self.level:.0f} % intervals, {known} of {len(self.optima)} sizes, {self.seeds} seed{'s' * (self.seeds != 1)})")  # fmt: skip
 
 
 def hyper_law(
