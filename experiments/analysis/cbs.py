@@ -41,7 +41,8 @@ class TradeOff:
         if isinstance(self.critical_batch, Refusal):
             return f"{head}no critical batch size: {self.critical_batch.reason}"
         return (f"{head}critical batch {self.critical_batch.text('{:,.0f}')} tokens "
-                f"({100 * self.level:.0f} % interval); at least {self.min_steps:,.0f} steps and {self.min_tokens:,.0f} tokens")  # fmt: skip
+                f"({100 * self.level:.0f} % interval); at least {self.min_steps:,.0f} steps "
+                f"and {self.min_tokens:,.0f} tokens")  # fmt: skip
 
 
 def trade_off(curves: pd.DataFrame, target: float | None = None, y: str = "val_loss", level: float = LEVEL) -> TradeOff:

@@ -71,7 +71,8 @@ class HyperLaw:
         )  # fmt: skip
         known = int(self.optima["reason"].eq("").sum())
         return (f"the best {of} is {self.constant.text()} at {at}; {exponents} "
-                f"({100 * self.level:.0f} % intervals, {known} of {len(self.optima)} sizes, {self.seeds} seed{'s' * (self.seeds != 1)})")  # fmt: skip
+                f"({100 * self.level:.0f} % intervals, {known} of {len(self.optima)} sizes, "
+                f"{self.seeds} seed{'s' * (self.seeds != 1)})")  # fmt: skip
 
 
 def hyper_law(
