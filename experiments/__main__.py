@@ -77,14 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     forget = _command(commands, "forget", _in("folders", "forget"), "move runs aside, as if they had never started")
     results = _command(commands, "results", _in("looking", "results"), "print the table of runs, the best first")
     _command(commands, "fit", _in("looking", "fit"), "fit the study's law or optima and print them")
-    _command(commands, "report", _in("looking", "report"), "write report.html, report.md, table.csv and the figures")
+    report = _command(commands, "report", _in("looking", "report"), "write report.html, report.md, table.csv, figures")
 
+    _add_strict(report)
     for each in (plan, run, retry):
         _add_running(each)
     run.add_argument("--dry-run", action="store_true", help="as plan")
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again, from their checkpoints")
     for each in (run, retry):
         each.add_argument("--no-report", action="store_true", help="end after training")
+        _add_strict(each)
         _add_drift(each)
     retry.add_argument("ids", nargs="*", metavar="ID", help="runs by id, the beginning of one, or label")
     retry.add_argument("--failed", action="store_true", help="every failed run")
@@ -124,6 +126,10 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting for all runs")
     parser.add_argument("--jobs", type=_at_least_one, metavar="N", help="runs at a time (default: one per core)")
     parser.add_argument("--launcher", metavar="NAME", help="local, slurm, ray, or inprocess; default: the study's")
+
+
+def _add_strict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--strict", action="store_true", help="exit with status 3 when a claim of the study failed")
 
 
 def _add_drift(parser: argparse.ArgumentParser) -> None:

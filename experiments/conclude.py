@@ -1,5 +1,6 @@
 """The last stage of a study: from its results folder to the fit, the report and each run's loss.png."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.exclusions import read_exclusions
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
 
 
 def fit_text(folder: StudyFolder) -> str:
-    """The study's law, optima and approaches on its finished runs, as printed. UserError when it asks for none."""
+    """The study's law, optima and approaches on its finished runs and the verdicts on its claims, as printed. UserError
+    when it asks for none of them."""
     from experiments.report import analyse, print_analysis
 
-    if folder.lock.fit is None and folder.lock.optimum is None and folder.lock.approaches is None:
-        missing = "no `fit:`, no `optimum:` and no `approaches:`"
+    lock = folder.lock
+    if lock.fit is None and lock.optimum is None and lock.approaches is None and not lock.claims:
+        missing = "no `fit:`, no `optimum:`, no `approaches:` and no `claims:`"
         raise UserError(f"{folder.path}: the study has {missing}, so there is nothing to fit")
     analysis = analyse(report_meta(folder), load(folder, details=True), load_curves(folder))
     return _with_limits(print_analysis(analysis), folder)
@@ -28,17 +31,25 @@ def _with_limits(text: str, folder: StudyFolder) -> str:
     return f"{text.rstrip()}\nlimits: {folder.lock.limits}" if folder.lock.limits else text
 
 
-def write_report(folder: StudyFolder) -> str:
-    """Write report.html, report.md, table.csv, the figures and missing loss.png files; returns the text to print."""
+@dataclass(frozen=True)
+class Written:
+    """The text to print when a report has been written, and the claims that failed."""
+
+    text: str
+    failed: tuple[str, ...]
+
+
+def write_report(folder: StudyFolder) -> Written:
+    """Write report.html, report.md, table.csv, the figures and missing loss.png files."""
     from experiments.report import analyse, print_analysis
     from experiments.report import write_report as write
 
-    table, meta = load(folder, details=True), report_meta(folder)
-    curves = load_curves(folder)
+    table, curves, meta = load(folder, details=True), load_curves(folder), report_meta(folder)
     analysis = analyse(meta, table, curves)
     paths = write(folder.path, meta, table, curves, analysis)
     draw_losses(folder)
-    return f"{_with_limits(print_analysis(analysis), folder).rstrip()}\nreport: {paths.html}"
+    text = f"{_with_limits(print_analysis(analysis), folder).rstrip()}\nreport: {paths.html}"
+    return Written(text, tuple(each.text for each in analysis.judged if each.verdict == "failed"))
 
 
 def report_meta(folder: StudyFolder) -> "StudyMeta":
@@ -55,6 +66,7 @@ def report_meta(folder: StudyFolder) -> "StudyMeta":
         fit=lock.fit,
         optimum=lock.optimum,
         approaches=lock.approaches,
+        claims=tuple(lock.claims),
         report=lock.report,
         commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),
         notes=(*lock.notes, *_refusals(folder), *_exclusions(folder)),

@@ -21,7 +21,7 @@ from experiments.study import Study
 from nanogpt.config import UserError, canonical_json
 from nanogpt.record import DamagedFile, read_json, write_atomic
 
-SCHEMA_VERSION = 3  # 2: optimum, limits, size; 3: approaches
+SCHEMA_VERSION = 3  # 2: optimum, limits, size; 3: approaches, claims
 LOCK_NAME = "study.lock.json"
 # Runs are found by their ids, which the study's file alone decides.
 MEND = "restore it from a backup, or move it aside and `run` the study's YAML file again: finished runs are kept"
@@ -76,6 +76,7 @@ class Lock(_Frozen):
     fit: dict[str, Any] | None
     optimum: dict[str, Any] | None = None
     approaches: dict[str, Any] | None = None
+    claims: list[str] = []
     report: dict[str, Any]
     limits: str = ""
     size: str | None = None
@@ -223,6 +224,7 @@ def resolve(study: Study, old: Lock | None = None, elsewhere: bool = False) -> L
         fit=study.fit,
         optimum=study.optimum,
         approaches=study.approaches,
+        claims=study.claims,
         report=study.report,
         limits=study.limits,
         size=study.size,

@@ -28,8 +28,8 @@ MAX_FACTORS = 8  # columns of varied factors shown in the report; table.csv has 
 
 @dataclass(frozen=True)
 class StudyMeta:
-    """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:`, `approaches:` and `report:`,
-    how to repeat it."""
+    """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:`, `approaches:`, `claims:` and
+    `report:`, how to repeat it."""
 
     name: str
     question: str = ""
@@ -38,6 +38,7 @@ class StudyMeta:
     fit: Mapping[str, Any] | None = None
     optimum: Mapping[str, Any] | None = None
     approaches: Mapping[str, Any] | None = None
+    claims: tuple[str, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -65,18 +66,22 @@ class Grid:
 
 def analyse(meta: StudyMeta, runs: "pd.DataFrame", curves: "pd.DataFrame | None" = None) -> "Analysis":
     """The fit, held-out prediction, optima, approaches and claims of a study, as its sections ask; UserError on a bad
-    section. `curves` are read where `approaches:` asks for them.
+    section. `curves`, as for `write_report`, are read by `approaches:` and by claims about the training itself.
+
 
     Too few finished runs, or a column the table lacks, do not raise: the Analysis says so in `problems`.
     """
-    from experiments.analysis.findings import analyse_table
+    from experiments.analysis.findings import analyse_table, with_claims
+    from experiments.analysis.statements import parse_claims
 
     spec = check_fit_spec(meta.fit, f"{meta.name}: fit") if meta.fit is not None else None
     optimum = check_optimum_spec(meta.optimum, f"{meta.name}: optimum") if meta.optimum is not None else None
     y = check_report_spec(meta.report, f"{meta.name}: report").y
     place = f"{meta.name}: approaches"
     approaches = check_approaches_spec(meta.approaches, place) if meta.approaches is not None else None
-    return analyse_table(spec, runs.infer_objects(), y, optimum, meta.searched, approaches, curves)
+    runs = runs.infer_objects()
+    found = analyse_table(spec, runs, y, optimum, meta.searched, approaches, curves)
+    return with_claims(found, parse_claims(meta.claims, f"{meta.name}: claims"), runs, curves)
 
 
 def print_analysis(analysis: "Analysis") -> str:
@@ -182,6 +187,7 @@ def _content(meta: StudyMeta, runs: "pd.DataFrame", analysis: "Analysis", drawn:
         "meta": meta,
         "policy": CONTENT_POLICY,
         "claims": analysis.claims,
+        "judged": analysis.judged,
         "problems": analysis.problems,
         "figures": figures,
         "held_out": _held_out_grid(analysis),

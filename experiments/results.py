@@ -5,7 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.analysis.filters import Filter
+from experiments.analysis.laws import LAWS
 from experiments.analysis.spec import (
+    FitSpec,
     check_approaches_spec,
     check_fit_spec,
     check_optimum_spec,
@@ -13,6 +16,7 @@ from experiments.analysis.spec import (
     column_among,
     columns_named,
 )
+from experiments.analysis.statements import check_claims, parse_claims
 from experiments.exclusions import Exclusion, read_exclusions
 from experiments.lock import LockedRun
 from experiments.search.verdicts import read_verdict
@@ -51,7 +55,11 @@ def check_columns(study: Study, factors: Iterable[str]) -> None:
     fit = check_fit_spec(study.fit) if study.fit is not None else None
     optimum = check_optimum_spec(study.optimum) if study.optimum is not None else None
     approaches = check_approaches_spec(study.approaches) if study.approaches is not None else None
-    for key, name in columns_named(fit, check_report_spec(study.report), optimum, approaches):
+    named = columns_named(fit, check_report_spec(study.report), optimum, approaches)
+    for index, claim in enumerate(parse_claims(study.claims)):
+        filtered = Filter(claim.where, "claims").names() if claim.where else ()
+        named += [(f"claims.{index}", name) for name in (*claim.columns(), *filtered)]
+    for key, name in named:
         column_among(columns, name, f"{study.source or study.name}: {key}")
 
 
@@ -66,6 +74,22 @@ def check_base(study: Study, runs: Iterable[LockedRun]) -> None:
     if sizes and spec.base not in sizes:
         known = ", ".join(map(str, sizes))
         raise UserError(f"{study.source or study.name}: optimum.base: {spec.base!r} is none of the sizes {known}")
+
+
+def check_study_claims(study: Study, runs: Iterable[LockedRun]) -> None:
+    """Raises UserError for a claim that no result of the study can answer: a section or a variant that it lacks."""
+    values: dict[str, list[Any]] = {}
+    for run in runs:
+        for name, value in run.factors.items():
+            values.setdefault(name, []).append(value)
+    sections, symbols = ([], ()) if study.fit is None else (["fit"], _symbols(check_fit_spec(study.fit)))
+    check_claims(parse_claims(study.claims), values, sections, f"{study.source or study.name}: claims", symbols)
+
+
+def _symbols(spec: FitSpec) -> tuple[str, ...]:
+    """The parameters of a study's law; none where only the runs' labels tell them."""
+    law = LAWS[spec.law]
+    return () if law.labels else law().parameters
 
 
 def study_folder(

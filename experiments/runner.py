@@ -20,7 +20,7 @@ from experiments.marks import Retry
 from experiments.outcomes import DISK_FULL
 from experiments.planner import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
-from experiments.results import check_base, check_columns
+from experiments.results import check_base, check_columns, check_study_claims
 from experiments.retrying import mark_retries
 from experiments.store import FINISHED, TO_DO, StudyFolder, met_full_disk
 from experiments.study import Study
@@ -68,6 +68,7 @@ def prepare(
         StudyFolder(folder, new).trials.refuse_others(new.search)
     check_columns(study, new.factors)
     check_base(study, new.runs)
+    check_study_claims(study, new.runs)
     found = drifts(old, new, StudyFolder(folder, new).folders())
     if drifted == "keep":
         new = keep_drifted(new, found)
@@ -299,9 +300,9 @@ class StudyRun:
         return load(self.folder)
 
 
-def write_report(folder: Path) -> int:
+def write_report(folder: Path, strict: bool = False) -> int:
     """Write the report in a child process, which prints the analysis: pandas and matplotlib stay out of this one."""
-    command = [sys.executable, "-m", "experiments", "report", str(folder)]
+    command = [sys.executable, "-m", "experiments", "report", str(folder), *(["--strict"] if strict else [])]
     return subprocess.run(command, env=child_environment()).returncode
 
 

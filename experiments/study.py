@@ -59,6 +59,7 @@ class Study:
     fit: dict[str, Any] | None
     optimum: dict[str, Any] | None
     approaches: dict[str, Any] | None
+    claims: list[str]
     report: dict[str, Any]
     limits: str
     sizes: tuple[str, ...]
@@ -158,6 +159,7 @@ class Study:
             fit=asked.fit,
             optimum=asked.optimum,
             approaches=asked.approaches,
+            claims=list(asked.claims),
             report=asked.report,
             limits=asked.limits.strip(),
             sizes=tuple(asked.sizes),
@@ -307,6 +309,7 @@ def _base_chain(path: Path) -> list[Path]:
 def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     """A misspelt law should be found before hours of training, not after."""
     from experiments.analysis.spec import check_approaches_spec, check_fit_spec, check_optimum_spec, check_report_spec
+    from experiments.analysis.statements import parse_claim
 
     if asked.fit is not None:
         check_fit_spec(asked.fit, f"{place('fit')}: fit")
@@ -315,6 +318,8 @@ def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     if asked.approaches is not None:
         check_approaches_spec(asked.approaches, f"{place('approaches')}: approaches")
     check_report_spec(asked.report, f"{place('report')}: report")
+    for index, text in enumerate(asked.claims):
+        parse_claim(text, f"{place('claims', str(index))}: claims.{index}")
 
 
 def _check_execution(asked: StudyFile, place: Callable[..., str]) -> None:

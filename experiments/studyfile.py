@@ -21,6 +21,7 @@ class Variant(BaseModel):
     config: dict[str, Any] = Field({}, description="Settings of all runs, merged over the study's.")
     sweep: Sweep = Field(Sweep(), description="Parts given here replace those of the study's sweep.")
     optimum: dict[str, Any] = Field({}, description="Keys given here replace those of the study's `optimum:`.")
+    claims: list[str] | None = Field(None, description="What is expected at this size, instead of the study's.")
 
 
 class StudyFile(BaseModel):
@@ -38,6 +39,7 @@ class StudyFile(BaseModel):
     fit: dict[str, Any] | None = Field(None, description="The law to fit; see docs/laws.md.")
     optimum: dict[str, Any] | None = Field(None, description="Which factor's best value is looked for, per size.")
     approaches: dict[str, Any] | None = Field(None, description="Compute-optimal sizes by three approaches.")
+    claims: list[str] = Field([], description="What is expected, in sentences that can be checked; see docs/claims.md.")
     report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
     launcher: Any = Field(None, description="What starts the workers: a name, or `kind` and its settings.")
     supervise: Any = Field(None, description="Time limits, retries, and when failures end the study.")
@@ -56,7 +58,8 @@ def variant_named(study: StudyFile, name: str | None, place: str) -> Variant:
 
 def with_variant(study: StudyFile, variant: Variant) -> StudyFile:
     """The keys of a study with a size's laid over them, but for `config`, which stays a layer of its own."""
-    words = {key: getattr(variant, key) for key in ("hypothesis", "limits") if getattr(variant, key) is not None}
+    said = ("hypothesis", "limits", "claims")
+    words = {key: getattr(variant, key) for key in said if getattr(variant, key) is not None}
     parts = {name: getattr(variant.sweep, name) for name in variant.sweep.model_fields_set}
     optimum = {**(study.optimum or {}), **variant.optimum} or None
     return study.model_copy(update={**words, "sweep": study.sweep.model_copy(update=parts), "optimum": optimum})

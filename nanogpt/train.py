@@ -1,6 +1,7 @@
 """The training loop: one model from one resolved config, resumable at any step to the last bit."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from nanogpt.evaluate import Autocast, evaluate
 from nanogpt.history import HistoryWriter, history_until
 from nanogpt.materials import Materials
 from nanogpt.model import build_model
+from nanogpt.noisescale import NoiseMeter
 from nanogpt.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rate
 from nanogpt.probes import Probes
 from nanogpt.progress import Clock, Progress, pack, unpack
@@ -90,6 +92,7 @@ def train(
         lambda: pack(description.id, clock, model, optimizer, scaler),
     )
     probes = Probes(model)
+    meter = NoiseMeter(parameters, config.train.batch_size, config.micro_batch_size, config.model.block_size)
 
     def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
         clock.update()
@@ -108,7 +111,14 @@ def train(
             set_learning_rate(optimizer, learning_rate)
             probes.enabled = _falls_on(settings.probe_interval, progress.step + 1)
             batch = stream.batch(progress.step)
-            loss = accumulate_gradients(forward, batch, config.micro_batch_size, scaler, autocast, device)
+            accumulate = functools.partial(
+                accumulate_gradients, forward, batch, scaler=scaler, autocast=autocast, device=device
+            )
+            noise = None
+            if _falls_on(settings.noise_scale_interval, progress.step + 1):
+                loss, noise = meter.measure(accumulate, scaler.get_scale())
+            else:
+                loss = accumulate(config.micro_batch_size)
             scaler.unscale_(optimizer)
             grad_norm = clip_gradients(parameters, config.optimizer.grad_clip)
             statistics = probes.collect()
@@ -127,7 +137,7 @@ def train(
 
             last, best = progress.step == horizon, False
             evaluating = last or _falls_on(config.train.eval_interval, progress.step)
-            if evaluating or statistics or progress.step % settings.log_interval == 0:
+            if evaluating or statistics or noise or progress.step % settings.log_interval == 0:
                 line: dict[str, Any] = {
                     "step": progress.step,
                     "tokens": progress.tokens,
@@ -137,6 +147,7 @@ def train(
                     "grad_norm": float(grad_norm),
                     "tokens_per_second": (progress.tokens - line_tokens) / (progress.step_seconds - line_seconds),
                     "probes": statistics or None,
+                    **(noise.as_line() if noise is not None else {}),
                 }
                 line_tokens, line_seconds = progress.tokens, progress.step_seconds
                 if evaluating:
@@ -156,12 +167,15 @@ def accumulate_gradients(
     forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     batch: Batch,
     micro_batch_size: int,
+    after_part: Callable[[], None] | None = None,
+    *,
     scaler: torch.amp.GradScaler,
     autocast: Autocast,
     device: torch.device,
 ) -> torch.Tensor:
     """Gradients of the batch's mean loss, one micro-batch at a time; returns that loss, a detached scalar.
 
+    `after_part` is called when the gradients of a micro-batch have been added to the others.
     Every sequence has the same number of scored targets, so the mean of the micro-batches' means is the batch's mean.
     """
     x_BT, y_BT = torch.from_numpy(batch.x_BT).to(device), torch.from_numpy(batch.y_BT).to(device)
@@ -172,6 +186,8 @@ def accumulate_gradients(
             loss = forward(x_MT, y_MT) / parts
         scaler.scale(loss).backward()
         total += loss.detach()
+        if after_part is not None:
+            after_part()
     return total
 
 

@@ -14,6 +14,7 @@ from experiments.__main__ import _parser as experiments_parser
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.laws import LAWS
 from experiments.analysis.spec import ApproachesSpec, FitSpec, OptimumSpec, ReportSpec
+from experiments.analysis.statements import FORMS
 from experiments.study import Study
 from experiments.studyfile import StudyFile
 from nanogpt.__main__ import _parser as nanogpt_parser
@@ -168,6 +169,11 @@ def test_flags_named_in_the_readme_work() -> None:
     assert config.train.batch_size == 4 * 16
 
 
+def test_every_form_of_claim_is_described() -> None:
+    text = (ROOT / "docs" / "claims.md").read_text()
+    assert {form.example for form in FORMS} <= set(rows(text))
+
+
 @pytest.mark.parametrize("page", ["tutorial", "studies"])
 def test_study_files_on_the_pages_are_studies(page: str, tmp_path: Path) -> None:
     for block in fences((ROOT / "docs" / f"{page}.md").read_text(), "yaml"):
@@ -223,7 +229,7 @@ def test_record_fields_are_all_described() -> None:
     metrics, history = text.split("## history.jsonl")
     assert set(rows(metrics)) == set(Record.model_fields)
     keys = "step tokens flops train_loss val_loss learning_rate grad_norm tokens_per_second probes"
-    assert set(rows(history)) == set(keys.split())
+    assert {*keys.split(), "gradient_square", "gradient_variance"} == set(rows(history))
 
 
 def test_study_keys_laws_and_figures_are_all_described() -> None:

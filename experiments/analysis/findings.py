@@ -1,8 +1,8 @@
 """From a table of runs to what may be said about it: the fit, the held-out prediction, claims that hold or fail."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,20 @@ import pandas as pd
 
 from experiments.analysis.approach_words import approach_claims, approach_text
 from experiments.analysis.approaches import Approaches, compare_approaches
+from experiments.analysis.cbs import noise_scales
 from experiments.analysis.claims import Claim
 from experiments.analysis.columns import finished
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout, holdout
 from experiments.analysis.identified import FLOOR_IS_ZERO
+from experiments.analysis.judge import Evidence, Judged, judge_all, judged_text
 from experiments.analysis.laws import Chinchilla, Law, make_law
 from experiments.analysis.optimum import Optima, find_optima
 from experiments.analysis.rollout import Rollout, rollout
 from experiments.analysis.searched import Searched, search_sentences
 from experiments.analysis.spec import LAW_INPUTS, ApproachesSpec, FitSpec, OptimumSpec
+from experiments.analysis.statements import Statement
 from experiments.analysis.transfer import transfer_claims, transfer_text
 from nanogpt.config import UserError
 
@@ -43,6 +46,19 @@ class Analysis:
     optima: Optima | None = None
     rollout: Rollout | None = None
     approaches: Approaches | None = None
+    judged: tuple[Judged, ...] = ()
+
+
+def with_claims(
+    analysis: Analysis, statements: Sequence[Statement], runs: pd.DataFrame, curves: pd.DataFrame | None
+) -> Analysis:
+    """The analysis with the verdicts on the study's own claims, and a sentence on the noise scale where it was
+    measured."""
+    y = analysis.spec.y if analysis.spec is not None else "val_loss"
+    evidence = Evidence(runs, curves, analysis.fit, analysis.holdout, analysis.floor, y, analysis.rollout)
+    measured = noise_scales(curves) if curves is not None else None
+    claims = (*analysis.claims, *([Claim(f"The {measured.sentence()}.")] if measured is not None else []))
+    return replace(analysis, claims=claims, judged=judge_all(statements, evidence))
 
 
 def analyse_table(
@@ -310,4 +326,5 @@ def analysis_text(analysis: Analysis) -> str:
     marks = {"holds": "holds: ", "fails": "FAILS: ", "undecided": "undecided: ", None: ""}
     lines += [f"{marks[claim.verdict]}{claim.text}" for claim in analysis.claims]
     lines += [f"not done: {problem}" for problem in analysis.problems]
+    lines += [judged_text(analysis.judged)] if analysis.judged else []
     return "\n".join(lines)

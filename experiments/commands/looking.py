@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments.room import disk_text
 from experiments.store import RunState, StudyFolder
 from experiments.study import Study
 
-SUCCESS = 0
+SUCCESS, CLAIM_FAILED = 0, 3
 # The states in the order in which they need someone.
 BY_NEED = (
     "failed", "lost", "preempted", "interrupted", "missing", "queued", "running", "drifted", "pruned", "diverged",
@@ -145,5 +146,10 @@ def report(arguments: argparse.Namespace) -> int:
     """The report and everything in it."""
     from experiments.conclude import write_report
 
-    print(write_report(folder_of(arguments)))
-    return SUCCESS
+    written = write_report(folder_of(arguments))
+    print(written.text)
+    if not (arguments.strict and written.failed):
+        return SUCCESS
+    count = len(written.failed)
+    print(f"--strict: {count} claim{'s' * (count != 1)} failed: {'; '.join(written.failed)}", file=sys.stderr)
+    return CLAIM_FAILED

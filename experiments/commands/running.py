@@ -27,6 +27,7 @@ from experiments.store import FINISHED, RunState, StudyFolder, met_full_disk
 from nanogpt.config import UserError
 
 SUCCESS, FAILURE, CTRL_C = 0, 1, 130
+CLAIM_FAILED = 3  # of --strict: everything was done, and a claim of the study failed
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -66,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train what is not finished, then fit and write the report. `arguments.standby`: a worker started ahead."""
     if arguments.dry_run:
         return plan(arguments)
+    if arguments.strict and arguments.no_report:
+        raise UserError("command line: --strict judges the claims of a report, which --no-report leaves out")
     prepared = prepared_study(arguments)
     refuse_drift(prepared)
     return _train(prepared, _study_run(prepared, arguments, arguments.standby), arguments)
@@ -96,8 +99,11 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
         return FAILURE
     states = run.status()
     report = run.folder.path / "report.html"
-    wanted = not arguments.no_report and (worked or not report.exists())
-    broken = wanted and any(states.get(s) for s in ("completed", "diverged")) and write_report(run.folder.path) != 0
+    strict = arguments.strict
+    wanted = not arguments.no_report and (worked or strict or not report.exists())
+    wanted = wanted and any(states.get(status) for status in ("completed", "diverged"))
+    outcome = write_report(run.folder.path, strict) if wanted else SUCCESS
+    broken = outcome not in (SUCCESS, CLAIM_FAILED)
     to_propose, finished = run.folder.to_propose, sum(states.get(status, 0) for status in FINISHED)
     total = sum(states.values()) + to_propose
     print(f"{finished} of {total} runs are finished" + ("" if worked else "; nothing was left to do"))
@@ -114,7 +120,7 @@ def _finish(run: StudyRun, arguments: argparse.Namespace, worked: bool) -> int:
         print(f"stopped: {stop}", file=sys.stderr)
     elif to_propose or not is_complete({status: count for status, count in states.items() if status != "failed"}):
         print(f"go on with: {_again(arguments)}", file=sys.stderr)
-    return SUCCESS if is_complete(states) and not (broken or to_propose) else FAILURE
+    return outcome if is_complete(states) and not (broken or to_propose) else FAILURE
 
 
 def _tell_failures(run: StudyRun, states: Mapping[str, RunState], arguments: argparse.Namespace) -> None:

@@ -36,6 +36,8 @@ class Config(Section):
                 f"train.batch_size={self.train.batch_size} is not divisible by "
                 f"runtime.micro_batch_size={self.micro_batch_size}"
             )
+        if self.runtime.noise_scale_interval is not None and self.train.batch_size == 1:
+            raise ValueError("runtime.noise_scale_interval: a batch of 1 sequence has no parts to compare; it needs 2")
         low = getattr(self.schedule, "min_lr", 0.0)
         if low > self.optimizer.learning_rate:
             raise ValueError(f"schedule.min_lr={low} is above optimizer.learning_rate={self.optimizer.learning_rate}")

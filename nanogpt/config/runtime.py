@@ -40,6 +40,7 @@ class Runtime(Section):
     )
     checkpoint: Annotated[Checkpoint, Shorthand("policy", "last")] = Checkpoint()
     probe_interval: PositiveInt | None = Field(None, description="Steps between activation and gradient statistics.")
+    noise_scale_interval: PositiveInt | None = Field(None, description="Steps between gradient noise measurements.")
     log_interval: PositiveInt = Field(10, description="Steps between lines of history.jsonl.")
     out_dir: str | None = Field(None, description="Folder of the run; default results/train/<name>.<id>.")
     data_dir: str | None = Field(None, description="Where prepared corpora lie; default $NANOGPT_DATA_DIR or data/.")

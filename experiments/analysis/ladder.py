@@ -1,0 +1,123 @@
+"""The ladder of one variant: its best setting at each level of compute, loss by seed, and what was left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.analysis.columns import column, finished
+from experiments.analysis.student import Array
+from nanogpt.config import UserError
+
+SECTIONS = ("optimizer", "schedule", "model", "data", "parametrization", "init_from")
+SAME = 0.01  # relative difference up to which two amounts of compute are one level
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """`x`: the levels, rising. `losses`: (levels, seeds). `settings`: the setting chosen at each level, in words."""
+
+    variant: Any
+    seeds: tuple[int, ...]
+    x: Array
+    losses: Array
+    settings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def level_of(self, x: float) -> int | None:
+        """The index of the level that `x` belongs to."""
+        near = np.flatnonzero(np.abs(np.log(self.x / x)) <= SAME)
+        return int(near[0]) if len(near) else None
+
+
+def varied_settings(runs: pd.DataFrame, factor: str, x: str) -> list[str]:
+    """The columns that tell one setting from another: varied factors (dotted, or a whole section such as `optimizer`)
+    but for the one compared."""
+    dotted = [str(n) for n in runs.columns if ("." in str(n) or n in SECTIONS) and n not in (factor, x)]
+    return [name for name in dotted if runs[name].map(repr).nunique() > 1]
+
+
+def make_ladder(runs: pd.DataFrame, factor: str, variant: Any, x: str, y: str) -> Ladder:
+    """The best setting of `variant` at each level of `x`, by the mean over its seeds.
+
+    A setting counts where every seed finished; a level where no cheaper one beats it by more than noise. Raises
+    UserError when nothing is left.
+    """
+    x, y = column(runs, x, "compare"), column(runs, y, "compare")
+    settings = varied_settings(runs, factor, x)
+    mine = runs[runs[factor] == variant]
+    done = mine[finished(mine)]
+    if not len(done):
+        raise UserError(f"compare: no finished run has {factor} = {variant}")
+    numbers = done["seed"].astype(int) if "seed" in done.columns else pd.Series(0, index=done.index)
+    seeds = tuple(sorted(numbers.unique().tolist()))
+    cells, incomplete = _cells(done, numbers, seeds, settings, x, y)
+    if not cells:
+        raise UserError(f"compare: at no setting of {factor} = {variant} did every one of {len(seeds)} seeds finish")
+    best, beaten = _climb(_best_per_level(cells))
+    notes = [f"{variant}: {incomplete} settings lack a seed and were left out"] if incomplete else []
+    notes += [f"{variant}: {beaten} levels do no better than a cheaper one and were left out"] if beaten else []
+    return Ladder(variant, seeds, np.array([cell.x for cell in best]), np.stack([cell.losses for cell in best]),
+                  tuple(cell.setting for cell in best), tuple(notes))  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Cell:
+    x: float
+    losses: Array
+    setting: str
+
+    @property
+    def mean(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def error(self) -> float:
+        """Of the mean, over seeds."""
+        return float(self.losses.std(ddof=1)) / len(self.losses) ** 0.5 if len(self.losses) > 1 else 0.0
+
+
+def _cells(
+    done: pd.DataFrame, numbers: "pd.Series[int]", seeds: Sequence[int], settings: list[str], x: str, y: str
+) -> tuple[list[_Cell], int]:
+    """The settings that every seed finished, and how many others there are."""
+    keys = done[settings].map(repr).agg(", ".join, axis=1) if settings else pd.Series("", index=done.index)
+    cells, incomplete = [], 0
+    for _, rows in done.groupby([keys, done[x].astype(float).round(6)] if not settings else keys, sort=False):
+        by_seed = dict(zip(numbers[rows.index], rows[y].astype(float), strict=True))
+        if len(by_seed) < len(rows):
+            raise UserError(
+                f"compare: two runs have the same seed and {', '.join(settings) or x}: something else varies too; "
+                "name it in `where`"
+            )
+        if set(by_seed) != set(seeds):
+            incomplete += 1
+            continue
+        words = ", ".join(f"{name.rpartition('.')[2]}={rows[name].iloc[0]}" for name in settings)
+        cells.append(_Cell(float(rows[x].mean()), np.array([by_seed[seed] for seed in seeds]), words))
+    return cells, incomplete
+
+
+def _best_per_level(cells: list[_Cell]) -> list[_Cell]:
+    """One cell per level of x: the lowest mean."""
+    best: list[_Cell] = []
+    start = 0.0
+    for cell in sorted(cells, key=lambda cell: cell.x):
+        if best and cell.x <= start * (1 + SAME):
+            best[-1] = min(best[-1], cell, key=lambda each: each.mean)
+        else:
+            best.append(cell)
+            start = cell.x
+    return best
+
+
+def _climb(levels: list[_Cell]) -> tuple[list[_Cell], int]:
+    """The levels that are worth their cost: none stays that a cheaper one beats by more than two standard errors."""
+    kept: list[_Cell] = []
+    for cell in levels:
+        lowest = min(kept, key=lambda each: each.mean, default=None)
+        if lowest is None or cell.mean < lowest.mean + 2 * float(np.hypot(cell.error, lowest.error)):
+            kept.append(cell)
+    return kept, len(levels) - len(kept)
