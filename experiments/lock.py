@@ -48,6 +48,7 @@ class LockedRun(_Frozen):
     parameters: dict[str, int]
     memory_bytes: int
     checkpoint_bytes: int
+    train_tokens: int | None = None  # of the corpus's training split; locks of old do not say
     trial: int | None = None  # number of the proposal, in a study that searches
 
     @property
@@ -78,6 +79,7 @@ class Lock(_Frozen):
     size: str | None = None
     launcher: dict[str, Any] | None = None
     supervise: dict[str, Any] = {}
+    plan: dict[str, Any] = {}
     overrides: dict[str, Any]
     study_hash: str
     files: dict[str, str]
@@ -221,6 +223,7 @@ def resolve(study: Study, old: Lock | None = None, elsewhere: bool = False) -> L
         size=study.size,
         launcher=study.launcher,
         supervise=study.supervise,
+        plan=study.plan,
         overrides=study.overrides,
         study_hash=study.hash,
         files=study.files,

@@ -17,7 +17,7 @@ from experiments.launchers.base import available_cores
 from experiments.launchers.settings import chosen_launcher
 from experiments.launchers.submitted import end_submission, submissions
 from experiments.lock import LOCK_NAME, Drift, drifts, holds, keep_drifted, read_lock, resolve, write_lock
-from experiments.planner import drift_text
+from experiments.planner.summary import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
 from experiments.results import check_base, check_columns
 from experiments.retrying import mark_retries

@@ -13,7 +13,7 @@ from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
 from experiments.launchers.settings import LocalSettings, chosen_launcher
 from experiments.launchers.slots import study_slots
-from experiments.planner import drift_text, make_plan, plan_text
+from experiments.planner.summary import drift_text, make_plan, plan_text
 from experiments.progress import for_stream
 from experiments.reasons import starts_text
 from experiments.results import RESULTS

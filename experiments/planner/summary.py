@@ -1,15 +1,15 @@
-"""What `plan` shows before anything runs: how many runs, in which state, and what they will cost."""
+"""The head of a plan: how many runs, in which state, and how much there is to train. `run` shows it, too."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.lock import Drift, LockedRun
+from experiments.planner.amounts import amount
 from experiments.store import FINISHED, TO_DO, StudyFolder
 
 KEPT_CHECKPOINTS = 2
 SHOWN_DIFFERENCES = 8
-_SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,6 @@ def plan_text(plan: Plan) -> str:
     ]
     lines += [f"  limits       {plan.limits}"] if plan.limits else []
     return "\n".join([*lines, *(f"  note         {note}" for note in plan.notes)])
-
-
-def amount(value: float, unit: str) -> str:
-    """`1.2 TFLOP`, `65.5 ktokens`: three digits with an SI prefix."""
-    for factor, prefix in _SI:
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
 
 
 def drift_text(drifts: list[Drift]) -> str:

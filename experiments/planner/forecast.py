@@ -1,0 +1,129 @@
+"""What the fit of a study will know: worked out in a child with numpy, so that the driver stays light.
+
+`python -m experiments.planner.forecast` reads one JSON request on standard input and prints one JSON answer.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments import engine
+from experiments.analysis.filters import Filter
+from experiments.analysis.spec import LAW_INPUTS, FitSpec, check_fit_spec, column_among
+from experiments.lock import LockedRun
+from nanogpt.config import UserError
+
+LEVEL = 0.95
+AHEAD = 10.0  # the prediction that is judged: at so many times the compute of the largest run
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The expected fit. `intervals`: per parameter (and `a`) its value and the half-width of a 95 % interval.
+
+    `prediction` is the relative half-width of the law's loss at AHEAD times the largest run's compute, None where the
+    law has no such point. `condition` is that of J'J. `problem` says why there is none of all this.
+    """
+
+    law: str = ""
+    prior: str = ""
+    noise: float = 0.0
+    noise_source: str = ""
+    points: int = 0
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    prediction: float | None = None
+    condition: float = math.nan
+    problem: str = ""
+
+
+def forecast(
+    spec: FitSpec, runs: Sequence[LockedRun], prior: Mapping[str, float], source: str, noise: float, noise_source: str
+) -> Forecast:
+    """What fitting `spec` to all of `runs` will know, were its parameters `prior`. Starts one child with numpy."""
+    rows = rows_of(runs, spec)
+    request = {"spec": spec.model_dump(mode="json"), "rows": rows, "prior": dict(prior), "noise": noise}
+    command = [sys.executable, "-m", "experiments.planner.forecast"]
+    environment = {**engine.child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        return Forecast(problem=done.stderr.strip().rpartition("\n")[2])
+    answer = json.loads(done.stdout)
+    intervals = {name: (value, half) for name, (value, half) in answer.pop("intervals").items()}
+    return Forecast(
+        law=spec.law, prior=source, noise=noise, noise_source=noise_source, points=len(rows), intervals=intervals,
+        **answer,
+    )  # fmt: skip
+
+
+def rows_of(runs: Sequence[LockedRun], spec: FitSpec) -> list[dict[str, Any]]:
+    """The columns of the table that are known before training, for the runs that `fit.where` keeps."""
+    rows = [known_columns(run) for run in runs]
+    if spec.where is None:
+        return rows
+    where = Filter(spec.where, "fit.where")
+    try:
+        return [row for row in rows if where.keeps(row)]
+    except UserError:  # it asks for a result
+        return rows
+
+
+def known_columns(run: LockedRun) -> dict[str, Any]:
+    """What the table will say of a run whatever comes out."""
+    sizes = ("n_params", "n_params_non_embedding", "n_params_active", "tokens", "flops", "steps", "flops_per_token")
+    return {
+        **run.factors,
+        **{key: getattr(run, key) for key in sizes},
+        "seed": run.config["seed"],
+        **({"train_tokens": run.train_tokens} if run.train_tokens else {}),
+    }
+
+
+def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    import pandas as pd
+
+    from experiments.analysis.design import allocation_exponent, expected, log_prediction
+    from experiments.analysis.laws import make_law
+
+    spec = check_fit_spec(request["spec"])
+    law = make_law(spec.law, **{name: getattr(spec, name) for name in LAW_INPUTS[spec.law]})
+    table, params = pd.DataFrame(request["rows"]), dict(request["prior"])
+    if not len(table):
+        raise UserError("no run passes fit.where")
+    for name in law.columns:
+        table[name] = table[column_among(map(str, table.columns), name, "fit")].astype(float)
+    if missing := sorted(set(law.parameters) - set(params)):
+        raise UserError(f"the expected law lacks {', '.join(missing)}")
+    params = {name: float(params[name]) for name in law.parameters}
+    scatter = expected(law, params, table, request["noise"], spec.loss, spec.delta)
+    width = scatter.width(LEVEL)
+    shown = [name for name in params if name not in law.coefficients or name == law.floor]
+    intervals = {name: (params[name], width * scatter.stderr_of(name)) for name in shown}
+    if (a := allocation_exponent(law)) is not None:
+        intervals["a"] = (a(params), width * scatter.stderr(a))
+    ahead = _ahead(law.columns, table.loc[table["flops"].idxmax()].to_dict())
+    prediction = None if ahead is None else width * scatter.stderr(log_prediction(law, ahead))
+    return {"intervals": intervals, "condition": scatter.condition, "prediction": prediction}
+
+
+def _ahead(columns: Sequence[str], largest: dict[str, Any]) -> dict[str, float] | None:
+    """The largest run with AHEAD times its compute: all of it in a law of compute, shared by size and tokens else."""
+    factor = AHEAD if len(columns) == 1 and columns[0] == "flops" else math.sqrt(AHEAD)
+    known = [name for name in columns if name == "tokens" or name == "flops" or name.startswith("n_params")]
+    return {name: largest[name] * factor for name in columns} if len(known) == len(columns) else None
+
+
+def main() -> int:
+    try:
+        json.dump(_answer(json.load(sys.stdin)), sys.stdout)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
