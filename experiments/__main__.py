@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m experiments", description="Scaling studies: plan, run, fit, report.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="verb")
 
-    plan = _command(commands, "plan", _in("running", "plan"), "show what would be run, why, and what it costs")
+    plan = _command(commands, "plan", _in("planning", "plan"), "show what would be run, why, and what it costs")
     run = _command(commands, "run", _in("running", "run"), "train what is not finished, then fit and write the report")
     status = _command(commands, "status", _in("looking", "status"), "count the runs in each state, name the failures")
     retry = _command(commands, "retry", _in("running", "retry"), "try failed runs again, and run the study")
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for each in (plan, run, retry):
         _add_running(each)
+    _add_planning(plan)
     run.add_argument("--dry-run", action="store_true", help="as plan")
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again, from their checkpoints")
     for each in (run, retry):
@@ -110,6 +111,19 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting for all runs")
     parser.add_argument("--jobs", type=_at_least_one, metavar="N", help="runs at a time (default: one per core)")
     parser.add_argument("--launcher", metavar="NAME", help="local, slurm, ray, or inprocess; default: the study's")
+
+
+def _add_planning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", metavar="TIME", help="wall time for the whole study, such as 3h")
+    parser.add_argument("--flops", type=float, metavar="FLOPS", help="training FLOPs for the whole study")
+    parser.add_argument("--calibrate", action="store_true", help="measure the speed of each shape here for a second")
+    parser.add_argument("--price", type=float, metavar="MONEY", help="of a device (a GPU, else a machine) and hour")
+    parser.add_argument("--power", metavar="WATTS", help="of a device, such as 350W")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--propose", choices=["isoflop", "tokens_per_param", "chinchilla"],
+                        help="write a study of this design that fits the budget to --out FILE.yaml")  # fmt: skip
+    choice.add_argument("--next", nargs="?", const="all", metavar="WHAT",
+                        help="the most informative run to add to the results: for all parameters, or one")  # fmt: skip
 
 
 def _add_drift(parser: argparse.ArgumentParser) -> None:

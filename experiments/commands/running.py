@@ -1,4 +1,4 @@
-"""`plan`, `run`, `retry` and `worker`: what starts training, and what a person is told about it."""
+"""`run`, `retry` and `worker`: what starts training, and what a person is told about it."""
 
 import argparse
 import contextlib
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from experiments.commands.failures import failures_text, stop_text
 from experiments.commands.target import command_text, prepared_study
-from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
 from experiments.launchers.settings import LocalSettings, chosen_launcher
 from experiments.launchers.slots import study_slots
@@ -25,22 +24,10 @@ from nanogpt.config import UserError
 SUCCESS, FAILURE, CTRL_C = 0, 1, 130
 
 
-def plan(arguments: argparse.Namespace) -> int:
-    """Show what would be run, why, and what it costs."""
-    prepared = prepared_study(arguments)
-    wanting = any(map(uses_gpu, prepared.study.runs())) and not visible_gpus()
-    _show_plan(prepared, arguments, pretend_gpus=wanting)
-    if wanting:
-        print("  note         these runs want a GPU, and this machine has none")
-    if prepared.drifted:
-        print(f"  drifted, so `run` will ask:\n{drift_text(prepared.drifted)}")
-    return SUCCESS
-
-
-def _show_plan(prepared: Prepared, arguments: argparse.Namespace, pretend_gpus: bool = False) -> bool:
-    """Print the plan, `pretend_gpus` as if there were some for one run; returns whether anything is left to train."""
+def _show_plan(prepared: Prepared, arguments: argparse.Namespace) -> bool:
+    """Print the head of the plan; returns whether anything is left to train."""
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
-    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study, pretend_gpus))
+    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study))
     print(plan_text(made))
     states = prepared.study.states()
     starts = starts_text(prepared.study.runs(), states)
@@ -50,17 +37,18 @@ def _show_plan(prepared: Prepared, arguments: argparse.Namespace, pretend_gpus: 
     return bool(made.to_do)
 
 
-def _at_a_time(job: Job, study: StudyFolder, pretend_gpus: bool) -> int:
+def _at_a_time(job: Job, study: StudyFolder) -> int:
     """Runs at a time on one worker."""
     if isinstance(job.settings, LocalSettings):
-        gpus = [str(index) for index in range(job.settings.nproc)] if pretend_gpus else None
-        return study_slots(job, study, gpus).count
+        return study_slots(job, study).count
     return default_jobs(job.at_a_time)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train what is not finished, then fit and write the report."""
     if arguments.dry_run:
+        from experiments.commands.planning import plan
+
         return plan(arguments)
     prepared = prepared_study(arguments)
     refuse_drift(prepared)

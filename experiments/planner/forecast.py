@@ -8,16 +8,23 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from experiments import engine
 from experiments.analysis.filters import Filter
 from experiments.analysis.spec import LAW_INPUTS, FitSpec, check_fit_spec, column_among
-from experiments.lock import LockedRun
+from experiments.lock import LOCK_NAME, Lock, LockedRun
+from experiments.planner.settings import NOISE, check_plan, guessed_prior
+from experiments.store import StudyFolder
 from nanogpt.config import UserError
 
+if TYPE_CHECKING:
+    from experiments.analysis.fitted import Fit
+    from experiments.analysis.laws import Law
+
 LEVEL = 0.95
+SPARE_POINTS = 2  # beyond the parameters, before a fit's residuals say anything of the noise
 AHEAD = 10.0  # the prediction that is judged: at so many times the compute of the largest run
 
 
@@ -40,12 +47,36 @@ class Forecast:
     problem: str = ""
 
 
-def forecast(
-    spec: FitSpec, runs: Sequence[LockedRun], prior: Mapping[str, float], source: str, noise: float, noise_source: str
-) -> Forecast:
-    """What fitting `spec` to all of `runs` will know, were its parameters `prior`. Starts one child with numpy."""
-    rows = rows_of(runs, spec)
-    request = {"spec": spec.model_dump(mode="json"), "rows": rows, "prior": dict(prior), "noise": noise}
+@dataclass(frozen=True)
+class Guess:
+    """What to reckon with while a study has no results: parameters of its law and the noise of ln L, with their source.
+
+    `params` is None where nobody has said anything of this law.
+    """
+
+    params: Mapping[str, float] | None
+    source: str
+    noise: float
+    noise_source: str
+
+
+def guess_of(lock: Lock, spec: FitSpec) -> Guess:
+    """The study's own `plan: {prior, noise}`, else what is known of its corpus."""
+    settings = check_plan(lock.plan)
+    corpus = lock.runs[0].config["data"]["corpus"]["kind"] if lock.runs else ""
+    known = guessed_prior(spec.law, corpus, spec.y)
+    params, source = (settings.prior, "the study's `plan.prior`") if settings.prior else known or (None, "")
+    if settings.noise is not None:
+        return Guess(params, source, settings.noise, "the study's `plan.noise`")
+    return Guess(params, source, NOISE, "assumed")
+
+
+def forecast(study: StudyFolder, spec: FitSpec, runs: Sequence[LockedRun]) -> Forecast:
+    """What fitting `spec` to all of `runs` will know: the law and the noise from the study's results where they can be
+    fitted, else as guessed. Starts one child with numpy."""
+    guess, rows = guess_of(study.lock, spec), rows_of(runs, spec)
+    folder = str(study.path) if (study.path / LOCK_NAME).exists() else None
+    request = {"spec": spec.model_dump(mode="json"), "rows": rows, "folder": folder, **asdict(guess)}
     command = [sys.executable, "-m", "experiments.planner.forecast"]
     environment = {**engine.child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
@@ -53,10 +84,7 @@ def forecast(
         return Forecast(problem=done.stderr.strip().rpartition("\n")[2])
     answer = json.loads(done.stdout)
     intervals = {name: (value, half) for name, (value, half) in answer.pop("intervals").items()}
-    return Forecast(
-        law=spec.law, prior=source, noise=noise, noise_source=noise_source, points=len(rows), intervals=intervals,
-        **answer,
-    )  # fmt: skip
+    return Forecast(law=spec.law, points=len(rows), intervals=intervals, **answer)
 
 
 def rows_of(runs: Sequence[LockedRun], spec: FitSpec) -> list[dict[str, Any]]:
@@ -82,23 +110,49 @@ def known_columns(run: LockedRun) -> dict[str, Any]:
     }
 
 
+def law_of(spec: FitSpec) -> "Law":
+    """The law that a section asks for. Imports numpy."""
+    from experiments.analysis.laws import make_law
+
+    return make_law(spec.law, **{name: getattr(spec, name) for name in LAW_INPUTS[spec.law]})
+
+
+def fitted(spec: FitSpec, folder: str | None) -> "Fit | None":
+    """The law fitted to the results there are; None where they are too few, or lie on no law."""
+    if folder is None:
+        return None
+    from experiments.analysis.fit import fit
+    from experiments.results import load
+
+    try:
+        table = load(StudyFolder(folder))
+        found = fit(law_of(spec), table, y=spec.y, loss=spec.loss, delta=spec.delta, where=spec.where, bootstrap=0)
+    except UserError:
+        return None
+    return found if found.converged and len(found.points) >= len(found.params) + SPARE_POINTS else None
+
+
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     import pandas as pd
 
-    from experiments.analysis.design import allocation_exponent, expected, log_prediction
-    from experiments.analysis.laws import make_law
+    from experiments.analysis.design import allocation_exponent, expected, log_prediction, residual_noise
 
-    spec = check_fit_spec(request["spec"])
-    law = make_law(spec.law, **{name: getattr(spec, name) for name in LAW_INPUTS[spec.law]})
-    table, params = pd.DataFrame(request["rows"]), dict(request["prior"])
+    spec, guess = check_fit_spec(request["spec"]), Guess(**{f.name: request[f.name] for f in fields(Guess)})
+    law, table, found = law_of(spec), pd.DataFrame(request["rows"]), fitted(spec, request["folder"])
+    if found is not None:
+        noise = residual_noise(found.residuals.to_numpy(dtype=float), len(found.params))
+        source = f"the fit to {len(found.points)} finished runs"
+        guess = Guess(dict(found.params), source, noise, "its residuals")
+    if not guess.params:
+        raise UserError(f"{law.name} has no expected parameters yet; say them in the study, as `plan: {{prior: ...}}`")
     if not len(table):
         raise UserError("no run passes fit.where")
+    if missing := sorted(set(law.parameters) - set(guess.params)):
+        raise UserError(f"plan.prior: lacks {', '.join(missing)} of {law.name}")
     for name in law.columns:
         table[name] = table[column_among(map(str, table.columns), name, "fit")].astype(float)
-    if missing := sorted(set(law.parameters) - set(params)):
-        raise UserError(f"the expected law lacks {', '.join(missing)}")
-    params = {name: float(params[name]) for name in law.parameters}
-    scatter = expected(law, params, table, request["noise"], spec.loss, spec.delta)
+    params = {name: float(guess.params[name]) for name in law.parameters}
+    scatter = expected(law, params, table, guess.noise, spec.loss, spec.delta)
     width = scatter.width(LEVEL)
     shown = [name for name in params if name not in law.coefficients or name == law.floor]
     intervals = {name: (params[name], width * scatter.stderr_of(name)) for name in shown}
@@ -106,7 +160,8 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         intervals["a"] = (a(params), width * scatter.stderr(a))
     ahead = _ahead(law.columns, table.loc[table["flops"].idxmax()].to_dict())
     prediction = None if ahead is None else width * scatter.stderr(log_prediction(law, ahead))
-    return {"intervals": intervals, "condition": scatter.condition, "prediction": prediction}
+    told = {"prior": guess.source, "noise": guess.noise, "noise_source": guess.noise_source}
+    return {**told, "intervals": intervals, "condition": scatter.condition, "prediction": prediction}
 
 
 def _ahead(columns: Sequence[str], largest: dict[str, Any]) -> dict[str, float] | None:
