@@ -16,7 +16,6 @@ import pandas as pd
 from experiments.analysis.laws import Array, Law
 
 STEP = 1e-5  # relative, of the central differences
-UNKNOWN = 1.0  # a standard error as large as the value itself: the planned runs do not tell the parameter
 Quantity = Callable[[Mapping[str, float]], float]
 
 
@@ -31,11 +30,15 @@ class Expected:
     covariance: Array
     condition: float
     points: int
-    noise: float
+    variance: float  # of one observation of ln L as the loss counts it: covariance = variance * (J'J)^-1
+
+    def gradient(self, quantity: Quantity) -> Array:
+        """Of a quantity, by the scaled parameters."""
+        return np.array([_derivative(quantity, self.params, name) for name in self.params])
 
     def stderr(self, quantity: Quantity) -> float:
         """Standard error of a quantity computed from the parameters; inf where the runs do not tell it."""
-        gradient = np.array([_derivative(quantity, self.params, name) for name in self.params])
+        gradient = self.gradient(quantity)
         variance = float(gradient @ self.covariance @ gradient)
         return math.sqrt(variance) if math.isfinite(variance) and variance >= 0 else math.inf
 
@@ -60,10 +63,11 @@ def expected(
     """
     J = jacobian(law, params, table)
     distinct = len(table[list(law.columns)].drop_duplicates())
+    variance = noise**2 * inflation(loss, delta, noise)
     covariance = np.full((len(params), len(params)), np.inf)
     if distinct >= len(params):
-        covariance = noise**2 * inflation(loss, delta, noise) * _inverse_of_gram(J)
-    return Expected(dict(params), covariance, condition(law, params, table), len(table), noise)
+        covariance = variance * _inverse_of_gram(J)
+    return Expected(dict(params), covariance, condition(law, params, table), len(table), variance)
 
 
 def jacobian(law: Law, params: Mapping[str, float], table: pd.DataFrame) -> Array:
@@ -147,7 +151,9 @@ def log_prediction(law: Law, row: Mapping[str, float]) -> Quantity:
 
 
 def residual_noise(residuals: Array, parameters: int) -> float:
-    """The noise of ln L behind the residuals of a fit: robust (1.4826 MAD), widened for the parameters it used up."""
-    n = len(residuals)
-    spread = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
-    return max(spread, float(np.std(residuals)) * 0.5) * math.sqrt(n / max(1, n - parameters))
+    """The noise of ln L behind the residuals of a fit: their root mean square over n - p degrees of freedom.
+
+    Not a median: a Huber fit with a small threshold passes through as many points as it has parameters, so the small
+    residuals are smaller than the noise.
+    """
+    return float(np.sqrt(np.sum(residuals**2) / max(1, len(residuals) - parameters)))

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.analysis.spec import FitSpec, check_fit_spec
+from experiments.analysis.spec import check_fit_spec
 from experiments.commands.target import prepared_study
 from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
@@ -13,13 +13,14 @@ from experiments.planner.calibrate import calibrate
 from experiments.planner.cautions import cautions
 from experiments.planner.costs import Costs, costs_of, setting_of
 from experiments.planner.crew import Crew, crew_of
-from experiments.planner.forecast import Forecast, forecast
+from experiments.planner.forecast import forecast
 from experiments.planner.page import budget_lines, forecast_lines, shapes_lines, time_lines, trunk_lines
 from experiments.planner.rates import Rates, by_shape, finished_rates
 from experiments.planner.settings import PlanSettings, check_plan
 from experiments.planner.summary import drift_text, make_plan, plan_text
 from experiments.planner.trunks import find_trunks
 from experiments.reasons import starts_text
+from experiments.results import RESULTS
 from experiments.runner import Prepared
 from experiments.store import StudyFolder
 
@@ -28,12 +29,15 @@ SUCCESS = 0
 
 def plan(arguments: argparse.Namespace) -> int:
     """Show what would be run, why, what it costs, and what the fit will know of its parameters."""
+    out = None
+    if getattr(arguments, "propose", None) and arguments.out.suffix in (".yaml", ".yml"):
+        out, arguments.out = arguments.out, RESULTS  # where the proposed study goes; results stay where they are
     prepared = prepared_study(arguments)
     settings = settings_of(prepared.study, arguments)
     if getattr(arguments, "propose", None):
         from experiments.planner.propose import propose
 
-        return propose(prepared, arguments, settings)
+        return propose(prepared, arguments, settings, out)
     if getattr(arguments, "next", None):
         from experiments.planner.nextrun import next_text
 
@@ -60,7 +64,7 @@ def plan_page(prepared: Prepared, arguments: argparse.Namespace, settings: PlanS
         costs = known_costs(study, crew, arguments.out, bool(getattr(arguments, "calibrate", False)))
         calibrated = bool(getattr(arguments, "calibrate", False))
         spec = check_fit_spec(study.lock.fit) if study.lock.fit is not None else None
-        told = _forecast(study, spec)
+        told = forecast(study, spec, runs) if spec is not None and costs.left else None
         lines += time_lines(costs, settings, calibrated) + budget_lines(costs, settings)
         lines += trunk_lines(find_trunks(runs), runs) + forecast_lines(told)
         lines += [f"  warning      {caution}" for caution in cautions(runs, spec, told)]
@@ -92,8 +96,3 @@ def known_costs(study: StudyFolder, crew: Crew, root: Path, measure: bool) -> Co
 def say(line: str) -> None:
     """What takes a while is announced, apart from the page itself."""
     print(line, file=sys.stderr, flush=True)
-
-
-def _forecast(study: StudyFolder, spec: FitSpec | None) -> Forecast | None:
-    return None if spec is None or not study.runs() else forecast(study, spec, study.runs())
-

@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.grid import Point
-from experiments.lock import LockedRun, Resolver
-from experiments.runspec import make_spec
-from experiments.study import Study
+from experiments import engine
+from experiments.lock import LockedRun
 from nanogpt.config import UserError
 
 RUNGS_PER_OCTAVE = 4  # of width
@@ -37,8 +35,8 @@ class Rung:
         return self.run.model_copy(update={"steps": steps, "tokens": steps * per_step, "flops": flops})
 
 
-def ladder(study: Study, runs: Sequence[LockedRun], largest: float) -> list[Rung]:
-    """Shapes from the smallest that can be built up to about `largest` non-embedding parameters, the smallest first.
+def ladder(runs: Sequence[LockedRun], largest: float, smallest: float = 0.0) -> list[Rung]:
+    """Shapes of about `smallest` to `largest` non-embedding parameters, the smallest first, described by one child.
 
     A study that varies the width grows along the (width, depth, heads) of its own runs; one that varies only the depth
     grows in depth; one that varies neither grows in width with heads of one size.
@@ -47,15 +45,26 @@ def ladder(study: Study, runs: Sequence[LockedRun], largest: float) -> list[Rung
     widths = {model["n_embd"] for model in models}
     grows_deep = len(widths) == 1 and len({model["n_layer"] for model in models}) > 1
     found = _by_depth(models[0]) if grows_deep else _by_width(models)
-    kept = [each for each in found if 12 * each["n_layer"] * each["n_embd"] ** 2 <= 4 * largest]
-    varying = [key for key in _KEYS if len({each.get(key) for each in kept}) > 1]
-    settings = [{key: each[key] for key in varying} for each in kept] or [{}]
-    specs = [make_spec(study.layers, Point(each, {}), {}, study.place()) for each in settings]
-    described = Resolver().runs(specs)
-    rungs = [Rung(each, run) for each, run in zip(settings, described, strict=True) if isinstance(run, LockedRun)]
+    kept = [each for each in found if smallest / 4 <= 12 * each["n_layer"] * each["n_embd"] ** 2 <= 4 * largest]
+    varying = [key for key in _KEYS if len({each.get(key) for each in found}) > 1]
+    trees = [{**runs[0].config, "model": {**models[0], **each}} for each in kept]
+    facts = engine.describe(trees, elsewhere=True)
+    rungs = [
+        Rung({key: each[key] for key in varying}, _run_of(runs[0], told))
+        for each, told in zip(kept, facts, strict=True)
+        if "error" not in told
+    ]
     if not rungs:
-        raise UserError(f"{study.source}: no shape of this study can be built: {described[0]}")
+        why = facts[0]["error"] if facts else "none is of that size"
+        raise UserError(f"no shape like {runs[0].label} can be built: {why}")
     return sorted(rungs, key=lambda rung: rung.n)
+
+
+def _run_of(like: LockedRun, facts: Mapping[str, Any]) -> LockedRun:
+    """A run of a described shape."""
+    known = {key: value for key, value in facts.items() if key in LockedRun.model_fields}
+    factors = {**like.factors, **{f"model.{key}": facts["config"]["model"][key] for key in _KEYS}}
+    return LockedRun.model_validate({**known, "asked": "", "label": like.label, "factors": factors})
 
 
 _KEYS = ("n_embd", "n_layer", "n_head", "n_kv_head")

@@ -1,7 +1,6 @@
 """The plan as a page for people: shapes, time, money, shared trunks, the fit to come, and what to beware of."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from experiments.factors import short_names, value_text
 from experiments.lock import LockedRun
@@ -9,7 +8,7 @@ from experiments.planner.amounts import amount, duration, short, table_lines
 from experiments.planner.cautions import COLLINEAR
 from experiments.planner.costs import Costs, money_lines
 from experiments.planner.forecast import AHEAD, Forecast
-from experiments.planner.rates import by_shape
+from experiments.planner.rates import by_shape, shape_key
 from experiments.planner.settings import PlanSettings
 from experiments.planner.trunks import Trunk
 
@@ -36,18 +35,10 @@ def _row(name: str, group: Sequence[LockedRun], costs: Costs, timed: bool) -> li
     cells += [amount(max(run.memory_bytes for run in group), "B")]
     if timed:
         seconds = [spent for run in group if (spent := costs.seconds_of(run)) is not None]
-        speed = next((run.tokens / (run.tokens / rate.tokens_per_second) for run, rate in _rated(group, costs)), None)
-        known = speed is not None
-        cells += [short(speed) if speed else "?", short(speed * first.flops_per_token) if speed else "?"]
-        cells += [_times(seconds) if known and seconds else "?"]
+        rate = costs.rates.get(shape_key(first))
+        speeds = [rate.tokens_per_second, rate.tokens_per_second * first.flops_per_token] if rate else []
+        cells += [*map(short, speeds), _times(seconds)] if rate else ["?", "?", "?"]
     return cells
-
-
-def _rated(group: Sequence[LockedRun], costs: Costs) -> list[tuple[LockedRun, Any]]:
-    from experiments.planner.rates import shape_key
-
-    rate = costs.rates.get(shape_key(group[0]))
-    return [] if rate is None else [(group[0], rate)]
 
 
 def _span(values: Sequence[float]) -> str:
@@ -135,7 +126,7 @@ def forecast_lines(told: Forecast | None) -> list[str]:
         return []
     if told.problem:
         return [f"  fit to come  not foreseen: {told.problem}"]
-    lines = [f"  fit to come  {told.law} on {told.points} runs, 95 % intervals expected before any training:"]
+    lines = [f"  fit to come  {told.law} on {told.points} runs, expected 95 % intervals:"]
     lines += [f"{INDENT}{interval_text(name, *pair)}" for name, pair in told.intervals.items()]
     if told.prediction is not None:
         ahead = f"loss at {AHEAD:g} times the largest run's compute"
