@@ -34,4 +34,3 @@ def load_trunk(config: Config, horizon: int) -> checkpoint.Loaded | None:
         hint = "keep some with `runtime.checkpoint: {policy: every_n, every: ...}`"
         raise UserError(f"{where}: no checkpoint at or before step {limit}, where a cool-down begins; {hint}")
     return loaded
-

@@ -1,4 +1,4 @@
-"""What a fit will know before anything is trained: standard errors from the law's Jacobian at the runs that are planned.
+"""What a fit will know before anything is trained: standard errors from the law's Jacobian at the planned runs.
 
 Near its optimum a fit is linear regression. With J the derivatives of ln L by the parameters at the planned points, and
 noise of standard deviation sigma in ln L, the estimates scatter with covariance sigma^2 * inflation * (J'J)^-1, and a

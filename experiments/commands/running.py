@@ -12,7 +12,7 @@ from experiments.commands.target import command_text, prepared_study
 from experiments.launchers import Job
 from experiments.launchers.settings import LocalSettings, chosen_launcher
 from experiments.launchers.slots import study_slots
-from experiments.planner.summary import drift_text, make_plan, plan_text
+from experiments.planner.summary import make_plan, plan_text
 from experiments.progress import for_stream
 from experiments.reasons import starts_text
 from experiments.results import RESULTS

@@ -11,11 +11,13 @@ from typing import IO, Any
 
 from experiments import engine
 from experiments.devices import VISIBLE, GpuPool, uses_gpu, visible_gpus
+from experiments.launchers.base import available_cores
 from experiments.lock import LockedRun
 from experiments.planner.rates import Rate, Rates, Setting
 from nanogpt.config import UserError
 
 SECONDS = 1.0  # of training per shape
+CALM, BUSY = "calibration", "calibration while the machine was busy (too slow, perhaps)"
 _MEASURED = ("tokens_per_second", "evaluation_seconds", "setup_seconds", "checkpoint_seconds")
 Say = Callable[[str], None]
 
@@ -26,7 +28,8 @@ def calibrate(shapes: Mapping[str, LockedRun], setting: Setting, rates: Rates, s
     As many children as runs at a time train the same shape at the same moment: runs side by side share caches and
     memory, and one alone would promise too much. Returns the shapes that cannot be trained here, with the reason.
     """
-    wanted = {shape: run for shape, run in shapes.items() if rates.get(shape, setting) is None}
+    source = BUSY if _is_busy() else CALM
+    wanted = {shape: run for shape, run in shapes.items() if _is_wanted(rates.get(shape, setting), source)}
     problems: dict[str, str] = {}
     if not wanted:
         return problems
@@ -39,9 +42,19 @@ def calibrate(shapes: Mapping[str, LockedRun], setting: Setting, rates: Rates, s
             if errors:
                 problems[shape] = errors[0]
                 continue
-            rate = Rate(**{key: mean(answer[key] for answer in answers) for key in _MEASURED})
+            rate = Rate(**{key: mean(answer[key] for answer in answers) for key in _MEASURED}, source=source)
             rates.keep(shape, setting, run, rate)
     return problems
+
+
+def _is_wanted(known: Rate | None, source: str) -> bool:
+    """Not measured yet, or only while the machine was busy, which it is no more."""
+    return known is None or (known.source == BUSY and source == CALM)
+
+
+def _is_busy() -> bool:
+    """Whether other work would slow down what is measured now."""
+    return os.getloadavg()[0] > 0.75 * available_cores()
 
 
 def _measure(children: "Sequence[subprocess.Popen[str]]", run: LockedRun, threads: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a plan warns of before training: designs that cannot tell size from data, and data that is read again and again."""
+"""What a plan warns of: designs that cannot tell size from data, data that is read again and again, short runs."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How a launcher would train a study: workers, runs at a time, devices held; and from the time of each run that of all."""
+"""How a launcher would train a study: workers, runs at a time, devices held; from the time of each run that of all."""
 
 import heapq
 from collections.abc import Callable, Sequence

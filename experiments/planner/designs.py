@@ -5,6 +5,7 @@ beyond, the edge of what can be trained: an optimum that is not enclosed from bo
 al. 2024, arXiv 2406.19146, reject such minima).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def isoflop(total: float, law: Law, rungs: Sequence[Rung]) -> Design:
 
 
 def _isoflop(total: float, law: Law, rungs: Sequence[Rung], count: int) -> Design:
-    shares = [BUDGET_STEP ** -k for k in range(count - 1, -1, -1)]
+    shares = [BUDGET_STEP**-k for k in range(count - 1, -1, -1)]
     top = total / sum(shares)  # as if every budget were one run, which no design exceeds
     groups: list[list[Cell]] = []
     for _ in range(8):
@@ -124,8 +125,8 @@ def _around(law: Law, rungs: Sequence[Rung], flops: float) -> list[Cell]:
     side = "smaller" if smaller <= larger else "larger"
     why = "there is none" if side == "smaller" else _too_short(rungs[0].run, "larger ones")
     raise Refused(
-        f"at {amount(flops, 'FLOP')} the optimum, about {short(best)} parameters, would sit on the edge: too few {side} "
-        f"shapes can be trained ({why})"
+        f"at {amount(flops, 'FLOP')} the optimum, about {short(best)} parameters, would sit on the edge: too "
+        f"few {side} shapes can be trained ({why})"
     )
 
 
@@ -228,7 +229,7 @@ def _flops_at_optimum(law: Law, rungs: Sequence[Rung], n: float) -> float:
 
 def _per_token(rungs: Sequence[Rung], n: float) -> float:
     """FLOPs per token of a size between the shapes."""
-    for left, right in zip(rungs, rungs[1:], strict=False):
+    for left, right in itertools.pairwise(rungs):
         if left.n <= n <= right.n and right.n > left.n:
             share = math.log(n / left.n) / math.log(right.n / left.n)
             return left.run.flops_per_token ** (1 - share) * right.run.flops_per_token**share

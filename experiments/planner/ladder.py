@@ -1,5 +1,6 @@
 """Model shapes a design may use: the study's own way to grow a model, snapped to what attention and RoPE allow."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def _depth_at(width: int, path: Mapping[int, Model]) -> int:
     if width <= low or width >= high:
         reference, depth = (low, shallow) if width <= low else (high, deep)
         return max(1, round(depth * width / reference))
-    for (left, before), (right, after) in zip(known, known[1:], strict=False):
+    for (left, before), (right, after) in itertools.pairwise(known):
         if left <= width <= right:
             share = math.log(width / left) / math.log(right / left)
             return max(1, round(before * (after / before) ** share))

@@ -78,7 +78,7 @@ def rank(study: StudyFolder, spec: FitSpec, found: "Fit", what: str, most: float
     from experiments.analysis.design import allocation_exponent, expected, jacobian, residual_noise
 
     law, params = law_of(spec), dict(found.params)
-    noise = residual_noise(found.residuals.to_numpy(dtype=float), len(params))
+    noise = residual_noise(found.residuals.to_numpy(dtype="float64"), len(params))
     now = expected(law, params, found.points, noise, spec.loss, spec.delta)
     if not np.isfinite(now.covariance).all():
         raise UserError(f"{study.path}: --next: the runs so far do not identify {law.name}; vary its inputs first")

@@ -1,6 +1,6 @@
 """The plan as a page for people: shapes, time, money, shared trunks, the fit to come, and what to beware of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.factors import short_names, value_text
 from experiments.lock import LockedRun
@@ -54,8 +54,7 @@ def _times(seconds: Sequence[float]) -> str:
 def shape_names(shapes: Mapping[str, Sequence[LockedRun]]) -> dict[str, str]:
     """What tells each shape from the others, in the words of the sweep; the model's size where nothing varies."""
     values = {shape: group[0].factors for shape, group in shapes.items()}
-    constant = [key for key in next(iter(values.values()), {})
-                if all(run.factors.get(key) == group[0].factors.get(key) for group in shapes.values() for run in group)]  # fmt: skip
+    constant = [key for key in next(iter(values.values()), {}) if all(map(_is_constant(key), shapes.values()))]
     varying = [key for key in constant if len({str(found.get(key)) for found in values.values()}) > 1]
     if not varying:
         return {shape: _size(group[0]) for shape, group in shapes.items()}
@@ -63,6 +62,10 @@ def shape_names(shapes: Mapping[str, Sequence[LockedRun]]) -> dict[str, str]:
     return {
         shape: " ".join(f"{names[key]}={value_text(found[key])}" for key in varying) for shape, found in values.items()
     }
+
+
+def _is_constant(key: str) -> Callable[[Sequence[LockedRun]], bool]:
+    return lambda group: all(run.factors.get(key) == group[0].factors.get(key) for run in group)
 
 
 def _size(run: LockedRun) -> str:
@@ -105,7 +108,9 @@ def budget_lines(costs: Costs, settings: PlanSettings) -> list[str]:
 def _against(wanted: str, given: str, share: float) -> str:
     if share <= 1:
         return f"fits: {wanted} of {given} ({share:.0%})"
-    return f"does not fit: {wanted} of {given} ({share:.3g} times too much); `plan STUDY --propose` writes one that does"
+    return (
+        f"does not fit: {wanted} of {given} ({share:.3g} times too much); `plan STUDY --propose` writes one that does"
+    )
 
 
 def trunk_lines(trunks: Sequence[Trunk], runs: Sequence[LockedRun]) -> list[str]:

@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 def propose(
     prepared: Prepared, arguments: argparse.Namespace, settings: PlanSettings, out: Path | None, say: Say = print
 ) -> int:
-    """Write the study, to `out` where that is given, and say what it is. Raises UserError where no such design fits the budget."""
+    """Write the study, to `out` where that is given, and say what it is. Raises UserError where no design fits."""
     target = _target(arguments, prepared.study, out)
     if settings.budget is None and settings.flops is None:
         raise UserError("command line: --propose: needs a budget: --budget 3h, or --flops 1e18")
@@ -83,7 +83,9 @@ def expected_law(study: StudyFolder) -> tuple[Law, str]:
         return dict(found.params), f"the fit to {len(found.points)} finished runs"
     guess = guess_of(study.lock, spec)
     if guess.params is None or not {"E", "A", "B", "alpha", "beta"} <= set(guess.params):
-        raise UserError(f"{study.lock.name}: --propose: no law is expected of {spec.y}; say one as `plan: {{prior: ...}}`")
+        raise UserError(
+            f"{study.lock.name}: --propose: no law is expected of {spec.y}; say one as `plan: {{prior: ...}}`"
+        )
     return guess.params, guess.source
 
 
@@ -267,4 +269,3 @@ def _checked(text: str, target: Path, maker: _Maker, settings: PlanSettings) -> 
     finally:
         draft.unlink(missing_ok=True)
     return found
-
