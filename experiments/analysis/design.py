@@ -16,6 +16,7 @@ import pandas as pd
 from experiments.analysis.laws import Array, Law
 
 STEP = 1e-5  # relative, of the central differences
+LEAST_NOISE = 1e-9  # of ln L: noise-free data would make every interval zero over zero
 Quantity = Callable[[Mapping[str, float]], float]
 
 
@@ -150,10 +151,27 @@ def log_prediction(law: Law, row: Mapping[str, float]) -> Quantity:
     return lambda params: float(np.log(law.predict(params, table)[0]))
 
 
-def residual_noise(residuals: Array, parameters: int) -> float:
+def narrowing(now: Expected, rows: Array, quantity: Quantity | None = None) -> Array:
+    """Standard error with one more run over that without, for each run whose row of the Jacobian is given.
+
+    For a quantity with gradient g its variance falls by (g'Mj)^2 / (1 + j'Mj), M being (J'J)^-1 (c-optimality). Without
+    one it is the mean over all directions: the volume of the confidence region shrinks by sqrt(1 + j'Mj) (D-optimality).
+    Atkinson, Donev & Tobias 2007, Optimum Experimental Designs, ch. 10.
+    """
+    M = now.covariance / now.variance
+    gain = np.einsum("ip,pq,iq->i", rows, M, rows)
+    if quantity is None:
+        return np.asarray((1 + gain) ** (-0.5 / len(now.params)))
+    gradient = now.gradient(quantity)
+    taken = (rows @ M @ gradient) ** 2 / (1 + gain)
+    return np.asarray(np.sqrt(np.maximum(0.0, 1 - taken / (gradient @ M @ gradient))))
+
+
+def residual_noise(residuals: "Array | pd.Series[float]", parameters: int) -> float:
     """The noise of ln L behind the residuals of a fit: their root mean square over n - p degrees of freedom.
 
     Not a median: a Huber fit with a small threshold passes through as many points as it has parameters, so the small
     residuals are smaller than the noise.
     """
-    return float(np.sqrt(np.sum(residuals**2) / max(1, len(residuals) - parameters)))
+    squares = np.sum(np.asarray(residuals, dtype=np.float64) ** 2)
+    return max(LEAST_NOISE, float(np.sqrt(squares / max(1, len(residuals) - parameters))))

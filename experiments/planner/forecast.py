@@ -140,7 +140,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     spec, guess = check_fit_spec(request["spec"]), Guess(**{f.name: request[f.name] for f in fields(Guess)})
     law, table, found = law_of(spec), pd.DataFrame(request["rows"]), fitted(spec, request["folder"])
     if found is not None:
-        noise = residual_noise(found.residuals.to_numpy(dtype="float64"), len(found.params))
+        noise = residual_noise(found.residuals, len(found.params))
         source = f"the fit to {len(found.points)} finished runs"
         guess = Guess(dict(found.params), source, noise, "its residuals")
     if not guess.params:
@@ -158,7 +158,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     intervals = {name: (params[name], width * scatter.stderr_of(name)) for name in shown}
     if (a := allocation_exponent(law)) is not None:
         intervals["a"] = (a(params), width * scatter.stderr(a))
-    ahead = _ahead(law.columns, table.iloc[int(table["flops"].argmax())].to_dict())
+    ahead = _ahead(law.columns, request["rows"][int(table["flops"].argmax())])
     prediction = None if ahead is None else width * scatter.stderr(log_prediction(law, ahead))
     told = {"prior": guess.source, "noise": guess.noise, "noise_source": guess.noise_source}
     return {**told, "intervals": intervals, "condition": scatter.condition, "prediction": prediction}

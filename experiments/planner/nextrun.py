@@ -1,9 +1,4 @@
-"""`plan --next`: which run, added to the results there are, would teach the fit most, at a cost that may be limited.
-
-A candidate adds one row j to the Jacobian of the fit. For all parameters together (D-optimality) the volume of the
-confidence region shrinks by 1 / (1 + j'Mj), M being the inverse of J'J; for one quantity with gradient g (c-optimality)
-its variance falls by (g'Mj)^2 / (1 + j'Mj) (Atkinson, Donev & Tobias 2007, Optimum Experimental Designs, ch. 10).
-"""
+"""`plan --next`: which run, added to the results there are, would teach the fit most, at a cost that may be limited."""
 
 from dataclasses import dataclass
 from operator import itemgetter
@@ -75,10 +70,10 @@ def rank(study: StudyFolder, spec: FitSpec, found: "Fit", what: str, most: float
     import numpy as np
     import pandas as pd
 
-    from experiments.analysis.design import allocation_exponent, expected, jacobian, residual_noise
+    from experiments.analysis.design import allocation_exponent, expected, jacobian, narrowing, residual_noise
 
     law, params = law_of(spec), dict(found.params)
-    noise = residual_noise(found.residuals.to_numpy(dtype="float64"), len(params))
+    noise = residual_noise(found.residuals, len(params))
     now = expected(law, params, found.points, noise, spec.loss, spec.delta)
     if not np.isfinite(now.covariance).all():
         raise UserError(f"{study.path}: --next: the runs so far do not identify {law.name}; vary its inputs first")
@@ -89,19 +84,12 @@ def rank(study: StudyFolder, spec: FitSpec, found: "Fit", what: str, most: float
     rows = pd.DataFrame([known_columns(run) for run in runs])
     for name in law.columns:
         rows[name] = rows[column_among(map(str, rows.columns), name, "fit")].astype(float)
-    M = now.covariance / now.variance
-    J = jacobian(law, params, rows)
-    gain = np.einsum("ip,pq,iq->i", J, M, J)
-    if what == EVERYTHING:
-        narrower = (1 + gain) ** (-0.5 / len(params))
-    else:
-        a = allocation_exponent(law)
-        known = [*params, *(["a"] if a is not None else [])]
-        if what not in known:
-            raise UserError(f"command line: --next: no parameter {what!r} in {law.name}{did_you_mean(what, known)}")
-        gradient = now.gradient(a if what == "a" and a is not None else itemgetter(what))
-        variance = gradient @ M @ gradient
-        narrower = np.sqrt(1 - (J @ M @ gradient) ** 2 / (1 + gain) / variance)
+    a = allocation_exponent(law)
+    known = [EVERYTHING, *params, *(["a"] if a is not None else [])]
+    if what not in known:
+        raise UserError(f"command line: --next: no parameter {what!r} in {law.name}{did_you_mean(what, known)}")
+    quantity = None if what == EVERYTHING else a if what == "a" and a is not None else itemgetter(what)
+    narrower = narrowing(now, jacobian(law, params, rows), quantity)
     same = [sum(_settings(other) == _settings(run) for other in study.runs()) for run in runs]
     ranked = [
         Candidate(run, settings, float(share), count)
