@@ -39,6 +39,8 @@ class Expected:
 
     def stderr(self, quantity: Quantity) -> float:
         """Standard error of a quantity computed from the parameters; inf where the runs do not tell it."""
+        if not np.isfinite(self.covariance).all():
+            return math.inf
         gradient = self.gradient(quantity)
         variance = float(gradient @ self.covariance @ gradient)
         return math.sqrt(variance) if math.isfinite(variance) and variance >= 0 else math.inf

@@ -40,7 +40,7 @@ def test_the_plan_foresees_the_fit_and_shows_every_shape(plan, write_study, tmp_
     assert "expected 95 % intervals" in page
     assert all(f"               {name} " in page for name in ("E", "alpha", "beta", "a (N_opt ~ C^a)"))
     assert "noise 0.50% of the loss: assumed" in page
-    assert page.count("n_embd=") == 3
+    assert page.count("\n  n_embd=") == 3
     assert "unknown: 3 shapes not measured" in page
     assert not (tmp_path / "results").exists()
 
@@ -186,7 +186,7 @@ def test_a_surface_crosses_sizes_and_lengths(write_study):
 def test_a_proposed_study_keeps_to_its_budget_by_its_own_plan(plan, write_study, tmp_path, kind, budget):
     target = tmp_path / "mine.yaml"
     status, told, error = plan(write_study(SURFACE, CHINCHILLA), "--propose", kind, *budget, out=target)
-    assert (status, error.replace("measuring", "")) == (0, error.replace("measuring", "")), error
+    assert status == 0, error
     assert told.startswith(f"{target}: ")
     _, page, _ = plan(target, out="results")
     assert "budget       fits:" in page
