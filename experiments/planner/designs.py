@@ -5,6 +5,7 @@ beyond, the edge of what can be trained: an optimum that is not enclosed from bo
 al. 2024, arXiv 2406.19146, reject such minima).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +16,16 @@ from experiments.planner.amounts import amount, short
 from experiments.planner.ladder import Rung
 
 Law = Mapping[str, float]  # E, A, B, alpha, beta of L = E + A / N^alpha + B / D^beta
-FEWEST_STEPS = 64
+FEWEST_STEPS = 128  # shorter runs lie off the law and bias E
 WARM_UPS = 4  # a run is at least so many warm-ups long
-SIZES = (-3, -2, -1, 0, 1, 2, 3)
-SIZE_STEP = 1.6  # between the sizes of one IsoFLOP budget
-BUDGET_STEP = 3.0  # between IsoFLOP budgets
 FEWEST_SIZES = 5  # per IsoFLOP budget: a parabola and something to judge it by
-# Sizes of a grid of ratios, and the step between its four ratios: the widest that the budget can pay for.
-RATIO_GRIDS = ((5, 4.0), (4, 4.0), (4, 2.5), (4, 2.0))
-MIDDLES = 240  # middle sizes tried, evenly in the logarithm
-GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # of sizes and of tokens, over the optimum
+SIZES = (-3, -2, -1, 0, 1, 2, 3)
+MIDDLES = 96  # middle sizes tried, evenly in the logarithm
+# Variants of each design, the dearest first: the expected law decides among those that the budget can pay for, and
+# where it can pay for none the last one's refusal says what is missing.
+ISOFLOPS = tuple(itertools.product((5, 4, 3), (5.0, 3.0), (2.2, 1.6)))  # budgets, step between them, between sizes
+RATIO_GRIDS = tuple(itertools.product((5, 4), (3.0, 2.0), (4.0, 2.5, 2.0)))  # sizes, step, step between four ratios
+SURFACES = tuple(itertools.product((5,), (4.0, 3.0, 2.0), (4.0, 3.0, 2.0)))  # sizes and lengths, steps of both
 
 
 class Refused(Exception):
@@ -77,26 +78,33 @@ def optimal_size(law: Law, rungs: Sequence[Rung], flops: float) -> float:
 
 
 def isoflop(total: float, law: Law, rungs: Sequence[Rung]) -> Design:
-    """Budgets a factor 3 apart, each with five to seven sizes around its optimum (approach 2 of Hoffmann et al. 2022).
+    """Three to five budgets, each with five to seven sizes around its optimum (approach 2 of Hoffmann et al. 2022)."""
+    return _best([functools.partial(_isoflop, total, law, rungs, *variant) for variant in ISOFLOPS], law)
 
-    As many budgets as can be enclosed, five at most and three at least, the largest first.
-    """
+
+def _best(variants: Sequence[Callable[[], Design]], law: Law) -> Design:
+    """The variant whose fit is expected to tell E and the compute-optimal exponent best; Refused where none is left."""
+    from experiments.planner.forecast import tells
+
+    made: list[Design] = []
     problem = Refused("")
-    for count in (5, 4, 3):
+    for variant in variants:
         try:
-            return _isoflop(total, law, rungs, count)
+            made.append(variant())
         except Refused as refusal:
             problem = refusal
-    raise problem
+    if not made:
+        raise problem
+    return min(made, key=lambda design: tells(law, [(cell.rung.n, cell.run.tokens) for cell in design.cells]))
 
 
-def _isoflop(total: float, law: Law, rungs: Sequence[Rung], count: int) -> Design:
-    shares = [BUDGET_STEP**-k for k in range(count - 1, -1, -1)]
+def _isoflop(total: float, law: Law, rungs: Sequence[Rung], count: int, budget_step: float, size_step: float) -> Design:
+    shares = [budget_step**-k for k in range(count - 1, -1, -1)]
     top = total / sum(shares)  # as if every budget were one run, which no design exceeds
     groups: list[list[Cell]] = []
     for _ in range(8):
         # Budgets hold five to seven sizes in whole steps, so the price of a design is known when it is made.
-        groups = [_around(law, rungs, top * share) for share in shares]
+        groups = [_around(law, rungs, top * share, size_step) for share in shares]
         price = sum(cell.run.flops for group in groups for cell in group)
         if 0.97 * total <= price <= total:
             break
@@ -109,15 +117,15 @@ def _isoflop(total: float, law: Law, rungs: Sequence[Rung], count: int) -> Desig
     return Design("isoflop", cells, f"{count} budgets of {span}, each with {sizes} sizes around its optimum")
 
 
-def _around(law: Law, rungs: Sequence[Rung], flops: float) -> list[Cell]:
+def _around(law: Law, rungs: Sequence[Rung], flops: float, size_step: float) -> list[Cell]:
     """The sizes of one budget. Raises Refused where the optimum has fewer than two on either side."""
     flops = float(f"{flops:.4g}")
     best = optimal_size(law, rungs, flops)
     cells = {}
     for step in SIZES:
-        rung = _nearest(rungs, best * SIZE_STEP**step)
+        rung = _nearest(rungs, best * size_step**step)
         run = rung.trained(flops / rung.run.flops_per_token)
-        if rung.n and run.steps >= _fewest(run) and abs(math.log(rung.n / best)) < math.log(SIZE_STEP) * 3.6:
+        if rung.n and run.steps >= _fewest(run) and abs(math.log(rung.n / best)) < math.log(size_step) * 3.6:
             cells[rung.n] = Cell(rung, "flops", flops, run)
     smaller, larger = (sum(n < best for n in cells), sum(n > best for n in cells))
     if smaller >= 2 and larger >= 2 and len(cells) >= FEWEST_SIZES:
@@ -131,22 +139,16 @@ def _around(law: Law, rungs: Sequence[Rung], flops: float) -> list[Cell]:
 
 
 def tokens_per_param(total: float, law: Law, rungs: Sequence[Rung]) -> Design:
-    """Four or five sizes a factor 2 apart, each at four ratios of tokens to parameters up to a factor 4 apart: the
-    ratio varies widely at every size, which is what keeps the fit well conditioned."""
-    problem = Refused("")
-    for count, step in RATIO_GRIDS:
-        try:
-            return _ratios(total, law, rungs, count, step)
-        except Refused as refusal:
-            problem = refusal
-    raise problem
+    """Four or five sizes, each at four ratios of tokens to parameters: the ratio varies widely at every size, which is
+    what keeps the fit well conditioned."""
+    return _best([functools.partial(_ratios, total, law, rungs, *variant) for variant in RATIO_GRIDS], law)
 
 
-def _ratios(total: float, law: Law, rungs: Sequence[Rung], count: int, step: float) -> Design:
+def _ratios(total: float, law: Law, rungs: Sequence[Rung], count: int, size_step: float, ratio_step: float) -> Design:
     def at(middle: float) -> list[Cell]:
-        sizes = _distinct(rungs, [middle * 2.0 ** (k - (count - 1) / 2) for k in range(count)])
+        sizes = _distinct(rungs, [middle * size_step ** (k - (count - 1) / 2) for k in range(count)])
         best = _flops_at_optimum(law, rungs, middle) / _per_token(rungs, middle) / middle
-        ratios = [float(f"{best * step ** (k - 1.5):.2g}") for k in range(4)]
+        ratios = [float(f"{best * ratio_step ** (k - 1.5):.2g}") for k in range(4)]
         return [Cell(r, "tokens_per_param", x, r.trained(x * r.n)) for r in sizes for x in ratios]
 
     cells = _largest_within(total, rungs, at)
@@ -158,15 +160,20 @@ def _ratios(total: float, law: Law, rungs: Sequence[Rung], count: int, step: flo
 
 
 def chinchilla(total: float, law: Law, rungs: Sequence[Rung]) -> Design:
-    """Five sizes times five lengths, each a factor 2 apart, around the optimum: a surface for approach 3.
+    """Five sizes times five lengths around the optimum: a surface for approach 3.
 
     Every size has the same lengths, so under a WSD schedule the runs of a size share a trunk.
     """
+    return _best([functools.partial(_surface, total, law, rungs, *variant) for variant in SURFACES], law)
+
+
+def _surface(total: float, law: Law, rungs: Sequence[Rung], count: int, size_step: float, length_step: float) -> Design:
+    around = range(-(count // 2), count // 2 + 1)
 
     def at(middle: float) -> list[Cell]:
-        sizes = _distinct(rungs, [middle * factor for factor in GRID])
+        sizes = _distinct(rungs, [middle * size_step**k for k in around])
         tokens = _flops_at_optimum(law, rungs, middle) / _per_token(rungs, middle)
-        lengths = list(dict.fromkeys(sizes[0].trained(tokens * factor).tokens for factor in GRID))
+        lengths = list(dict.fromkeys(sizes[0].trained(tokens * length_step**k).tokens for k in around))
         return [Cell(rung, "tokens", length, rung.trained(length)) for rung in sizes for length in lengths]
 
     cells = _largest_within(total, rungs, at)

@@ -132,6 +132,21 @@ def fitted(spec: FitSpec, folder: str | None) -> "Fit | None":
     return found if found.converged and len(found.points) >= len(found.params) + SPARE_POINTS else None
 
 
+def tells(params: Mapping[str, float], points: Sequence[tuple[int, int]]) -> float:
+    """How little runs of these (N, D) tell of a Chinchilla law: ln of the standard errors of E and a, added up."""
+    import pandas as pd
+
+    from experiments.analysis.design import allocation_exponent, expected
+    from experiments.analysis.laws import make_law
+
+    law = make_law("chinchilla")
+    table = pd.DataFrame(points, columns=list(law.columns)).astype(float)
+    scatter, a = expected(law, {name: params[name] for name in law.parameters}, table, NOISE), allocation_exponent(law)
+    assert a is not None
+    errors = scatter.stderr_of("E") * scatter.stderr(a)
+    return math.log(errors) if 0 < errors < math.inf else math.inf
+
+
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     import pandas as pd
 

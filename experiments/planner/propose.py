@@ -18,7 +18,7 @@ from experiments.planner.amounts import amount, duration
 from experiments.planner.calibrate import calibrate
 from experiments.planner.costs import reckoned, setting_of
 from experiments.planner.crew import Crew, crew_of
-from experiments.planner.designs import BUDGET_STEP, DESIGNS, Design, Law, Refused
+from experiments.planner.designs import DESIGNS, Design, Law, Refused
 from experiments.planner.forecast import Forecast, fitted, forecast, guess_of
 from experiments.planner.ladder import Rung, ladder
 from experiments.planner.page import forecast_lines
@@ -216,8 +216,8 @@ def _holdout(design: Design) -> dict[str, Any]:
     """The largest runs, to be predicted: a whole budget of an IsoFLOP design, a fifth of the runs of another."""
     if design.kind != "isoflop":
         return {"by": "flops", "fraction": 0.2}
-    top = max(cell.value for cell in design.cells)
-    return {"by": "flops", "below": _plain(float(f"{top / math.sqrt(BUDGET_STEP):.3g}"))}
+    *_, second, top = sorted({cell.value for cell in design.cells})
+    return {"by": "flops", "below": _plain(float(f"{math.sqrt(second * top):.3g}"))}
 
 
 def _plain(value: float) -> float:

@@ -47,7 +47,7 @@ def test_the_plan_foresees_the_fit_and_shows_every_shape(plan, write_study, tmp_
 
 def test_a_calibration_is_measured_once_and_kept(plan, write_study, tmp_path):
     study = write_study(SURFACE, "plan: {price: 2, currency: EUR, power: 0.5kW}")
-    _, page, aside = plan(study, "--calibrate", "--jobs", 1, "--budget", "10m")
+    _, page, aside = plan(study, "--calibrate", "--jobs", 1, "--budget", "1m")
     assert "measuring 3 shapes, 1 at a time" in aside
     kept = json.loads((tmp_path / "results" / "throughput.json").read_text())["rates"]
     assert sorted(entry["shape"]["n_embd"] for entry in kept.values()) == [8, 16, 32]
@@ -92,8 +92,8 @@ def test_the_slots_take_the_longest_run_first(write_study):
 
 def test_a_rate_counts_evaluations_and_checkpoints(write_study):
     (run,) = resolve(Study.load(write_study("{}", "config: {max_iters: 500, eval_interval: 100}"))).runs
-    rate = Rate(run.tokens / 60.0, evaluation_seconds=2.0, setup_seconds=1.0, checkpoint_seconds=0.5)
-    assert rate.seconds(run) == pytest.approx(60 + 5 * 2 + 1 + 2 * 0.5)
+    rate = Rate(run.tokens / 61.0, evaluation_seconds=2.0, setup_seconds=1.0, checkpoint_seconds=0.5)
+    assert rate.seconds(run) == pytest.approx(61 + 5 * 2 + 1 + 2 * 0.5)
 
 
 def test_runs_of_one_shape_differ_in_nothing_that_costs_time(write_study):
@@ -182,7 +182,7 @@ def test_a_surface_crosses_sizes_and_lengths(write_study):
 
 
 @pytest.mark.parametrize("kind", ["isoflop", "tokens_per_param", "chinchilla"])
-@pytest.mark.parametrize("budget", [["--flops", "1e13"], ["--flops", "3e15"], ["--budget", "1d"]])
+@pytest.mark.parametrize("budget", [["--flops", "1e14"], ["--budget", "1d"]])
 def test_a_proposed_study_keeps_to_its_budget_by_its_own_plan(plan, write_study, tmp_path, kind, budget):
     target = tmp_path / "mine.yaml"
     status, told, error = plan(write_study(SURFACE, CHINCHILLA), "--propose", kind, *budget, out=target)
@@ -193,7 +193,8 @@ def test_a_proposed_study_keeps_to_its_budget_by_its_own_plan(plan, write_study,
     assert "does not fit" not in page
     used = int(page.partition("fits:")[2].partition("(")[2].partition("%")[0])
     assert used >= 60
-    assert "not identified" not in page
+    assert "E                1.95 +- " in page
+    assert "(well conditioned)" in page
     assert list(tmp_path.glob("*draft*")) == []
 
 
