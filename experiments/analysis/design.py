@@ -157,7 +157,7 @@ def narrowing(now: Expected, rows: Array, quantity: Quantity | None = None) -> A
     """Standard error with one more run over that without, for each run whose row of the Jacobian is given.
 
     For a quantity with gradient g its variance falls by (g'Mj)^2 / (1 + j'Mj), M being (J'J)^-1 (c-optimality). Without
-    one it is the mean over all directions: the volume of the confidence region shrinks by sqrt(1 + j'Mj) (D-optimality).
+    one, the mean over all directions: the volume of the confidence region shrinks by sqrt(1 + j'Mj) (D-optimality).
     Atkinson, Donev & Tobias 2007, Optimum Experimental Designs, ch. 10.
     """
     M = now.covariance / now.variance
