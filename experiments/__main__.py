@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m experiments", description="Scaling studies: plan, run, fit, report.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="verb")
 
-    plan = _command(commands, "plan", _in("running", "plan"), "show what would be run, why, and what it costs")
+    plan = _command(commands, "plan", _in("planning", "plan"), "show what would be run, why, and what it costs")
     run = _command(commands, "run", _run, "train what is not finished, then fit and write the report")
     status = _command(commands, "status", _in("looking", "status"), "count the runs in each state, name the failures")
     retry = _command(commands, "retry", _in("running", "retry"), "try failed runs again, and run the study")
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_strict(report)
     for each in (plan, run, retry):
         _add_running(each)
+    _add_planning(plan)
     run.add_argument("--dry-run", action="store_true", help="as plan")
     run.add_argument("--retry-failed", action="store_true", help="train failed runs again, from their checkpoints")
     for each in (run, retry):
@@ -130,6 +131,19 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
 
 def _add_strict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="exit with status 3 when a claim of the study failed")
+
+
+def _add_planning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", metavar="TIME", help="wall time for the whole study, such as 3h")
+    parser.add_argument("--flops", type=float, metavar="FLOPS", help="training FLOPs for the whole study")
+    parser.add_argument("--calibrate", action="store_true", help="measure the speed of each shape here for a second")
+    parser.add_argument("--price", type=float, metavar="MONEY", help="of a device (a GPU, else a machine) and hour")
+    parser.add_argument("--power", metavar="WATTS", help="of a device, such as 350W")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--propose", choices=["isoflop", "tokens_per_param", "chinchilla"],
+                        help="write a study of this design that fits the budget to --out FILE.yaml")  # fmt: skip
+    choice.add_argument("--next", nargs="?", const="all", metavar="WHAT",
+                        help="the most informative run to add to the results: for all parameters, or one")  # fmt: skip
 
 
 def _add_drift(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from experiments.study import Study
 from nanogpt.config import UserError, canonical_json
 from nanogpt.record import DamagedFile, read_json, write_atomic
 
-SCHEMA_VERSION = 3  # 2: optimum, limits, size; 3: approaches, claims
+SCHEMA_VERSION = 3  # 2: optimum, limits, size; 3: approaches, claims, plan
 LOCK_NAME = "study.lock.json"
 # Runs are found by their ids, which the study's file alone decides.
 MEND = "restore it from a backup, or move it aside and `run` the study's YAML file again: finished runs are kept"
@@ -50,6 +50,7 @@ class LockedRun(_Frozen):
     parameters: dict[str, int]
     memory_bytes: int
     checkpoint_bytes: int
+    train_tokens: int | None = None  # of the corpus's training split; locks of old do not say
     trial: int | None = None  # number of the proposal, in a study that searches
 
     @property
@@ -82,6 +83,7 @@ class Lock(_Frozen):
     size: str | None = None
     launcher: dict[str, Any] | None = None
     supervise: dict[str, Any] = {}
+    plan: dict[str, Any] = {}
     overrides: dict[str, Any]
     study_hash: str
     files: dict[str, str]
@@ -230,6 +232,7 @@ def resolve(study: Study, old: Lock | None = None, elsewhere: bool = False) -> L
         size=study.size,
         launcher=study.launcher,
         supervise=study.supervise,
+        plan=study.plan,
         overrides=study.overrides,
         study_hash=study.hash,
         files=study.files,

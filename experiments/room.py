@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from experiments.lock import LockedRun
-from experiments.planner import amount, checkpoint_disk
+from experiments.planner.amounts import amount
+from experiments.planner.summary import checkpoint_disk
 from experiments.store import FINISHED, RunState, StudyFolder, met_full_disk
 from nanogpt.config import free_bytes, free_space
 

@@ -18,7 +18,7 @@ from experiments.launchers.submitted import end_submission, submissions
 from experiments.lock import Drift, drifts, holds, keep_drifted, read_lock, resolve
 from experiments.marks import Retry
 from experiments.outcomes import DISK_FULL
-from experiments.planner import drift_text
+from experiments.planner.summary import drift_text
 from experiments.progress import Observer, Plain, Progress, Snapshot
 from experiments.results import check_base, check_columns, check_study_claims
 from experiments.retrying import mark_retries

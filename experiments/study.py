@@ -19,6 +19,7 @@ from experiments.factors import factor_names, takes_whole_numbers
 from experiments.fromcode import as_study, study_text
 from experiments.grid import Sweep
 from experiments.launchers.settings import KINDS, as_section, check_launcher
+from experiments.planner.settings import PlanSettings, check_plan
 from experiments.runspec import RunSpec, make_spec
 from experiments.search.locking import first_specs
 from experiments.search.search import Search
@@ -66,6 +67,7 @@ class Study:
     size: str | None
     launcher: dict[str, Any] | None
     supervise: dict[str, Any]
+    plan: dict[str, Any]
     overrides: dict[str, Any]
     files: dict[str, str]
     place: Callable[..., str]
@@ -166,6 +168,7 @@ class Study:
             size=size,
             launcher=None if asked.launcher is None else as_section(check_launcher(asked.launcher)),
             supervise=dict(asked.supervise or {}),
+            plan=dict(asked.plan or {}),
             overrides=dict(overrides),
             files={os.path.relpath(path): _sha256(path.read_bytes()) for path in files},
             place=place,
@@ -326,6 +329,7 @@ def _check_execution(asked: StudyFile, place: Callable[..., str]) -> None:
     """As for the analysis: with the place of each key."""
     check_launcher(asked.launcher, lambda *path: place("launcher", *path))
     check_supervise(asked.supervise, lambda *path: place("supervise", *path))
+    check_plan(asked.plan, lambda *path: place("plan", *path))
 
 
 def _sha256(content: bytes) -> str:
@@ -356,16 +360,18 @@ def study_schema() -> dict[str, Any]:
         sweep["filter"].pop(key, None)
     kinds = {kind: model.model_json_schema() for kind, model in KINDS.items()}
     schema["properties"]["launcher"] |= {"anyOf": [{"enum": list(kinds)}, *kinds.values()]}
-    schema["properties"]["supervise"] |= _with_durations(Supervise.model_json_schema())
+    schema["properties"]["supervise"] |= _with_durations(Supervise.model_json_schema(), "time_limit", "backoff")
+    schema["properties"]["plan"] |= _with_durations(PlanSettings.model_json_schema(), "budget", "power")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A study", **schema}
 
 
-def _with_durations(schema: dict[str, Any]) -> dict[str, Any]:
-    """Times may be written with a unit, which the model has already turned into seconds."""
-    for key in ("time_limit", "backoff"):
+def _with_durations(schema: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Amounts may be written with a unit, which the model has already turned into a number."""
+    for key in keys:
         field = schema["properties"][key]
+        optional = [{"type": "null"}] if field.get("default", 0) is None else []
         field.pop("type", None)
-        field["anyOf"] = [{"type": "number"}, {"type": "string"}, *([{"type": "null"}] if key == "time_limit" else [])]
+        field["anyOf"] = [{"type": "number"}, {"type": "string"}, *optional]
     return {"properties": schema["properties"], "additionalProperties": False, "type": "object"}
 
 

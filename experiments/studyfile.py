@@ -43,6 +43,7 @@ class StudyFile(BaseModel):
     report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
     launcher: Any = Field(None, description="What starts the workers: a name, or `kind` and its settings.")
     supervise: Any = Field(None, description="Time limits, retries, and when failures end the study.")
+    plan: Any = Field(None, description="Budget, price, power, and what is expected of the law, for `plan`.")
     sizes: dict[str, Variant] = Field({}, description="The same study at other sizes, by name, for `--size`.")
 
 

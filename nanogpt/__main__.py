@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     rules = command("rules", _rules, "the parametrization's rules with the numbers of a config")
     rules.add_argument("target", type=Path, metavar="CONFIG", help="then any settings as --key=value")
     _add_coord_check(command("coord-check", _coord_check, "do activations stay put while a model grows?"))
+    command("throughput", _throughput, "measure how fast configs train here: JSON lines in and out (planners start it)")
     prepare = command("prepare", _prepare, "make a corpus's files")
     prepare.add_argument("name", help="zipf_mixture or shakespeare_char")
     prepare.add_argument("--from", dest="source", type=Path, metavar="FILE", help="a local text instead of a download")
@@ -241,6 +242,15 @@ def _coord_check(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
     config = _load(arguments.target, overrides)
     name = arguments.target.resolve().name if arguments.target.is_dir() else arguments.target.stem
     print(check(config, sweeps_from(arguments, config), arguments.out or Path("results") / "coord_check" / name))
+    return 0
+
+
+def _throughput(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.hardware import calm_threads
+    from nanogpt.throughput import serve
+
+    calm_threads()
+    serve()
     return 0
 
 

@@ -1,17 +1,14 @@
 """Branching a WSD trunk: start a run from the stable phase of a finished one instead of from scratch, bit-equal."""
 
 from pathlib import Path
-from typing import Any
 
 from nanogpt import checkpoint
 from nanogpt.config import Config, UserError, canonical_json, identity
-from nanogpt.config.training import HORIZONS, WSD
+from nanogpt.config.identity import trunk_identity
+from nanogpt.config.training import WSD
 from nanogpt.configfile import build_config, load_layers
 from nanogpt.describe import describe
 from nanogpt.optim import stable_steps
-
-# Two WSD runs that differ in nothing but these train identically until the first of them cools down.
-COOLDOWN_KEYS = ("decay_iters", "cooldown", "min_lr")
 
 
 def load_trunk(config: Config, horizon: int) -> checkpoint.Loaded | None:
@@ -29,7 +26,7 @@ def load_trunk(config: Config, horizon: int) -> checkpoint.Loaded | None:
         raise UserError(f"{where}: only runs with schedule wsd share a trunk")
     if config.parametrization.weight_decay_rule == "tau_epoch":
         raise UserError(f"{where}: under weight_decay_rule=tau_epoch the decay follows the horizon: no trunk is shared")
-    if canonical_json(_trunk(config)) != canonical_json(_trunk(trunk)):
+    if canonical_json(trunk_identity(identity(config))) != canonical_json(trunk_identity(identity(trunk))):
         raise UserError(f"{where}: differs from this run in more than its horizon and cool-down")
     limit = min(stable_steps(config.schedule, horizon), stable_steps(trunk.schedule, describe(trunk).steps))
     loaded = checkpoint.load_latest(source, before_step=limit)
@@ -37,10 +34,3 @@ def load_trunk(config: Config, horizon: int) -> checkpoint.Loaded | None:
         hint = "keep some with `runtime.checkpoint: {policy: every_n, every: ...}`"
         raise UserError(f"{where}: no checkpoint at or before step {limit}, where a cool-down begins; {hint}")
     return loaded
-
-
-def _trunk(config: Config) -> dict[str, Any]:
-    tree = identity(config)
-    tree["train"] = {key: value for key, value in tree["train"].items() if key not in HORIZONS}
-    tree["schedule"] = {key: value for key, value in tree["schedule"].items() if key not in COOLDOWN_KEYS}
-    return tree

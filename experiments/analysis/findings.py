@@ -22,7 +22,7 @@ from experiments.analysis.laws import Chinchilla, Law, make_law
 from experiments.analysis.optimum import Optima, find_optima
 from experiments.analysis.rollout import Rollout, rollout
 from experiments.analysis.searched import Searched, search_sentences
-from experiments.analysis.spec import LAW_INPUTS, ApproachesSpec, FitSpec, OptimumSpec
+from experiments.analysis.spec import ApproachesSpec, FitSpec, OptimumSpec
 from experiments.analysis.statements import Statement
 from experiments.analysis.transfer import transfer_claims, transfer_text
 from nanogpt.config import UserError
@@ -78,7 +78,7 @@ def analyse_table(
     problems: list[str] = []
     if spec is not None:
         try:
-            result = fit(make_law(spec.law, **_inputs(spec)), runs, y=y, **_options(spec))
+            result = fit(make_law(spec.law, **spec.chosen_columns()), runs, y=y, **_options(spec))
             held = _hold_out(spec, runs, y)
         except UserError as error:
             problems.append(str(error))
@@ -136,19 +136,15 @@ def _approaches(
         return None
 
 
-def _inputs(spec: FitSpec) -> dict[str, str | None]:
-    return {name: getattr(spec, name) for name in LAW_INPUTS[spec.law]}
-
-
 def _options(spec: FitSpec) -> dict[str, Any]:
-    return spec.model_dump(include={"loss", "delta", "where", "bootstrap", "cluster", "seed"})
+    return spec.model_dump(include={"loss", "delta", "where", "bootstrap", "resample", "cluster", "intervals", "seed"})
 
 
 def _hold_out(spec: FitSpec, runs: pd.DataFrame, y: str) -> Holdout | None:
     if spec.holdout is None:
         return None
     cut = spec.holdout.model_dump(include={"by", "fraction", "below", "largest"})
-    return holdout(make_law(spec.law, **_inputs(spec)), runs, y=y, **cut, **_options(spec))
+    return holdout(make_law(spec.law, **spec.chosen_columns()), runs, y=y, **cut, **_options(spec))
 
 
 def _best(runs: pd.DataFrame, y: str) -> Mapping[str, Any] | None:
@@ -224,9 +220,10 @@ def law_sentence(result: Fit) -> str:
     """The law with its numbers and their 95 % intervals in one sentence."""
     intervals = result.conf_int().to_numpy()
     parts = [f"{name} = {value:.4g}" for name, value in result.params.items()]
-    if len(result.draws):
+    known = not np.isnan(intervals).all()
+    if known:
         parts = [f"{text} [{low:.4g}, {high:.4g}]" for text, (low, high) in zip(parts, intervals, strict=True)]
-    brackets = " (95 % intervals in brackets)" if len(result.draws) else ""
+    brackets = " (95 % intervals in brackets)" if known else ""
     fitted = f"fitted to {len(result.points)} runs{brackets}"
     return f"{result.y} = {result.law.formula} with {', '.join(parts)}, {fitted}."
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from experiments.analysis.filters import Filter
-from experiments.analysis.laws import LAWS, law_inputs
+from experiments.analysis.laws import LAWS, law_inputs, make_law
 from nanogpt.config import UserError, did_you_mean
 
 # The inputs whose columns a study may choose, by law: the laws' own, read without numpy.
@@ -80,7 +80,11 @@ class FitSpec(_LawInputs):
     holdout: HoldoutSpec | None = None
     rollout: RolloutSpec = Field(RolloutSpec(), description="the held-out error that every report of a fit carries")
     bootstrap: int = Field(200, ge=0, description="resamples behind the intervals; 0 for none")
+    resample: Literal["residual", "pairs"] | None = Field(
+        None, description="how they are drawn (default: residual, with `cluster` pairs)"
+    )
     cluster: str | None = Field(None, description="column whose equal values are resampled together")
+    intervals: Literal["bootstrap", "profile"] = Field("bootstrap", description="of the parameters")
     seed: int = 0
 
     @field_validator("where")
@@ -89,6 +93,16 @@ class FitSpec(_LawInputs):
         if text is not None:
             Filter(text, "filter")
         return text
+
+    @model_validator(mode="after")
+    def _clusters_are_drawn_whole(self) -> Self:
+        if self.cluster is not None and self.resample == "residual":
+            raise ValueError("resample residual takes runs as independent, so it cannot go with cluster; pairs can")
+        return self
+
+    def chosen_columns(self) -> dict[str, str | None]:
+        """The column of each input of the law, None for its default."""
+        return {name: getattr(self, name) for name in LAW_INPUTS[self.law]}
 
     @model_validator(mode="after")
     def _columns_fit_the_law(self) -> Self:
@@ -193,7 +207,9 @@ def columns_named(
         names = Filter(optimum.where, "optimum.where").names() if optimum.where else ()
         found += [("optimum.where", name) for name in names]
     if fit is not None:
-        found += [(f"fit.{key}", getattr(fit, key)) for key in (*law_inputs(), "y", "cluster")]
+        law = make_law(fit.law, **fit.chosen_columns())  # its defaults are columns that a table may lack, too
+        found += [(f"fit.{key}", getattr(law, key)) for key in law.inputs()]
+        found += [(f"fit.{key}", getattr(fit, key)) for key in ("y", "cluster")]
         found += [("fit.where", name) for name in (Filter(fit.where, "fit.where").names() if fit.where else ())]
         found += [("fit.holdout.by", fit.holdout.by)] if fit.holdout is not None else []
         found += [("fit.rollout.by", fit.rollout.by)]

@@ -1,4 +1,4 @@
-"""`plan`, `run`, `retry` and `worker`: what starts training, and what a person is told about it."""
+"""`run`, `retry` and `worker`: what starts training, and what a person is told about it."""
 
 import argparse
 import contextlib
@@ -9,15 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from experiments.commands.failures import failures_text, left_alone_text, stop_text
+from experiments.commands.head import plan_head
 from experiments.commands.target import command_text, prepared_study
-from experiments.devices import uses_gpu, visible_gpus
 from experiments.launchers import Job
-from experiments.launchers.asked import anything_queued, ask_engines
 from experiments.launchers.settings import LocalSettings, chosen_launcher
 from experiments.launchers.slots import study_slots
-from experiments.planner import drift_text, make_plan, plan_text
 from experiments.progress import for_stream
-from experiments.reasons import starts_text
 from experiments.results import RESULTS
 from experiments.retrying import mark_retries
 from experiments.room import disk_text
@@ -30,42 +27,27 @@ SUCCESS, FAILURE, CTRL_C = 0, 1, 130
 CLAIM_FAILED = 3  # of --strict: everything was done, and a claim of the study failed
 
 
-def plan(arguments: argparse.Namespace) -> int:
-    """Show what would be run, why, and what it costs."""
-    prepared = prepared_study(arguments)
-    wanting = any(map(uses_gpu, prepared.study.runs())) and not visible_gpus()
-    _show_plan(prepared, arguments, pretend_gpus=wanting)
-    if wanting:
-        print("  note         these runs want a GPU, and this machine has none")
-    if prepared.drifted:
-        print(f"  drifted, so `run` will ask:\n{drift_text(prepared.drifted)}")
-    return SUCCESS
-
-
-def _show_plan(prepared: Prepared, arguments: argparse.Namespace, pretend_gpus: bool = False) -> bool:
-    """Print the plan, `pretend_gpus` as if there were some for one run; returns whether anything is left to train."""
+def _show_plan(prepared: Prepared, arguments: argparse.Namespace) -> bool:
+    """Print the head of the plan; returns whether anything is left to train."""
     settings = chosen_launcher(prepared.study.lock.launcher, arguments.launcher)
-    states = prepared.study.states(queued=anything_queued(ask_engines(prepared.study.path)))
-    made = make_plan(prepared.study, _at_a_time(Job(settings, arguments.jobs), prepared.study, pretend_gpus), states)
-    print(plan_text(made))
-    starts = starts_text(prepared.study.runs(), states)
-    stop = "" if getattr(arguments, "retry_failed", False) else stop_text(prepared.study, states)
-    print("\n".join(filter(None, [f"  stopped      {stop}" if stop else starts])), end="\n" if stop or starts else "")
-    sys.stdout.flush()
+    at_a_time = _at_a_time(Job(settings, arguments.jobs), prepared.study)
+    made, text = plan_head(prepared.study, at_a_time, getattr(arguments, "retry_failed", False))
+    print(text, flush=True)
     return bool(made.to_do)
 
 
-def _at_a_time(job: Job, study: StudyFolder, pretend_gpus: bool) -> int:
+def _at_a_time(job: Job, study: StudyFolder) -> int:
     """Runs at a time on one worker."""
     if isinstance(job.settings, LocalSettings):
-        gpus = [str(index) for index in range(job.settings.nproc)] if pretend_gpus else None
-        return study_slots(job, study, gpus).count
+        return study_slots(job, study).count
     return default_jobs(job.at_a_time)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train what is not finished, then fit and write the report. `arguments.standby`: a worker started ahead."""
     if arguments.dry_run:
+        from experiments.commands.planning import plan
+
         return plan(arguments)
     if arguments.strict and arguments.no_report:
         raise UserError("command line: --strict judges the claims of a report, which --no-report leaves out")

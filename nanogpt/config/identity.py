@@ -5,8 +5,11 @@ import json
 from typing import Any
 
 from nanogpt.config.run import Config
+from nanogpt.config.training import HORIZONS
 
 ID_DIGITS = 12
+# Two WSD runs that differ in nothing but their horizons and these train identically until the first one cools down.
+COOLDOWN_KEYS = ("decay_iters", "cooldown", "min_lr")
 
 # A field added after ids were first published stands here with the value that older runs had, under its dotted name.
 # It is left out of the canonical form while it has that value, so that old ids survive.
@@ -31,6 +34,13 @@ def identity(config: Config) -> dict[str, Any]:
     for dotted, old in LATER_FIELDS.items():
         _drop_if_equal(tree, dotted.split("."), old)
     return tree
+
+
+def trunk_identity(tree: dict[str, Any]) -> dict[str, Any]:
+    """What WSD runs must have in common to share the steps before their cool-downs, from an identity part."""
+    train = {key: value for key, value in tree["train"].items() if key not in HORIZONS}
+    schedule = {key: value for key, value in tree["schedule"].items() if key not in COOLDOWN_KEYS}
+    return {**tree, "train": train, "schedule": schedule}
 
 
 def _drop_if_equal(tree: dict[str, Any], path: list[str], old: Any) -> None:

@@ -98,6 +98,11 @@ class WSD(Section):
     cooldown: Fraction = Field(0.2, description="Share of decay_iters spent cooling down, linearly.")
     min_lr: NonNegativeFloat = 0.0
 
+    def stable_steps(self, horizon: int) -> int:
+        """Steps before the cool-down begins; runs that differ only in their cool-downs share the fewest of these."""
+        end = self.decay_iters or horizon
+        return min(max(end - round(self.cooldown * end), self.warmup_iters), end)
+
 
 Schedule = Annotated[Constant | Cosine | Linear | WSD, Field(discriminator="kind"), Shorthand("kind", "cosine")]
 

@@ -30,9 +30,8 @@ def lr_factor(schedule: Schedule, step: int, horizon: int, peak_lr: float) -> fl
 
 
 def stable_steps(schedule: WSD, horizon: int) -> int:
-    """Steps before the cool-down begins; runs that differ in nothing but their cool-downs share the fewest of these."""
-    end = schedule.decay_iters or horizon
-    return min(max(end - round(schedule.cooldown * end), schedule.warmup_iters), end)
+    """Steps before the cool-down begins."""
+    return schedule.stable_steps(horizon)
 
 
 # What is left of the way from peak to floor, as a function of the share of the decay that is over.

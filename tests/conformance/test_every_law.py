@@ -100,6 +100,17 @@ def test_a_held_parameter_stays_and_the_others_move(law: Law) -> None:
 
 
 @pytest.mark.parametrize("law", EVERY)
+def test_a_profile_closes_around_the_estimate_on_the_law_s_own_design(law: Law) -> None:
+    """Whatever shifts the centring makes: a coefficient's coordinate is a mixture, others stand alone."""
+    result = fit(law, simulate(law, law.identifying_design(), seed=1), loss="lsq", bootstrap=0)
+    for name in {result.law.parameters[0], result.law.parameters[-1], *result.law.coefficients[1:2]}:
+        found = result.profile(name, 0.9)
+        assert found.closed, found.words
+        assert found.lower < result.params[name] < found.upper
+        assert (found.table["deviance"] >= 0).all()
+
+
+@pytest.mark.parametrize("law", EVERY)
 def test_symbols_units_source_and_study_keys(law: Law) -> None:
     bound = law.bind(law.identifying_design().table)
     assert bound.source

@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from nanogpt.config import Config, run_id
 from nanogpt.configfile import load_config
+from nanogpt.describe import horizon_steps
 from nanogpt.record import Record, attempt_folder, write_record
 
 BEHAVIOURS = {
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> int:
     if argv[0] == "describe":
         print(json.dumps(describe_many(json.load(sys.stdin))))
         return 0
+    if argv[0] == "throughput":
+        return measure()
     folder = Path(argv[1])
     options = dict(zip(argv[2::2], argv[3::2], strict=True))
     before = signal.getsignal(signal.SIGTERM)
@@ -52,13 +56,25 @@ def describe(config: Config) -> dict[str, Any]:
         return {"error": "the corpus is nowhere to be found"}
     resolved = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": 256})})
     n_params = 12 * config.model.n_layer * config.model.n_embd**2
-    steps = round(config.train.horizon[1])
+    steps = horizon_steps(config, SimpleNamespace(n_params_non_embedding=n_params, flops_per_token=6 * n_params), 1000)
     tokens = steps * config.train.batch_size * config.model.block_size
     sizes = {"n_params": n_params, "n_params_non_embedding": n_params, "n_params_active": n_params}
     cost = {"flops_per_token": 6 * n_params, "flops": 6.0 * n_params * tokens, "steps": steps, "tokens": tokens}
     disk = {"memory_bytes": 16 * n_params, "checkpoint_bytes": 12 * n_params, "parameters": {"hidden": n_params}}
     tree = resolved.model_dump(mode="json")
     return {"config": tree, "id": run_id(resolved), **sizes, **cost, **disk, "files": {}, "train_tokens": 1000}
+
+
+def measure() -> int:
+    """Made-up speeds: a model twice as wide trains half as many tokens a second, at twice the FLOP/s."""
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        config = Config.model_validate(json.loads(line)["config"])
+        costs = {"evaluation_seconds": 0.5, "setup_seconds": 0.25, "checkpoint_seconds": 0.0}
+        speed = {"tokens_per_second": 1e6 / config.model.n_embd, "peak_memory_bytes": 1}
+        error = {"error": "told to fail"} if BEHAVIOURS.get(config.seed) == "raise" else {}
+        print(json.dumps({**speed, **costs, **error}), flush=True)
+    return 0
 
 
 def train(folder: Path, attempt: int, fence: Path, parent_fd: int) -> int:

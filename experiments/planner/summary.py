@@ -1,4 +1,4 @@
-"""What `plan` shows before anything runs: how many runs, in which state, and what they will cost."""
+"""The head of a plan: how many runs, in which state, and how much there is to train. `run` shows it, too."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.lock import Drift, LockedRun
+from experiments.planner.amounts import amount
 from experiments.store import FINISHED, TO_DO, RunState, StudyFolder, met_full_disk
 
 KEPT_CHECKPOINTS = 2
 SHOWN_DIFFERENCES = 8
-_SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,6 @@ def _costs(plan: Plan) -> list[str]:
         f"  at a time    {plan.jobs} runs, about {amount(plan.memory_bytes, 'B')} of memory",
         f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
     ]
-
-
-def amount(value: float, unit: str) -> str:
-    """`1.2 TFLOP`, `65.5 ktokens`: three digits with an SI prefix."""
-    for factor, prefix in _SI:
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
 
 
 def drift_text(drifts: list[Drift]) -> str:

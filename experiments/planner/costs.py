@@ -1,0 +1,79 @@
+"""What is left of a study costs: seconds per run from measured speed, wall time on the launcher, money and energy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from experiments.lock import LockedRun
+from experiments.planner.crew import Crew, makespan
+from experiments.planner.rates import Rate, Rates, Setting, by_shape, finished_rates, machine_name, shape_key
+from experiments.planner.settings import PlanSettings
+from experiments.store import FINISHED, StudyFolder
+
+
+@dataclass(frozen=True)
+class Costs:
+    """`rates` by shape, as far as they are measured; `seconds` of the runs left, None while a shape is not."""
+
+    crew: Crew
+    setting: Setting
+    rates: dict[str, Rate]
+    left: list[LockedRun]
+    unmeasured: int
+    seconds: float | None
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def seconds_of(self, run: LockedRun) -> float | None:
+        """Predicted wall time of one run; None while its shape is not measured."""
+        rate = self.rates.get(shape_key(run))
+        return None if rate is None else rate.seconds(run)
+
+    @property
+    def device_hours(self) -> float | None:
+        """Devices are held, and paid for, from the first run's start to the last one's end."""
+        return None if self.seconds is None else self.seconds / 3600 * self.crew.devices
+
+
+def setting_of(crew: Crew, runs: Sequence[LockedRun]) -> Setting:
+    """What a speed must have been measured for to hold for this crew."""
+    return Setting(machine_name(runs), crew.slots, crew.threads)
+
+
+def costs_of(study: StudyFolder, crew: Crew, rates: Rates, problems: dict[str, str] | None = None) -> Costs:
+    """The costs of what is left of a study. Speeds of its own finished runs go before those of a calibration."""
+    runs, states = study.runs(), study.states()
+    left = [run for run in runs if states[run.id].status not in FINISHED]
+    setting = setting_of(crew, runs)
+    known = finished_rates(study, states)
+    for shape in by_shape(runs):
+        if shape not in known and (rate := rates.get(shape, setting)) is not None:
+            known[shape] = rate
+    return reckoned(left, crew, setting, known, problems or {})
+
+
+def reckoned(
+    left: list[LockedRun], crew: Crew, setting: Setting, known: dict[str, Rate], problems: dict[str, str]
+) -> Costs:
+    """The costs of runs at known speeds."""
+    shapes = {run.id: shape_key(run) for run in left}
+    unmeasured = len({shape for shape in shapes.values() if shape not in known})
+    seconds = None if unmeasured else makespan(left, lambda run: known[shapes[run.id]].seconds(run), crew)
+    return Costs(crew, setting, known, left, unmeasured, seconds, problems)
+
+
+def money_lines(costs: Costs, settings: PlanSettings) -> list[str]:
+    """Money and energy, where a price and a power are given."""
+    hours, crew = costs.device_hours, costs.crew
+    if hours is None or not costs.left:
+        return []
+    held = f"{crew.devices} {crew.device}{'s' * (crew.devices > 1)}"
+    lines = []
+    if settings.price is not None:
+        bill = f"{settings.currency} {hours * settings.price:.3g}"
+        lines.append(f"{bill} ({held}, {settings.currency} {settings.price:g} an hour each, held throughout)")
+    if settings.power is not None:
+        lines.append(f"{_energy(hours * settings.power)} ({held} at {settings.power:g} W)")
+    return lines
+
+
+def _energy(watt_hours: float) -> str:
+    return f"{watt_hours / 1000:.3g} kWh" if watt_hours >= 1000 else f"{watt_hours:.3g} Wh"
