@@ -31,7 +31,7 @@ class Standby:
     def __init__(self, folder: Path) -> None:
         self._read, self._life = os.pipe()
         command = [sys.executable, "-m", "experiments", "worker", str(folder.resolve()), "--standby"]
-        environment = {**engine.child_environment(), **engine.CALM_THREADS}
+        environment = {**engine.HUGE_PAGES, **engine.child_environment(), **engine.CALM_THREADS}
         # A session of its own: Ctrl-C reaches the runner alone, which then stops the runs in order.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
