@@ -42,3 +42,12 @@ def test_a_study_may_ask_for_any_law(tmp_path: Path, law: str, intervals: str) -
     assert "Held-out error" in text
     assert ("95 % profile likelihood" if intervals == "profile" else "8 residual-bootstrap resamples") in text
     assert "95 % intervals in brackets" in text
+
+
+def test_a_study_chooses_how_runs_are_resampled() -> None:
+    runs = study_of("power_law")
+    runs["copy"] = runs.index % 5
+    sections = {"pairs": {"resample": "pairs"}, "residual": {}, "pairs of": {"cluster": "copy"}}
+    for kind, asked in sections.items():
+        meta = StudyMeta("s", fit={"law": "power_law", "bootstrap": 20, **asked})
+        assert f"20 {kind.split()[0]}-bootstrap resamples" in print_analysis(analyse(meta, runs))

@@ -8,21 +8,28 @@ import pytest
 
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.fit import LOSSES
-from experiments.analysis.laws import LAWS
+from experiments.analysis.fitted import Method
+from experiments.analysis.laws import LAWS, make_law
+from experiments.analysis.resample import RESAMPLES
 from experiments.analysis.spec import (
     LAW_INPUTS,
     FigureName,
+    FitSpec,
     LawName,
     LossName,
+    ReportSpec,
     check_fit_spec,
     check_optimum_spec,
     check_report_spec,
+    columns_named,
 )
 from nanogpt.config import UserError
 
 
 def test_names_equal_the_registries() -> None:
     assert set(get_args(LawName)) == set(LAWS) == set(LAW_INPUTS)
+    assert set(get_args(get_args(FitSpec.model_fields["resample"].annotation)[0])) == set(RESAMPLES)
+    assert get_args(FitSpec.model_fields["intervals"].annotation) == get_args(Method)
     assert {name: law.inputs() for name, law in LAWS.items()} == LAW_INPUTS
     assert set(get_args(LossName)) == set(LOSSES)
     assert set(get_args(FigureName)) == set(FIGURES)
@@ -49,6 +56,10 @@ def test_importing_the_checks_loads_nothing_heavy() -> None:
         ({"holdout": {"by": "flops"}}, "study: fit.holdout: give exactly one of fraction, below, largest"),
         ({"law": "chinchilla", "x": "flops"}, "study: fit: law chinchilla has no input 'x'"),
         ({"where": "import os"}, "not an expression"),
+        ({"resample": "residuals"}, "study: fit.resample: 'residuals' is not known; did you mean 'residual'?"),
+        ({"intervals": "profiles"}, "study: fit.intervals: 'profiles' is not known; did you mean 'profile'?"),
+        ({"resample": "residual", "cluster": "seed"}, "cannot go with cluster; pairs can"),
+        ({"law": "muennighoff", "group": "kind"}, "study: fit: law muennighoff has no input 'group'"),
         ("chinchilla", "expected a mapping"),
     ],
 )
@@ -57,6 +68,15 @@ def test_fit_mistakes(spec: dict, message: str) -> None:
         check_fit_spec(spec, "study: fit")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_columns_a_law_reads_are_told_before_the_runs_start(law: str) -> None:
+    """Its own defaults too: a study whose table has no `group` or `unique_tokens` is refused at once."""
+    chosen = {name: f"my_{name}" for name in LAWS[law].inputs()}
+    for spec, expected in ((FitSpec(law=law), make_law(law)), (FitSpec(law=law, **chosen), make_law(law, **chosen))):
+        named = columns_named(spec, ReportSpec())
+        assert {(f"fit.{name}", getattr(expected, name)) for name in LAWS[law].inputs()} <= set(named)
 
 
 def test_report_figures_are_names_or_mappings() -> None:
