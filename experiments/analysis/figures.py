@@ -284,6 +284,17 @@ def svg_text(figure: Figure, salt: str) -> str:
     return buffer.getvalue().decode("utf-8")
 
 
+def picture(figure: Figure, suffix: str) -> bytes:
+    """The figure as the bytes of a .png, .svg or .pdf."""
+    if suffix == ".png":
+        return png_bytes(figure)
+    if suffix == ".svg":
+        return svg_text(figure, "figure").encode()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix[1:], metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
 def inline_svg(svg: str, prefix: str, title: str) -> str:
     """The <svg> element alone, fit for an HTML page with other figures: every id and reference to one carries `prefix`,
     nothing points outside, and `title` (already escaped) says what it is."""

@@ -151,7 +151,10 @@ def _lines(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
     bare = re.sub(r'"[^"]*"', "", first)
     separator = max(SEPARATORS, key=bare.count)
     if not bare.count(separator):
-        yield from ((i, line.split()) for i, line in enumerate(text.splitlines(), 1) if _says(line.split()))
+        blank = [(i, line.split()) for i, line in enumerate(text.splitlines(), 1) if _says(line.split())]
+        if len({len(cells) for _, cells in blank}) > 1:
+            raise UserError(f"{name}: is not a table: its first line is {first[:60]!r}, without a comma or tab")
+        yield from blank
         return
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     try:
@@ -165,4 +168,4 @@ def _lines(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _says(cells: list[str]) -> bool:
-    return any(cell.strip() for cell in cells) and not cells[0].startswith("#")
+    return any(cell.strip() for cell in cells) and not cells[0].startswith("#")  # a remark
