@@ -58,8 +58,10 @@ def checklist_text(items: list[Item]) -> str:
 
 
 def _why(fit: "Fit") -> str:
-    counts = fit.dropped["reason"].astype(str).value_counts() if len(fit.dropped) else {}
-    return f" ({'; '.join(f'{number}: {reason}' for reason, number in counts.items())})" if len(counts) else ""
+    if not len(fit.dropped):
+        return ""
+    counts = fit.dropped["reason"].astype(str).value_counts()
+    return f" ({'; '.join(f'{number}: {reason}' for reason, number in counts.items())})"
 
 
 def _ranges(fit: "Fit") -> str:

@@ -72,39 +72,41 @@ def _curves(material: Material, figure: str) -> pd.DataFrame:
 
 
 def _loss_vs_compute(m: Material, s: FigureSpec) -> Figure:
-    return plots.loss_vs_compute(m.runs, m.curves, m.fit, m.holdout, hue=s.hue or "n_params", y=s.y or "val_loss")
+    return figure_of(
+        plots.loss_vs_compute(m.runs, m.curves, m.fit, m.holdout, hue=s.hue or "n_params", y=s.y or "val_loss")
+    )
 
 
 def _training_curves(m: Material, s: FigureSpec) -> Figure:
     x = s.x if s.x in ("flops", "tokens", "step") else "flops"
     curves = _curves(m, "training_curves")
     hue = s.hue or ("n_params" if "n_params" in curves.columns else None)
-    return plots.training_curves(curves, x, hue, s.y or "val_loss")
+    return figure_of(plots.training_curves(curves, x, hue, s.y or "val_loss"))
 
 
 def _predicted_vs_measured(m: Material, s: FigureSpec) -> Figure:
     if m.holdout is None:
         raise UserError("predicted_vs_measured: no runs were held out")
-    return plots.predicted_vs_measured(m.holdout)
+    return figure_of(plots.predicted_vs_measured(m.holdout))
 
 
 def _residuals(m: Material, s: FigureSpec) -> Figure:
     if m.fit is None:
         raise UserError("residuals: no law was fitted")
-    return plots.residuals(m.fit, m.runs, hue=s.hue or "n_params")
+    return figure_of(plots.residuals(m.fit, m.runs, hue=s.hue or "n_params"))
 
 
 def _loss_vs(m: Material, s: FigureSpec) -> Figure:
-    return sweeps.loss_vs(m.runs, _needs(s.x, "loss_vs", "x"), s.hue, s.y or "val_loss")
+    return figure_of(sweeps.loss_vs(m.runs, _needs(s.x, "loss_vs", "x"), s.hue, s.y or "val_loss"))
 
 
 def _loss_heatmap(m: Material, s: FigureSpec) -> Figure:
     x, rows = _needs(s.x, "loss_heatmap", "x"), _needs(s.rows, "loss_heatmap", "rows")
-    return sweeps.loss_heatmap(m.runs, x, rows, s.y or "val_loss")
+    return figure_of(sweeps.loss_heatmap(m.runs, x, rows, s.y or "val_loss"))
 
 
 def _lr_basin(m: Material, s: FigureSpec) -> Figure:
-    return sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss")
+    return figure_of(sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss"))
 
 
 def _lr_transfer(m: Material, s: FigureSpec) -> Figure:

@@ -32,8 +32,8 @@ class Table:
     repeated: frozenset[str]
 
     def numbers(self, name: str, flag: str) -> "pd.Series[float]":
-        """The column as float64, NaN where a cell is empty. UserError for an unknown or repeated name, with the nearest,
-        and for the first cell that is no number, with its line."""
+        """The column as float64, NaN where a cell is empty. UserError for an unknown or repeated name, and for the
+        first cell that is no number, with its line."""
         self.check_name(name, flag)
         values, wrong = [], []
         for line, text in self.frame[name].items():

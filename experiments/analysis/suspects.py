@@ -5,6 +5,7 @@ two things at once, a jump and the very factor that a change of units makes, so 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ import pandas as pd
 from experiments.analysis.laws import Array
 
 JUMP = 200.0  # neighbouring values of one column this many times apart are two groups
+FEWEST = 4  # distinct values of a column from which a gap says something
+SURE = 3  # losses in another unit from which it is no outlier
 FACTORS = (1e3, 1e6, 1e9, 1e12)
 BITS = float(np.log(1.0 / np.log(2.0)))  # what a loss in bits is above one in nats, as a logarithm
 NEAR_BITS = 0.06
@@ -19,16 +22,24 @@ EXPLAINED = 2.5  # how many times smaller the misfit has to become when the unit
 ROUNDS = 30
 
 
-def mixed_units(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> list[str]:
-    """One line for each column whose units seem to be mixed; the lines of the file are the index of `rows`."""
+@dataclass(frozen=True)
+class Suspect:
+    """What seems to be mixed, in words that name the lines of the file; `sure` where it can hardly be anything else."""
+
+    words: str
+    sure: bool = True
+
+
+def mixed_units(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> list[Suspect]:
+    """The columns whose units seem to be mixed; the lines of the file are the index of `rows`."""
     found = [_mixed_scale(rows[name], name) for name in inputs]
     return [each for each in (*found, _bits_and_nats(rows, inputs, y)) if each is not None]
 
 
-def _mixed_scale(values: "pd.Series[float]", name: str) -> str | None:
+def _mixed_scale(values: "pd.Series[float]", name: str) -> Suspect | None:
     """A gap that a thousand, million, billion or trillion would close, such that both sides cover the same range."""
     ordered = np.sort(values.unique())
-    if len(ordered) < 2:
+    if len(ordered) < FEWEST:
         return None
     steps = ordered[1:] / ordered[:-1]
     cut = int(np.argmax(steps))
@@ -39,12 +50,12 @@ def _mixed_scale(values: "pd.Series[float]", name: str) -> str | None:
         # Scaled up, the low group has to lie within a factor of three of the range of the high one.
         if low[0] * factor > high[0] / 3 and low[-1] * factor < high[-1] * 3:
             few = values[values <= low[-1]] if len(low) <= len(high) else values[values >= high[0]]
-            return (f"{name} jumps from {low[-1]:.6g} to {high[0]:.6g} with nothing between, as if units were mixed "
-                    f"(a factor of {factor:g}); look at {_lines(few.index)}")  # fmt: skip
+            gap = f"{name} jumps from {low[-1]:.6g} to {high[0]:.6g} with nothing between"
+            return Suspect(f"{gap}, as if units were mixed (a factor of {factor:g}); look at {_lines(few.index)}")
     return None
 
 
-def _bits_and_nats(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> str | None:
+def _bits_and_nats(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> Suspect | None:
     """Two parallel surfaces over the inputs, ln(1 / ln 2) apart."""
     basis = _quadratic(np.log(rows[list(inputs)].to_numpy(dtype=float)))
     ln_y = np.log(rows[y].to_numpy(dtype=float))
@@ -58,9 +69,10 @@ def _bits_and_nats(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> str | N
         return None
     few = above if count <= len(ln_y) / 2 else ~above
     unit = "bits" if count <= len(ln_y) / 2 else "nats"
-    return (f"{y} looks like bits beside nats: {int(few.sum())} of {len(ln_y)} losses lie a factor of "
-            f"{np.exp(step):.3f} {'above' if unit == 'bits' else 'below'} the others (1 nat is 1.443 bits); look at "
-            f"{_lines(rows.index[few])}")  # fmt: skip
+    words = (f"{y} looks like bits beside nats: {int(few.sum())} of {len(ln_y)} losses lie a factor of "
+             f"{np.exp(step):.3f} {'above' if unit == 'bits' else 'below'} the others (1 nat is 1.443 bits); look at "
+             f"{_lines(rows.index[few])}")  # fmt: skip
+    return Suspect(words, sure=int(few.sum()) >= SURE)
 
 
 def _quadratic(x: Array) -> Array:
@@ -97,7 +109,7 @@ def _two_groups(
 
 def _misfit(basis: Array, ln_y: Array) -> tuple[float, Array]:
     weights = np.linalg.lstsq(basis, ln_y)[0]
-    return float(np.sqrt(np.mean((ln_y - basis @ weights) ** 2))), weights
+    return float(np.sqrt(np.mean((ln_y - basis @ weights) ** 2))), np.asarray(weights, dtype=float)
 
 
 def _lines(index: "pd.Index[int]", most: int = 6) -> str:

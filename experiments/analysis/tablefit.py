@@ -41,7 +41,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows count: those for which `where` holds and no `drop` does. `trust_units`: go on where units seem mixed."""
+    """Which rows count: those for which `where` holds and no `drop` does. `trust_units`: though units seem mixed."""
 
     where: str | None = None
     drop: tuple[str, ...] = ()
@@ -50,8 +50,8 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A table in the law's symbols. `rows`: N, D, C, L ... as far as known, `id` naming the line, further columns of the
-    file under their own names; `sources`: what each symbol was read from; `dropped`: id and reason; `warnings`."""
+    """A table in the law's symbols. `rows`: N, D, C, L ... as far as known, `id` naming the line, other columns of
+    the file under their own names; `sources`: what each symbol was read from; `dropped`: id and reason; `warnings`."""
 
     path: str
     rows: pd.DataFrame
@@ -86,9 +86,11 @@ def prepare(path: str | Path, law: str, columns: Columns, rows: Rows | None = No
     everything = everything.drop(columns=[name for name in data.columns if name in everything]).join(data)
     kept, dropped = _choose(everything, data[[*names, "L"]], sources, rows, table.path)
     _refuse(kept, chosen, sources, table.path)
-    if (mixed := mixed_units(kept, chosen.columns, "L")) and not rows.trust_units:
-        raise UserError(f"{table.path}: {mixed[0]}; mend the table, or --trust-units takes it as it is")
-    warnings = (*mixed, *_warnings(kept, chosen, table, columns))
+    mixed = mixed_units(kept, chosen.columns, "L")
+    sure = next((each for each in mixed if each.sure), None)
+    if sure is not None and not rows.trust_units:
+        raise UserError(f"{table.path}: {sure.words}; mend the table, or --trust-units takes it as it is")
+    warnings = (*(each.words for each in mixed), *_warnings(kept, chosen, table, columns))
     by_line = kept.assign(id=[f"line {line}" for line in kept.index]).reset_index(drop=True)
     return chosen, Prepared(table.path, by_line, sources, dropped, warnings)
 
@@ -132,7 +134,11 @@ def _symbols(table: Table, law: str, columns: Columns) -> tuple[pd.DataFrame, di
         flag = f"--{key}" if key in ("n", "d", "flops", "loss") else f"--input {key}"
         data[known[key]] = table.texts(text, flag) if key in labels else _numbers(table, text, flag)
         sources[known[key]] = text if text in table.frame.columns else f"{text} (worked out)"
-    for symbol, of, formula in (("D", ("N", "C"), "C / (6 N)"), ("N", ("D", "C"), "C / (6 D)"), ("C", ("N", "D"), "6 N D")):
+    for symbol, of, formula in (
+        ("D", ("N", "C"), "C / (6 N)"),
+        ("N", ("D", "C"), "C / (6 D)"),
+        ("C", ("N", "D"), "6 N D"),
+    ):
         if symbol not in data and set(of) <= set(data.columns):
             first, second = (data[name] for name in of)
             data[symbol] = 6.0 * first * second if symbol == "C" else second / (6.0 * first)
@@ -148,10 +154,8 @@ def _numbers(table: Table, text: str, flag: str) -> "pd.Series[float]":
     if not expression.names():
         raise UserError(f"{table.path}: {flag}: {text!r} names no column; columns: {', '.join(table.frame.columns)}")
     parts = pd.DataFrame({name: table.numbers(name, flag) for name in dict.fromkeys(expression.names())})
-    values = [
-        expression.value(row) if not any(np.isnan(value) for value in row.values()) else float("nan")
-        for row in parts.to_dict(orient="records")
-    ]
+    rows = ({str(name): value for name, value in row.items()} for row in parts.to_dict(orient="records"))
+    values = [expression.value(row) if not any(map(np.isnan, row.values())) else float("nan") for row in rows]
     return pd.Series(values, parts.index, float)
 
 
@@ -192,7 +196,9 @@ def _choose(
             raise UserError(f"{path}: {flag}: {text!r} names no column, so it says the same of every row")
         out = [condition.keeps({str(k): v for k, v in row.items()}) is unwanted
                for row in everything.to_dict(orient="records")]  # fmt: skip
-        reason[(reason == "") & pd.Series(out, everything.index)] = text if unwanted else f"not where {text}"
+        reason[(reason == "") & pd.Series(out, everything.index)] = (
+            f"dropped where {text}" if unwanted else f"not where {text}"
+        )
     for symbol in used.columns:
         empty = used[symbol].isna() | used[symbol].astype(str).str.strip().eq("")
         reason[(reason == "") & empty] = f"no value for {symbol} ({sources[symbol]})"
@@ -207,9 +213,9 @@ def _refuse(kept: pd.DataFrame, law: Law, sources: Mapping[str, str], path: str)
         bad = kept.index[~(kept[symbol] > 0)]
         if len(bad):
             value = kept.loc[bad[0], symbol]
-            raise UserError(f"{path}, line {bad[0]}: {symbol} ({sources[symbol]}) is {value:g}; a fit takes logarithms, "
-                            f"so it must be positive ({len(bad)} of {len(kept)} rows; --drop \"{symbol} <= 0\" leaves "
-                            "them out)")  # fmt: skip
+            found = f"{path}, line {bad[0]}: {symbol} ({sources[symbol]}) is {value:g}"
+            raise UserError(f"{found}; a fit takes logarithms, so it must be positive ({len(bad)} of {len(kept)} rows; "
+                            f'--drop "{symbol} <= 0" leaves them out)')  # fmt: skip
     if len(kept) and kept["L"].nunique() == 1:
         raise UserError(f"{path}: every loss (L, {sources['L']}) is {kept['L'].iloc[0]:g}; there is nothing to fit")
 
@@ -222,15 +228,22 @@ def _warnings(kept: pd.DataFrame, law: Law, table: Table, columns: Columns) -> l
             found.append(f"{many} cells of {name} (--{key}) have a unit and were read as numbers: 70B as 7e10")
     highest = float(kept["L"].max()) if len(kept) else 0.0
     if highest > HIGHEST_LOSS:
-        found.append(f"the highest loss is {highest:.4g}: is the column a perplexity or a percentage, not nats per token?")
+        found.append(
+            f"the highest loss is {highest:.4g}: is the column a perplexity or a percentage, not nats per token?"
+        )
     if "N" in law.columns and len(kept) and float(kept["N"].max()) < FEWEST_PARAMETERS:
-        found.append(f"the largest N is {kept['N'].max():g}: in millions or billions? Coefficients, 6 N D and --predict "
-                     "take this unit; an expression such as --n \"N * 1e6\" changes it")  # fmt: skip
+        found.append(f"the largest N is {kept['N'].max():g}: in millions or billions? Coefficients, 6 N D and "
+                     "--predict take this unit; an expression such as --n \"N * 1e6\" changes it")  # fmt: skip
     for name in law.columns if len(kept) > 3 else ():
         rises = np.corrcoef(np.log(kept[name]), np.log(kept["L"]))[0, 1] if kept[name].nunique() > 1 else -1.0
         if len(law.columns) == 1 and rises > 0:
             found.append(f"the loss grows with {name}: is it a loss, and the right column?")
     if len(again := kept[[*law.columns, *law.label_columns, "L"]].duplicated().pipe(lambda same: same[same])):
-        found.append(f"{len(again)} rows repeat another row exactly (the first is line {again.index[0]}); they count twice")
+        found.append(
+            f"{len(again)} rows repeat another row exactly (the first is line {again.index[0]}); they count twice"
+        )
     spare = sorted(table.repeated)
-    return [*found, *([f"the header holds {', '.join(map(repr, spare))} more than once; the first was read"] if spare else [])]
+    return [
+        *found,
+        *([f"the header holds {', '.join(map(repr, spare))} more than once; the first was read"] if spare else []),
+    ]

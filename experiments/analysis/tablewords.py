@@ -1,6 +1,7 @@
 """A law fitted to somebody's table, as printed: what was read, the law, its error on unseen rows, what it allocates
 and predicts, and the details to report."""
 
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def allocation_text(fit: Fit, prepared: Prepared) -> str:
     return "\n".join([f"compute-optimal at C = 6 N D: {exponent}", *lines])
 
 
-def _allocated(row: dict[str, Any], times: float) -> str:
+def _allocated(row: Mapping[Hashable, Any], times: float) -> str:
     between = (
         f" [{row['n_lower']:.3g}, {row['n_upper']:.3g}]" if "n_lower" in row else "",
         f" [{row['d_lower']:.3g}, {row['d_upper']:.3g}]" if "d_lower" in row else "",

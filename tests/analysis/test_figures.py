@@ -110,7 +110,7 @@ def test_diverged_runs_stand_at_the_top_edge(material: Material) -> None:
 
 
 def test_heatmap_frames_the_best_cell_and_crosses_the_diverged_one(material: Material) -> None:
-    axes = sweeps.loss_heatmap(material.runs, "n_embd", "tokens").axes[0]
+    axes = sweeps.loss_heatmap(material.runs, "n_embd", "tokens")
     frame = axes.patches[-1]
     assert (frame.get_x(), frame.get_y()) == (5.5, 3.5), "the widest model with most tokens is best"
     assert len(axes.lines) == 2
@@ -121,7 +121,7 @@ def test_heatmap_frames_the_best_cell_and_crosses_the_diverged_one(material: Mat
 def test_loss_vs_draws_means_over_seeds() -> None:
     runs = planted_runs(noise=0.01, seeds=3)
     runs = runs[runs["tokens"] == 2**22]
-    axes = sweeps.loss_vs(runs, "n_embd").axes[0]
+    axes = sweeps.loss_vs(runs, "n_embd")
     (line,) = [container.lines[0] for container in axes.containers]
     np.testing.assert_allclose(
         np.asarray(line.get_ydata(), dtype=float), runs.groupby("model.n_embd")["val_loss"].mean().to_numpy()
@@ -135,7 +135,7 @@ def test_lr_basin_stars_the_minimum_of_each_line() -> None:
          "val_loss": 2 + (i - best) ** 2 * 0.1}
         for w, best in ((16, 2), (32, 1)) for i, rate in enumerate(rates)
     ]  # fmt: skip
-    axes = sweeps.lr_basin(pd.DataFrame(rows), hue="n_embd").axes[0]
+    axes = sweeps.lr_basin(pd.DataFrame(rows), hue="n_embd")
     stars = {float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "*"}
     assert stars == {4e-3, 2e-3}
     assert axes.get_xscale() == "log"
@@ -187,8 +187,8 @@ def test_lr_transfer_draws_the_rows_that_were_fitted() -> None:
 def test_curves_of_many_runs_get_a_colour_bar() -> None:
     runs = planted_runs()
     runs["model.n_embd"] = np.arange(1, len(runs) + 1)
-    figure = plots.training_curves(planted_curves(runs), "tokens", hue="n_embd")
-    assert len(figure.axes) == 2
+    axes = plots.training_curves(planted_curves(runs), "tokens", hue="n_embd")
+    assert len(axes.figure.axes) == 2
 
 
 def test_what_cannot_be_drawn_keeps_its_place_with_the_reason() -> None:
