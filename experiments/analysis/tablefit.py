@@ -27,6 +27,7 @@ from nanogpt.config import UserError, did_you_mean
 SYMBOLS = {"n": "N", "d": "D", "flops": "C", "unique": "U", "loss": "L"}
 HIGHEST_LOSS = 20.0  # nats per token; the logarithm of any vocabulary is less
 FEWEST_PARAMETERS = 1e4  # below which sizes are probably in millions
+MOST_HELD_OUT = 200  # resamples of the fits below a cut, of which there are several
 OPERATORS = ("+", "-", "*", "/")
 
 
@@ -108,8 +109,8 @@ def fit_prepared(
     result = fitter(law, prepared.rows, y="L", **options)
     whole = replace(result, dropped=pd.concat([prepared.dropped, result.dropped], ignore_index=True))
     by = "C" if "C" in prepared.rows else law.columns[0]
-    # Twenty resamples would do for an error without an interval; what is said of intervals needs as many as the fit.
     told = {**options, "fitter": fitter, "y": "L"}
+    told["bootstrap"] = min(options.get("bootstrap", 0), MOST_HELD_OUT)
     rolled, problems = None, []
     if cuts:
         try:

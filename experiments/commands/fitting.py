@@ -67,14 +67,17 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `fit` takes."""
     if arguments.bootstrap is not None and arguments.bootstrap < 0:
         raise UserError(f"fit: --bootstrap must not be negative, found {arguments.bootstrap}")
+    resamples = 1000 if arguments.bootstrap is None else arguments.bootstrap
     options: dict[str, Any] = {"seed": arguments.seed, "cluster": arguments.cluster}
     if arguments.residual == "loss":
+        if arguments.intervals == "profile":
+            raise UserError("fit: --intervals profile needs residuals of ln L, so not --residual loss")
         if arguments.loss_fn not in (None, "lsq"):
             raise UserError(f"fit: --residual loss is plain least squares, so --loss-fn {arguments.loss_fn} cannot be")
-        return options | ({"bootstrap": arguments.bootstrap, "resample": "pairs"} if arguments.bootstrap else {})
+        return options | {"resample": arguments.resample, "bootstrap": resamples}
     return options | {
         "loss": arguments.loss_fn or "huber", "delta": arguments.delta, "resample": arguments.resample,
-        "bootstrap": 1000 if arguments.bootstrap is None else arguments.bootstrap, "intervals": arguments.intervals,
+        "bootstrap": resamples, "intervals": arguments.intervals,
     }  # fmt: skip
 
 
