@@ -17,7 +17,9 @@ def parse_points(texts: Sequence[str], law: Law, prepared: Prepared) -> pd.DataF
     What a law needs and is not given follows from C = 6 N D. UserError for an unknown name or a value without a
     logarithm.
     """
-    return pd.DataFrame([_point(text, law, prepared) for text in texts])
+    points = [_point(text, law, prepared) for text in texts]
+    order = [*dict.fromkeys(["N", "D", "C", *law.columns, *law.label_columns])]
+    return pd.DataFrame([{name: point[name] for name in order if name in point} for point in points])
 
 
 def _point(text: str, law: Law, prepared: Prepared) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def checklist(fit: "Fit", rollout: "Rollout | None" = None) -> list[Item]:
                      f"reach this optimum; {fit.reason}" if fit.on == "ln L" else
                      f"trust-region least squares from the optimum on ln L; {fit.reason}",
         "conditioning": f"condition number of J'J {fit.condition:.3g} in centred logarithmic coordinates",
-        "not identified": ", ".join(name for name, good in fit.identified.items() if not good) or "none",
+        "not identified": _not_identified(fit),
         "intervals": _intervals(fit),
         "held-out error": rollout.sentence() if rollout is not None else "not measured",
     }  # fmt: skip
@@ -71,6 +71,13 @@ def _ranges(fit: "Fit") -> str:
 
 def _loss(fit: "Fit") -> str:
     return {"huber": f"Huber, delta {fit.delta:g}", "lad": "absolute values", "lsq": "half the squares"}[fit.loss]
+
+
+def _not_identified(fit: "Fit") -> str:
+    """Their names. Without draws a profile would have to be made of each, which only who asks for intervals wants."""
+    if not len(fit.draws) and fit.method == "bootstrap":
+        return "not examined: no bootstrap was made"
+    return ", ".join(name for name, good in fit.identified.items() if not good) or "none"
 
 
 def _intervals(fit: "Fit") -> str:

@@ -68,7 +68,8 @@ def _histogram(axes: Axes, fit: Fit, name: str, window: tuple[float, float, bool
     bins = (np.geomspace if log else np.linspace)(low, high, 31).tolist()
     axes.hist(fit.draws[name], bins=bins, color=BLUE, alpha=0.55, histtype="stepfilled", lw=0)
     axes.axvline(fit.params[name], color=ALARM, lw=1.4)
-    for end in fit.conf_int(0.95, "bootstrap").loc[name].to_list():
+    ends = fit.conf_int(0.95, "bootstrap")
+    for end in (float(ends.at[name, "lower"]), float(ends.at[name, "upper"])):
         axes.axvline(end, color=INK, lw=0.9, ls="--")
     axes.set_title(f"{name} = {human(fit.params[name])}", fontsize=8.5, color=INK)
     axes.set_yticks([])

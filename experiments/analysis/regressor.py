@@ -25,6 +25,7 @@ except ImportError as error:  # an extra
 
 REFUSALS = ("feature(s), but the law", "Negative values in data")  # why checks fail on a law as it is, and no others
 
+
 class ScalingLawRegressor(RegressorMixin, BaseEstimator):
     """A law fitted to (X, y), y the losses. `loss`, `delta`, `bootstrap`, `seed`: as for `fit`.
 

@@ -57,6 +57,8 @@ def _mixed_scale(values: "pd.Series[float]", name: str) -> Suspect | None:
 
 def _bits_and_nats(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> Suspect | None:
     """Two parallel surfaces over the inputs, ln(1 / ln 2) apart."""
+    if len(rows) < FEWEST:
+        return None
     basis = _quadratic(np.log(rows[list(inputs)].to_numpy(dtype=float)))
     ln_y = np.log(rows[y].to_numpy(dtype=float))
     if len(ln_y) < basis.shape[1] + 3:

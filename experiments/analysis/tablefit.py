@@ -86,6 +86,7 @@ def prepare(path: str | Path, law: str, columns: Columns, rows: Rows | None = No
     everything = table.guessed().assign(line=table.frame.index)
     everything = everything.drop(columns=[name for name in data.columns if name in everything]).join(data)
     kept, dropped = _choose(everything, data[[*names, "L"]], sources, rows, table.path)
+    _refuse_too_few(kept, dropped, chosen, table.path)
     _refuse(kept, chosen, sources, table.path)
     mixed = mixed_units(kept, chosen.columns, "L")
     sure = next((each for each in mixed if each.sure), None)
@@ -206,6 +207,17 @@ def _choose(
     kept = reason == ""
     dropped = pd.DataFrame({"id": [f"line {line}" for line in everything.index[~kept]], "reason": reason[~kept]})
     return everything[kept], dropped.reset_index(drop=True)
+
+
+def _refuse_too_few(kept: pd.DataFrame, dropped: pd.DataFrame, law: Law, path: str) -> None:
+    """UserError where too few rows are left, with what became of the others."""
+    needed = len(law.parameters) + 1
+    if len(kept) >= needed:
+        return
+    counts = dropped.groupby("reason", sort=False).size()
+    why = "".join(f"; {number} dropped: {reason}" for reason, number in counts.items())
+    raise UserError(f"{path}: {law.name} has {needed - 1} parameters and needs at least {needed} points, found "
+                    f"{len(kept)}{why}")  # fmt: skip
 
 
 def _refuse(kept: pd.DataFrame, law: Law, sources: Mapping[str, str], path: str) -> None:

@@ -40,7 +40,7 @@ def law_text(fit: Fit) -> str:
     """The summary with standard errors beside the intervals."""
     head, *rest = fit.summary().splitlines()
     if not len(fit.draws):
-        return "\n".join([head, *rest])
+        return "\n".join([head, *(line.replace(" [nan, nan]", "") for line in rest)])
     errors = {name: f" se {error:.4g}" for name, error in fit.stderr.items()}
     said = [_with_error(line, errors) for line in rest]
     return "\n".join([head, *said])
@@ -110,10 +110,14 @@ def prediction_text(fit: Fit, points: pd.DataFrame) -> str:
     said = fit.predict(points)
     lines = []
     for (_, point), (_, row) in zip(points.iterrows(), said.iterrows(), strict=True):
-        asked = ", ".join(f"{name} {_say(value)}" for name, value in point.items())
+        asked = ", ".join(f"{name} {_say(value)}" for name, value in point.items() if not _empty(value))
         band = f"[{row['lower']:.4f}, {row['upper']:.4f}]" if np.isfinite(row["lower"]) else "no interval"
         lines.append(f"  {asked}: loss {row['predicted']:.4f} {band}{_outside(fit, point)}")
     return "\n".join(["predicted loss of one new run, 95 % interval if the form holds that far", *lines])
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, float) and np.isnan(value)
 
 
 def _say(value: Any) -> str:

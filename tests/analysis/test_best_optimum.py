@@ -72,7 +72,9 @@ def best_of_scipy(table: pd.DataFrame, loss: str) -> float:
         plain = least_squares(residual, start, args=(table,), bounds=limits, xtol=1e-12, ftol=1e-12, max_nfev=200).x
         found.append(plain)
         if loss != "lsq":
-            found.append(minimize(objective, plain, (table, loss), "L-BFGS-B", bounds=list(zip(*limits, strict=True))).x)
+            found.append(
+                minimize(objective, plain, (table, loss), "L-BFGS-B", bounds=list(zip(*limits, strict=True))).x
+            )
     found.sort(key=lambda theta: objective(theta, table, loss))
     options = {"xatol": 1e-12, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
     polished = [minimize(objective, theta, (table, loss), "Nelder-Mead", options=options).x for theta in found[:3]]
