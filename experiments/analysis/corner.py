@@ -44,7 +44,7 @@ def corner(fit: Fit, figure: Figure | None = None, names: list[str] | None = Non
     hidden = int(len(fit.draws) - inside.sum())
     figure.suptitle(f"{len(fit.draws)} {fit.resample}-bootstrap draws of the {fit.law.title}", x=0.01, ha="left",
                     fontsize=11, color=INK)  # fmt: skip
-    note = f"orange: fitted to all {len(fit.points)} points; dashed: 95 % interval; r: rank correlation"
+    note = f"orange: the law of all {len(fit.points)} runs; dashed: 95 % interval; r: rank correlation"
     note += f"; {hidden} draws lie outside the axes" if hidden else ""
     figure.supxlabel(note, fontsize=8, color="#555555", x=0.01, ha="left")
     return figure
@@ -68,8 +68,7 @@ def _histogram(axes: Axes, fit: Fit, name: str, window: tuple[float, float, bool
     bins = (np.geomspace if log else np.linspace)(low, high, 31).tolist()
     axes.hist(fit.draws[name], bins=bins, color=BLUE, alpha=0.55, histtype="stepfilled", lw=0)
     axes.axvline(fit.params[name], color=ALARM, lw=1.4)
-    ends = fit.conf_int(0.95, "bootstrap")
-    for end in (float(ends.at[name, "lower"]), float(ends.at[name, "upper"])):
+    for end in np.quantile(fit.draws[name], [0.025, 0.975]).tolist():
         axes.axvline(end, color=INK, lw=0.9, ls="--")
     axes.set_title(f"{name} = {human(fit.params[name])}", fontsize=8.5, color=INK)
     axes.set_yticks([])

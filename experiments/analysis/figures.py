@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from experiments.analysis import approach_plots, basins, plots, surface, sweeps
 from experiments.analysis.approaches import Approaches, Name
 from experiments.analysis.columns import excluded
+from experiments.analysis.corner import corner
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
 from experiments.analysis.optimum import Optima
+from experiments.analysis.profileplot import profiles
 from experiments.analysis.rollout import Rollout
 from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, ReportSpec
@@ -153,6 +155,18 @@ def _rollout_errors(m: Material, s: FigureSpec) -> Figure:
     return figure_of(approach_plots.rollout_errors(m.rollout))
 
 
+def _corner(m: Material, s: FigureSpec) -> Figure:
+    if m.fit is None:
+        raise UserError("corner: no law was fitted")
+    return corner(m.fit)
+
+
+def _profiles(m: Material, s: FigureSpec) -> Figure:
+    if m.fit is None:
+        raise UserError("profiles: no law was fitted")
+    return profiles(m.fit)
+
+
 def figure_of(axes: Axes) -> Figure:
     """The figure that axes belong to."""
     figure = axes.get_figure(root=True)
@@ -206,6 +220,16 @@ FIGURES: dict[str, Kind] = {
         _loss_contours,
         "Approach 3: the fitted law over size and tokens. The thick line is its best N and D at each compute within "
         "the computes measured; hollow marks are the lowest points of approach 2, which does not know the law.",
+    ),
+    "corner": Kind(
+        _corner,
+        "Bootstrap draws of every parameter, alone down the diagonal and in pairs below it: a long thin cloud is a "
+        "combination of two parameters that these runs do not pin down.",
+    ),
+    "profiles": Kind(
+        _profiles,
+        "How much worse the fit gets when one parameter is held at other values and the others are refitted. The "
+        "interval ends where that is more than noise explains; the dotted parabola is what a standard error stands for.",
     ),
     "rollout_errors": Kind(
         _rollout_errors,
