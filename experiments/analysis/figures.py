@@ -229,7 +229,7 @@ FIGURES: dict[str, Kind] = {
     "profiles": Kind(
         _profiles,
         "How much worse the fit gets when one parameter is held at other values and the others are refitted. The "
-        "interval ends where that is more than noise explains; the dotted parabola is what a standard error stands for.",
+        "interval ends where that is more than noise explains; a standard error stands for the dotted parabola.",
     ),
     "rollout_errors": Kind(
         _rollout_errors,

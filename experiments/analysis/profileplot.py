@@ -48,6 +48,7 @@ def draw_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
 def profiles(fit: "Fit", names: "list[str] | None" = None, level: float = 0.95) -> "Figure":
     """A panel per parameter (all by default); some hundred refits each."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     shown = list(fit.params) if names is None else names
     wide = min(3, len(shown))
@@ -59,6 +60,11 @@ def profiles(fit: "Fit", names: "list[str] | None" = None, level: float = 0.95) 
     for panel, name in zip(panels, shown, strict=False):
         plain(panel)
         draw_profile(fit.profile(name, level), panel)
+        if panel.get_xscale() == "linear":
+            panel.xaxis.set_major_locator(MaxNLocator(4))
+        legend = panel.get_legend()
+        if panel is not panels[0] and legend is not None:  # one says it for all
+            legend.remove()
     note = f"profile likelihood of the {fit.law.title} over {len(fit.points)} fitted runs"
     figure.supxlabel(note, fontsize=8, color="#555555", x=0.01, ha="left")
     return figure

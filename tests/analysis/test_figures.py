@@ -90,7 +90,8 @@ def test_ticks_are_plain_numbers(material: Material) -> None:
     for name in FIGURES:
         figure = drawn(name, material)
         figure.canvas.draw()
-        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        first = figure.axes[-1 if name == "corner" else 0]  # the last column's has no loss along its side
+        for axis in (first.xaxis,) if name == "corner" else (first.xaxis, first.yaxis):
             labels = [text.get_text() for text in axis.get_ticklabels(which="both") if text.get_text()]
             assert len(labels) >= 3, name
             assert not any("times" in label or "^{0}" in label for label in labels), (name, labels)
