@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 try:
+    from experiments.commands.tableflags import add_flags
     from nanogpt.config import OneLineParser, UserError, os_problem
 except ImportError as error:
     sys.exit(f"{error}; `python -m experiments.doctor` tells what is missing")
@@ -76,9 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     cancel = _command(commands, "cancel", _in("folders", "cancel"), "stop a study's workers, or single runs")
     forget = _command(commands, "forget", _in("folders", "forget"), "move runs aside, as if they had never started")
     results = _command(commands, "results", _in("looking", "results"), "print the table of runs, the best first")
-    _command(commands, "fit", _in("looking", "fit"), "fit the study's law or optima and print them")
+    fit = _command(commands, "fit", _in("fitting", "fit"), "fit a study's law or optima, or a law to a table",
+                   study="?")  # fmt: skip
     report = _command(commands, "report", _in("looking", "report"), "write report.html, report.md, table.csv, figures")
 
+    add_flags(fit)
     _add_strict(report)
     for each in (plan, run, retry):
         _add_running(each)
@@ -184,10 +187,10 @@ def _add_doctor(commands: Any) -> None:
     doctor.add_argument("--json", action="store_true", help="the findings, for programs")
 
 
-def _command(commands: Any, name: str, function: Any, help: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, function: Any, help: str, study: str | None = None) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(command=function)
-    parser.add_argument("study", metavar="STUDY", help="a study's YAML file, or its results folder")
+    parser.add_argument("study", nargs=study, metavar="STUDY", help="a study's YAML file, or its results folder")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help="root of results folders")
     parser.add_argument("--size", metavar="NAME", help="one of the study's `sizes:` instead of the study as written")
     return parser

@@ -149,7 +149,7 @@ def _parse_ours(module: str, words: list[str]) -> None:
     arguments, rest = PARSERS[module].parse_known_args(words)
     if module != "nanogpt":
         assert not rest
-    if module == "experiments" and (ROOT / arguments.study).parent.name == "studies":
+    if module == "experiments" and arguments.study is not None and (ROOT / arguments.study).parent.name == "studies":
         assert (ROOT / arguments.study).is_file()
     if module == "nanogpt" and str(getattr(arguments, "target", "")).startswith("configs/"):
         load_config(arguments.target, rest)

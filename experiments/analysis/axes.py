@@ -59,10 +59,15 @@ def new_figure(title: str, width: float = 8.0, height: float = 5.2) -> tuple[Fig
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, color=INK, wrap=True)
+    plain(axes)
+    return figure, axes
+
+
+def plain(axes: Axes) -> None:
+    """Two spines and a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def finish(figure: Figure, axes: Axes, note: str, handles: Sequence[Any] | None = None, **legend: Any) -> Figure:
@@ -73,6 +78,28 @@ def finish(figure: Figure, axes: Axes, note: str, handles: Sequence[Any] | None 
         axes.legend(handles=handles, fontsize=8, frameon=True, framealpha=0.9, edgecolor="#dddddd", **legend)
     figure.supxlabel(note, fontsize=8, color="#555555", x=0.01, ha="left")
     return figure
+
+
+def place(ax: Axes | None, title: str, width: float = 8.0, height: float = 5.2) -> tuple[Figure, Axes]:
+    """The axes to draw in, titled, and their figure: those given, or a figure of its own."""
+    if ax is None:
+        return new_figure(title, width, height)
+    ax.set_title(title, loc="left", fontsize=10, color=INK, wrap=True)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure, ax
+
+
+def done(axes: Axes, given: Axes | None, note: str, handles: Sequence[Any], **legend: Any) -> Axes:
+    """The axes with a legend; the note is for a figure of its own, where `given` is None."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    if given is None:
+        finish(figure, axes, note, handles, **legend)
+    elif handles:
+        inside = {key: value for key, value in legend.items() if key == "loc" and "bbox_to_anchor" not in legend}
+        axes.legend(handles=handles, fontsize=7, frameon=True, framealpha=0.9, edgecolor="#dddddd", **inside)
+    return axes
 
 
 def log_axis(axes: Axes, which: str) -> None:

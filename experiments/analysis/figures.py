@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from experiments.analysis import approach_plots, basins, plots, surface, sweeps
 from experiments.analysis.approaches import Approaches, Name
 from experiments.analysis.columns import excluded
+from experiments.analysis.corner import corner
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
 from experiments.analysis.optimum import Optima
+from experiments.analysis.profileplot import profiles
 from experiments.analysis.rollout import Rollout
 from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, ReportSpec
@@ -72,39 +74,41 @@ def _curves(material: Material, figure: str) -> pd.DataFrame:
 
 
 def _loss_vs_compute(m: Material, s: FigureSpec) -> Figure:
-    return plots.loss_vs_compute(m.runs, m.curves, m.fit, m.holdout, hue=s.hue or "n_params", y=s.y or "val_loss")
+    return figure_of(
+        plots.loss_vs_compute(m.runs, m.curves, m.fit, m.holdout, hue=s.hue or "n_params", y=s.y or "val_loss")
+    )
 
 
 def _training_curves(m: Material, s: FigureSpec) -> Figure:
     x = s.x if s.x in ("flops", "tokens", "step") else "flops"
     curves = _curves(m, "training_curves")
     hue = s.hue or ("n_params" if "n_params" in curves.columns else None)
-    return plots.training_curves(curves, x, hue, s.y or "val_loss")
+    return figure_of(plots.training_curves(curves, x, hue, s.y or "val_loss"))
 
 
 def _predicted_vs_measured(m: Material, s: FigureSpec) -> Figure:
     if m.holdout is None:
         raise UserError("predicted_vs_measured: no runs were held out")
-    return plots.predicted_vs_measured(m.holdout)
+    return figure_of(plots.predicted_vs_measured(m.holdout))
 
 
 def _residuals(m: Material, s: FigureSpec) -> Figure:
     if m.fit is None:
         raise UserError("residuals: no law was fitted")
-    return plots.residuals(m.fit, m.runs, hue=s.hue or "n_params")
+    return figure_of(plots.residuals(m.fit, m.runs, hue=s.hue or "n_params"))
 
 
 def _loss_vs(m: Material, s: FigureSpec) -> Figure:
-    return sweeps.loss_vs(m.runs, _needs(s.x, "loss_vs", "x"), s.hue, s.y or "val_loss")
+    return figure_of(sweeps.loss_vs(m.runs, _needs(s.x, "loss_vs", "x"), s.hue, s.y or "val_loss"))
 
 
 def _loss_heatmap(m: Material, s: FigureSpec) -> Figure:
     x, rows = _needs(s.x, "loss_heatmap", "x"), _needs(s.rows, "loss_heatmap", "rows")
-    return sweeps.loss_heatmap(m.runs, x, rows, s.y or "val_loss")
+    return figure_of(sweeps.loss_heatmap(m.runs, x, rows, s.y or "val_loss"))
 
 
 def _lr_basin(m: Material, s: FigureSpec) -> Figure:
-    return sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss")
+    return figure_of(sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss"))
 
 
 def _lr_transfer(m: Material, s: FigureSpec) -> Figure:
@@ -149,6 +153,18 @@ def _rollout_errors(m: Material, s: FigureSpec) -> Figure:
     if m.rollout is None:
         raise UserError("rollout_errors: no law was fitted below a cut")
     return figure_of(approach_plots.rollout_errors(m.rollout))
+
+
+def _corner(m: Material, s: FigureSpec) -> Figure:
+    if m.fit is None:
+        raise UserError("corner: no law was fitted")
+    return corner(m.fit)
+
+
+def _profiles(m: Material, s: FigureSpec) -> Figure:
+    if m.fit is None:
+        raise UserError("profiles: no law was fitted")
+    return profiles(m.fit)
 
 
 def figure_of(axes: Axes) -> Figure:
@@ -204,6 +220,16 @@ FIGURES: dict[str, Kind] = {
         _loss_contours,
         "Approach 3: the fitted law over size and tokens. The thick line is its best N and D at each compute within "
         "the computes measured; hollow marks are the lowest points of approach 2, which does not know the law.",
+    ),
+    "corner": Kind(
+        _corner,
+        "Bootstrap draws of every parameter, alone down the diagonal and in pairs below it: a long thin cloud is a "
+        "combination of two parameters that these runs do not pin down.",
+    ),
+    "profiles": Kind(
+        _profiles,
+        "How much worse the fit gets when one parameter is held at other values and the others are refitted. The "
+        "interval ends where that is more than noise explains; a standard error stands for the dotted parabola.",
     ),
     "rollout_errors": Kind(
         _rollout_errors,
@@ -282,6 +308,17 @@ def svg_text(figure: Figure, salt: str) -> str:
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return buffer.getvalue().decode("utf-8")
+
+
+def picture(figure: Figure, suffix: str) -> bytes:
+    """The figure as the bytes of a .png, .svg or .pdf."""
+    if suffix == ".png":
+        return png_bytes(figure)
+    if suffix == ".svg":
+        return svg_text(figure, "figure").encode()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix[1:], metadata={"CreationDate": None})
+    return buffer.getvalue()
 
 
 def inline_svg(svg: str, prefix: str, title: str) -> str:

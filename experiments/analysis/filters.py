@@ -69,8 +69,12 @@ class Filter:
 
         Raises UserError, naming the place, for an unknown name or a value the expression cannot work with.
         """
+        return bool(self.value(values))
+
+    def value(self, values: Mapping[str, Any]) -> Any:
+        """What the expression comes to; UserError as `keeps`."""
         try:
-            return bool(self._value(self._tree, values))
+            return self._value(self._tree, values)
         except UserError:
             raise
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:

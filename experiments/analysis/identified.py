@@ -19,7 +19,7 @@ def notes(fit: "Fit") -> tuple[str, ...]:
         found.append(f"the optimiser did not converge ({fit.reason}): do not use these numbers")
     if fit.draws_converged < 0.95:
         found.append(f"only {fit.draws_converged:.0%} of the bootstrap resamples converged: distrust the intervals")
-    if fit.condition > COLLINEAR:
+    if fit.condition > COLLINEAR and len(fit.law.columns) > 1:
         inputs = " and ".join(fit.law.columns)
         found.append(f"condition number {fit.condition:.1e}: {inputs} hardly move apart in these runs, "
                      "so single parameters are not identified even where predictions are")  # fmt: skip

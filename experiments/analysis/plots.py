@@ -1,12 +1,12 @@
 """The scaling figures: loss against compute with its law, training curves, predictions beside measurements, residuals.
 
-Every function takes tables (and a Fit or Holdout) and returns a matplotlib Figure without touching pyplot.
+Every function takes tables (and a Fit or Holdout) and an `ax`, and returns the axes; without an `ax` it makes a figure
+of its own, with a note under it. None touches pyplot.
 """
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -15,14 +15,14 @@ from experiments.analysis.axes import (
     INK,
     Palette,
     counts,
+    done,
     entropy_line,
-    finish,
     human,
     label,
     log_axis,
     mark_diverged,
-    new_figure,
     palette,
+    place,
     results_of,
 )
 from experiments.analysis.columns import column
@@ -40,14 +40,15 @@ def loss_vs_compute(
     holdout: Holdout | None = None,
     hue: str | None = "n_params",
     y: str = "val_loss",
-) -> Figure:
+    ax: Axes | None = None,
+) -> Axes:
     """Loss against training FLOPs on log axes: curves, final losses, their envelope, the fitted law with its 95 % band.
 
     With a `holdout` the line is the law fitted below its cut, so the band predicts the held-out runs (hollow).
     """
     good = results_of(runs, y, "loss_vs_compute")
     drawn = holdout.fit if holdout is not None else fit
-    figure, axes = new_figure(_compute_title(y, drawn, holdout))
+    figure, axes = place(ax, _compute_title(y, drawn, holdout))
     colours = palette(runs, hue)
     _draw_curves(axes, curves, "flops", y, colours)
     held = good[good["flops"] >= holdout.cut] if holdout is not None and holdout.by == "flops" else good.iloc[:0]
@@ -69,7 +70,7 @@ def loss_vs_compute(
     log_axis(axes, "x")
     log_axis(axes, "y")
     note = counts(runs) + ("; thin lines: loss during training" if curves is not None else "") + _band_note(drawn)
-    return finish(figure, axes, note, [*colours.handles(), *handles], loc="upper right")
+    return done(axes, ax, note, [*colours.handles(), *handles], loc="upper right")
 
 
 def _compute_title(y: str, drawn: Fit | None, holdout: Holdout | None) -> str:
@@ -151,11 +152,13 @@ def _shade_extrapolation(axes: Axes, drawn: Fit | None, good: pd.DataFrame, y: s
     return [Patch(facecolor="#f0f0f0", edgecolor="#cccccc", label="beyond the fitted runs")]
 
 
-def training_curves(curves: pd.DataFrame, x: str = "flops", hue: str | None = None, y: str = "val_loss") -> Figure:
+def training_curves(
+    curves: pd.DataFrame, x: str = "flops", hue: str | None = None, y: str = "val_loss", ax: Axes | None = None
+) -> Axes:
     """Loss while training, one line per run, against "flops", "tokens" or "step"."""
     x, y = column(curves, x, "training_curves"), column(curves, y, "training_curves")
     what = label(y).partition(" (")[0].capitalize()
-    figure, axes = new_figure(f"{what} while training, one line per run")
+    figure, axes = place(ax, f"{what} while training, one line per run")
     colours = palette(curves, hue)
     shown = curves[(curves[x] > 0) & np.isfinite(curves[y].astype(float))]
     for _, part in shown.groupby("id", sort=False):
@@ -167,16 +170,17 @@ def training_curves(curves: pd.DataFrame, x: str = "flops", hue: str | None = No
     log_axis(axes, "y")
     colours.bar(figure, axes)
     note = f"{shown['id'].nunique()} runs; the dot is each run's last evaluation"
-    return finish(figure, axes, note, colours.handles(marker=""), **BESIDE)
+    return done(axes, ax, note, colours.handles(marker=""), **BESIDE)
 
 
-def predicted_vs_measured(holdout: Holdout) -> Figure:
+def predicted_vs_measured(holdout: Holdout, ax: Axes | None = None) -> Axes:
     """Held-out losses: predicted (with its 95 % interval) against measured; the runs that were fitted stand in grey."""
     table, fitted = holdout.table, holdout.fit.points
-    figure, axes = new_figure(
+    title = (
         f"{len(table)} held-out runs, up to {holdout.reach:.3g} times the {holdout.by} of the fitted ones:\n"
-        f"largest error {holdout.max_error:.2%}, mean {holdout.mean_error:.2%}", 6.2, 5.6,
-    )  # fmt: skip
+        f"largest error {holdout.max_error:.2%}, mean {holdout.mean_error:.2%}"
+    )
+    _, axes = place(ax, title, 6.2, 5.6)
     axes.plot(
         fitted[holdout.fit.y], fitted["predicted"], "o", color="#b5b5b5", ms=4, label=f"fitted ({len(fitted)} runs)"
     )
@@ -195,7 +199,7 @@ def predicted_vs_measured(holdout: Holdout) -> Figure:
     hidden = int((~fitted[holdout.fit.y].between(low, high)).sum())
     note = f"law fitted where {holdout.by} < {human(holdout.cut)}; one point per run"
     note += f"; {hidden} fitted runs lie outside the window" if hidden else ""
-    return finish(figure, axes, note, loc="upper left")
+    return done(axes, ax, note, axes.get_legend_handles_labels()[0], loc="upper left")
 
 
 def _held_out_window(table: pd.DataFrame) -> tuple[float, float]:
@@ -206,17 +210,20 @@ def _held_out_window(table: pd.DataFrame) -> tuple[float, float]:
     return float(np.exp(low - 0.3 * span)), float(np.exp(high + 0.8 * span))
 
 
-def residuals(fit: Fit, runs: pd.DataFrame, x: str = "flops", hue: str | None = "n_params") -> Figure:
+def residuals(
+    fit: Fit, runs: pd.DataFrame, x: str = "flops", hue: str | None = "n_params", ax: Axes | None = None
+) -> Axes:
     """How far each fitted run lies from the law, in per cent, along compute: a pattern here means the law is wrong."""
-    figure, axes = new_figure(f"Residuals of the {fit.law.title}: what it leaves unexplained")
+    title = f"Residuals of the {fit.law.title}: what it leaves unexplained"
+    figure, axes = place(ax, title)
     x, table = column(runs, x, "residuals"), runs.loc[fit.points.index]
     colours = palette(table, hue)
+    shown = colours.name is not None
     axes.axhline(0.0, color=INK, lw=1)
-    for (_, row), residual in zip(table.iterrows(), fit.residuals, strict=True):
-        colour = colours.colour(row[colours.name]) if colours.name is not None else colours.colour(None)
-        axes.plot(row[x], 100 * residual, "o", color=colour, ms=5)
+    dots = [colours.colour(value) for value in table[colours.name]] if shown else [colours.colour(None)] * len(table)
+    axes.scatter(table[x], 100 * fit.residuals, c=dots, s=25)
     axes.set(xlabel=label(x), ylabel="measured above the law (%)")
     log_axis(axes, "x")
     colours.bar(figure, axes)
     note = f"{len(table)} fitted runs; above 0 the run did worse than the law"
-    return finish(figure, axes, note, colours.handles(), **BESIDE)
+    return done(axes, ax, note, colours.handles(), **BESIDE)

@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from experiments.analysis.axes import ALARM, FAINT, INK, finish, log_axis, new_figure
+from experiments.analysis.axes import ALARM, FAINT, INK, finish, log_axis, new_figure, plain
 from experiments.analysis.profile import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from experiments.analysis.fitted import Fit
 
 LINE = "#31688e"
 
@@ -40,6 +43,31 @@ def draw_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
         log_axis(ax, "x")
     ax.legend(fontsize=8, loc="upper center", ncols=2, edgecolor="#dddddd")
     return ax
+
+
+def profiles(fit: "Fit", names: "list[str] | None" = None, level: float = 0.95) -> "Figure":
+    """A panel per parameter (all by default); some hundred refits each."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    shown = list(fit.params) if names is None else names
+    wide = min(3, len(shown))
+    high = -(-len(shown) // wide)
+    figure = Figure(figsize=(4.4 * wide, 3.5 * high), layout="constrained", facecolor="white")
+    panels = list(figure.subplots(high, wide, squeeze=False).flat)
+    for spare in panels[len(shown) :]:
+        spare.remove()
+    for panel, name in zip(panels, shown, strict=False):
+        plain(panel)
+        draw_profile(fit.profile(name, level), panel)
+        if panel.get_xscale() == "linear":
+            panel.xaxis.set_major_locator(MaxNLocator(4))
+        legend = panel.get_legend()
+        if panel is not panels[0] and legend is not None:  # one says it for all
+            legend.remove()
+    note = f"profile likelihood of the {fit.law.title} over {len(fit.points)} fitted runs"
+    figure.supxlabel(note, fontsize=8, color="#555555", x=0.01, ha="left")
+    return figure
 
 
 def _parabola(profile: Profile) -> "list[float]":

@@ -15,7 +15,7 @@ LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
     "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap",
     "lr_basin", "lr_transfer", "response_surface", "isoflop_slices", "compute_envelope", "loss_contours",
-    "rollout_errors",
+    "rollout_errors", "corner", "profiles",
 ]  # fmt: skip
 
 

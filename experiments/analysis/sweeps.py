@@ -3,19 +3,18 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.analysis.axes import (
     ALARM,
     counts,
+    done,
     entropy_line,
-    finish,
     human,
     label,
     mark_diverged,
-    new_figure,
     palette,
+    place,
     results_of,
     true_entropy,
     values_axis,
@@ -23,21 +22,25 @@ from experiments.analysis.axes import (
 from experiments.analysis.columns import column, diverged
 
 
-def loss_vs(runs: pd.DataFrame, x: str, hue: str | None = None, y: str = "val_loss") -> Figure:
+def loss_vs(runs: pd.DataFrame, x: str, hue: str | None = None, y: str = "val_loss", ax: Axes | None = None) -> Axes:
     """Final loss against one factor: a dot per run, a line through the means over seeds, bars their deviation."""
-    return _factor_figure(runs, x, hue, y, "loss_vs", mark_best=False)
+    return _factor_figure(runs, x, hue, y, "loss_vs", False, ax)
 
 
-def lr_basin(runs: pd.DataFrame, x: str = "learning_rate", hue: str | None = None, y: str = "val_loss") -> Figure:
+def lr_basin(
+    runs: pd.DataFrame, x: str = "learning_rate", hue: str | None = None, y: str = "val_loss", ax: Axes | None = None
+) -> Axes:
     """Loss against learning rate (log 2), one line per `hue` value, the best rate of each marked with a star."""
-    return _factor_figure(runs, x, hue, y, "lr_basin", mark_best=True)
+    return _factor_figure(runs, x, hue, y, "lr_basin", True, ax)
 
 
-def _factor_figure(runs: pd.DataFrame, x: str, hue: str | None, y: str, name: str, mark_best: bool) -> Figure:
+def _factor_figure(
+    runs: pd.DataFrame, x: str, hue: str | None, y: str, name: str, mark_best: bool, ax: Axes | None
+) -> Axes:
     x, good = column(runs, x, name), results_of(runs, y, name)
     y = column(runs, y, name)
     by = f", by {hue.rpartition('.')[2]}" if hue else ""
-    figure, axes = new_figure(f"{label(y).partition(' (')[0].capitalize()} against {label(x).partition(' (')[0]}{by}")
+    figure, axes = place(ax, f"{label(y).partition(' (')[0].capitalize()} against {label(x).partition(' (')[0]}{by}")
     colours = palette(runs, hue)
     groups = good.groupby(colours.name, sort=True) if colours.name is not None else [(None, good)]
     for value, part in groups:
@@ -59,7 +62,7 @@ def _factor_figure(runs: pd.DataFrame, x: str, hue: str | None, y: str, name: st
     if floor is not None and not near:
         # Drawn in, it would squeeze the differences that the figure is about into its upper edge.
         note += f"; true entropy of the data {floor:.3f}, below the axis"
-    return finish(figure, axes, note, handles)
+    return done(axes, ax, note, handles)
 
 
 def _mean_line(axes: Axes, part: pd.DataFrame, x: str, y: str, colour: object, mark_best: bool) -> None:
@@ -74,7 +77,7 @@ def _mean_line(axes: Axes, part: pd.DataFrame, x: str, y: str, colour: object, m
         axes.plot(best.index, best, "*", color=colour, mec="black", ms=15, zorder=5)
 
 
-def loss_heatmap(runs: pd.DataFrame, x: str, rows: str, y: str = "val_loss") -> Figure:
+def loss_heatmap(runs: pd.DataFrame, x: str, rows: str, y: str = "val_loss", ax: Axes | None = None) -> Axes:
     """Mean final loss for each pair of two factors; the best framed, diverged ones crossed, untried blank."""
     x, rows = column(runs, x, "loss_heatmap"), column(runs, rows, "loss_heatmap")
     good = results_of(runs, y, "loss_heatmap")
@@ -83,7 +86,7 @@ def loss_heatmap(runs: pd.DataFrame, x: str, rows: str, y: str = "val_loss") -> 
     means = good.pivot_table(index=rows, columns=x, values=y, aggfunc="mean").reindex(index=lines, columns=columns)
     names = [label(name).partition(" (")[0] for name in (y, x, rows)]
     title = f"{names[0].capitalize()} over {names[1]} and {names[2]}"
-    figure, axes = new_figure(title, 1.1 * len(columns) + 3, 0.8 * len(lines) + 2)
+    figure, axes = place(ax, title, 1.1 * len(columns) + 3, 0.8 * len(lines) + 2)
     axes.grid(False)
     image = axes.imshow(means.to_numpy(dtype=float), cmap="viridis_r", origin="lower", aspect="auto")
     figure.colorbar(image, ax=axes, label=label(y), pad=0.02)
@@ -95,7 +98,7 @@ def loss_heatmap(runs: pd.DataFrame, x: str, rows: str, y: str = "val_loss") -> 
     axes.set_yticks(range(len(lines)), [_tick(value) for value in lines])
     axes.set(xlabel=label(x), ylabel=label(rows))
     note = counts(runs) + "; framed: lowest loss" + ("; cross: a run diverged" if len(lost) else "")
-    return finish(figure, axes, note, [])
+    return done(axes, ax, note, [])
 
 
 def _tick(value: object) -> str:

@@ -134,14 +134,6 @@ def results(arguments: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def fit(arguments: argparse.Namespace) -> int:
-    """The study's law or optima, fitted and printed."""
-    from experiments.conclude import fit_text
-
-    print(fit_text(folder_of(arguments)))
-    return SUCCESS
-
-
 def report(arguments: argparse.Namespace) -> int:
     """The report and everything in it."""
     from experiments.conclude import write_report

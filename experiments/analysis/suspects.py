@@ -1,0 +1,119 @@
+"""Units mixed within a column: sizes in millions beside plain ones, losses in bits beside nats.
+
+A table put together from two sources fits no law, and nothing in the numbers of the fit says why. Both checks ask for
+two things at once, a jump and the very factor that a change of units makes, so that a real gap is not taken for one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from experiments.analysis.laws import Array
+
+JUMP = 200.0  # neighbouring values of one column this many times apart are two groups
+FEWEST = 4  # distinct values of a column from which a gap says something
+SURE = 3  # losses in another unit from which it is no outlier
+FACTORS = (1e3, 1e6, 1e9, 1e12)
+BITS = float(np.log(1.0 / np.log(2.0)))  # what a loss in bits is above one in nats, as a logarithm
+NEAR_BITS = 0.06
+EXPLAINED = 2.5  # how many times smaller the misfit has to become when the units are told apart
+ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """What seems to be mixed, in words that name the lines of the file; `sure` where it can hardly be anything else."""
+
+    words: str
+    sure: bool = True
+
+
+def mixed_units(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> list[Suspect]:
+    """The columns whose units seem to be mixed; the lines of the file are the index of `rows`."""
+    found = [_mixed_scale(rows[name], name) for name in inputs]
+    return [each for each in (*found, _bits_and_nats(rows, inputs, y)) if each is not None]
+
+
+def _mixed_scale(values: "pd.Series[float]", name: str) -> Suspect | None:
+    """A gap that a thousand, million, billion or trillion would close, such that both sides cover the same range."""
+    ordered = np.sort(values.unique())
+    if len(ordered) < FEWEST:
+        return None
+    steps = ordered[1:] / ordered[:-1]
+    cut = int(np.argmax(steps))
+    low, high = ordered[: cut + 1], ordered[cut + 1 :]
+    if steps[cut] < JUMP:
+        return None
+    for factor in FACTORS:
+        # Scaled up, the low group has to lie within a factor of three of the range of the high one.
+        if low[0] * factor > high[0] / 3 and low[-1] * factor < high[-1] * 3:
+            few = values[values <= low[-1]] if len(low) <= len(high) else values[values >= high[0]]
+            gap = f"{name} jumps from {low[-1]:.6g} to {high[0]:.6g} with nothing between"
+            return Suspect(f"{gap}, as if units were mixed (a factor of {factor:g}); look at {_lines(few.index)}")
+    return None
+
+
+def _bits_and_nats(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> Suspect | None:
+    """Two parallel surfaces over the inputs, ln(1 / ln 2) apart."""
+    if len(rows) < FEWEST:
+        return None
+    basis = _quadratic(np.log(rows[list(inputs)].to_numpy(dtype=float)))
+    ln_y = np.log(rows[y].to_numpy(dtype=float))
+    if len(ln_y) < basis.shape[1] + 3:
+        return None
+    single = _misfit(basis, ln_y)[0]
+    best = min((_two_groups(basis, ln_y, start) for start in _first_guesses(basis, ln_y)), key=lambda found: found[0])
+    misfit, step, above = best
+    count = int(above.sum())
+    if not 0 < count < len(ln_y) or misfit * EXPLAINED > single or abs(step - BITS) > NEAR_BITS:
+        return None
+    few = above if count <= len(ln_y) / 2 else ~above
+    unit = "bits" if count <= len(ln_y) / 2 else "nats"
+    words = (f"{y} looks like bits beside nats: {int(few.sum())} of {len(ln_y)} losses lie a factor of "
+             f"{np.exp(step):.3f} {'above' if unit == 'bits' else 'below'} the others (1 nat is 1.443 bits); look at "
+             f"{_lines(rows.index[few])}")  # fmt: skip
+    return Suspect(words, sure=int(few.sum()) >= SURE)
+
+
+def _quadratic(x: Array) -> Array:
+    """1, x and, where the column has three values, its square: enough to follow a law over a table's range."""
+    x = x - x.mean(axis=0)
+    columns = [np.ones(len(x))]
+    for values in x.T:
+        distinct = len(np.unique(values))
+        columns += [values**power for power in (1, 2) if distinct > power]
+    return np.stack(columns, axis=1)
+
+
+def _first_guesses(basis: Array, ln_y: Array) -> list["np.typing.NDArray[np.bool_]"]:
+    """Above the plain fit; well above it; and every run but those well below it."""
+    residual = ln_y - basis @ np.linalg.lstsq(basis, ln_y)[0]
+    middle = np.median(residual)
+    return [residual > 0, residual > middle + BITS / 2, residual > middle - BITS / 2]
+
+
+def _two_groups(
+    basis: Array, ln_y: Array, above: "np.typing.NDArray[np.bool_]"
+) -> tuple[float, float, "np.typing.NDArray[np.bool_]"]:
+    """Misfit, distance and members of the upper of two parallel surfaces, by turns fitted and assigned."""
+    misfit, step = np.inf, 0.0
+    for _ in range(ROUNDS):
+        misfit, weights = _misfit(np.column_stack([basis, above]), ln_y)
+        step = float(weights[-1])
+        assigned = ln_y - basis @ weights[:-1] > step / 2
+        if (assigned == above).all() or not assigned.any() or assigned.all():
+            break
+        above = assigned
+    return misfit, step, above
+
+
+def _misfit(basis: Array, ln_y: Array) -> tuple[float, Array]:
+    weights = np.linalg.lstsq(basis, ln_y)[0]
+    return float(np.sqrt(np.mean((ln_y - basis @ weights) ** 2))), np.asarray(weights, dtype=float)
+
+
+def _lines(index: "pd.Index[int]", most: int = 6) -> str:
+    named = ", ".join(str(line) for line in index[:most])
+    return f"line{'s' * (len(index) != 1)} {named}{' ...' if len(index) > most else ''}"

@@ -1,0 +1,262 @@
+"""From somebody's table to a fitted law: which columns are what, which rows count and why not, and what to distrust.
+
+Columns become N, D, C (compute), U (unique tokens) and L (the loss), whatever the table calls them. Every row of the
+file is either fitted or dropped with a reason.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.analysis.filters import Filter
+from experiments.analysis.fit import fit
+from experiments.analysis.fitted import Fit
+from experiments.analysis.holdout import Holdout, holdout
+from experiments.analysis.laws import LAWS, Law, make_law
+from experiments.analysis.on_loss import fit_on_loss
+from experiments.analysis.readtable import Table, read_table
+from experiments.analysis.rollout import Rollout, rollout
+from experiments.analysis.suspects import mixed_units
+from nanogpt.config import UserError, did_you_mean
+
+SYMBOLS = {"n": "N", "d": "D", "flops": "C", "unique": "U", "loss": "L"}
+HIGHEST_LOSS = 20.0  # nats per token; the logarithm of any vocabulary is less
+FEWEST_PARAMETERS = 1e4  # below which sizes are probably in millions
+MOST_HELD_OUT = 200  # resamples of the fits below a cut, of which there are several
+OPERATORS = ("+", "-", "*", "/")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the table calls things: an input of the law (`n`, `d`, `flops`, `unique`, ...) to a column or an expression
+    in columns such as `params_m * 1e6`; and the loss."""
+
+    loss: str
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows count: those for which `where` holds and no `drop` does. `trust_units`: though units seem mixed."""
+
+    where: str | None = None
+    drop: tuple[str, ...] = ()
+    trust_units: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A table in the law's symbols. `rows`: N, D, C, L ... as far as known, `id` naming the line, other columns of
+    the file under their own names; `sources`: what each symbol was read from; `dropped`: id and reason; `warnings`."""
+
+    path: str
+    rows: pd.DataFrame
+    sources: Mapping[str, str]
+    dropped: pd.DataFrame
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TableFit:
+    """A law fitted to a prepared table, with its held-out error (or, in `problems`, why there is none)."""
+
+    prepared: Prepared
+    fit: Fit
+    rollout: Rollout | None = None
+    holdout: Holdout | None = None
+    problems: tuple[str, ...] = field(default=())
+
+
+def prepare(path: str | Path, law: str, columns: Columns, rows: Rows | None = None) -> tuple[Law, Prepared]:
+    """Read the table and choose its rows; the law reads the symbols.
+
+    Raises UserError in one line: a file that is no table, an unknown column (with the nearest), a cell that is no
+    number, values without a logarithm, a constant loss, mixed units.
+    """
+    table, rows = read_table(path), rows or Rows()
+    if law not in LAWS:
+        raise UserError(f"law: {law!r} is not a known law{did_you_mean(law, LAWS)}")
+    data, sources = _symbols(table, law, columns)
+    chosen, names = _law(law, data, table.path)
+    everything = table.guessed().assign(line=table.frame.index)
+    everything = everything.drop(columns=[name for name in data.columns if name in everything]).join(data)
+    kept, dropped = _choose(everything, data[[*names, "L"]], sources, rows, table.path)
+    _refuse_too_few(kept, dropped, chosen, table.path)
+    _refuse(kept, chosen, sources, table.path)
+    mixed = mixed_units(kept, chosen.columns, "L")
+    sure = next((each for each in mixed if each.sure), None)
+    if sure is not None and not rows.trust_units:
+        raise UserError(f"{table.path}: {sure.words}; mend the table, or --trust-units takes it as it is")
+    warnings = (*(each.words for each in mixed), *_warnings(kept, chosen, table, columns))
+    by_line = kept.assign(id=[f"line {line}" for line in kept.index]).reset_index(drop=True)
+    return chosen, Prepared(table.path, by_line, sources, dropped, warnings)
+
+
+def fit_prepared(
+    law: Law, prepared: Prepared, *, on: str = "log", cuts: int = 5, held: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> TableFit:  # fmt: skip
+    """Fit, predict held-out rows under several cuts (0: none) and, with `held`, under the options of `holdout`.
+
+    `on`: residuals of the logarithm ("log") or of the loss itself ("loss", plain least squares). Other options go to
+    `fit`. Raises UserError as `fit`.
+    """
+    fitter = fit_on_loss if on == "loss" else fit
+    result = fitter(law, prepared.rows, y="L", **options)
+    whole = replace(result, dropped=pd.concat([prepared.dropped, result.dropped], ignore_index=True))
+    by = "C" if "C" in prepared.rows else law.columns[0]
+    told = {**options, "fitter": fitter, "y": "L"}
+    told["bootstrap"] = min(options.get("bootstrap", 0), MOST_HELD_OUT)
+    rolled, problems = None, []
+    if cuts:
+        try:
+            rolled = rollout(law, prepared.rows, by, cuts=cuts, **told)
+        except UserError as error:
+            problems.append(f"no held-out error stands beside this fit: {error}")
+    apart = None
+    if held is not None:
+        apart = holdout(law, prepared.rows, **{"by": by, **held}, **told)
+    return TableFit(prepared, whole, rolled, apart, tuple(problems))
+
+
+def _symbols(table: Table, law: str, columns: Columns) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A column per symbol that is named or follows from C = 6 N D, and what each is read from."""
+    labels = LAWS[law].labels
+    known = {**{name: name for name in LAWS[law].inputs()}, **SYMBOLS}
+    given = {**columns.inputs, "loss": columns.loss}
+    data, sources = pd.DataFrame(index=table.frame.index), {}
+    for key, text in given.items():
+        if key not in known:
+            raise UserError(f"law {law}: it has no input {key!r}{did_you_mean(key, known)}")
+        flag = f"--{key}" if key in ("n", "d", "flops", "loss") else f"--input {key}"
+        data[known[key]] = table.texts(text, flag) if key in labels else _numbers(table, text, flag)
+        sources[known[key]] = text if text in table.frame.columns else f"{text} (worked out)"
+    for symbol, of, formula in (
+        ("D", ("N", "C"), "C / (6 N)"),
+        ("N", ("D", "C"), "C / (6 D)"),
+        ("C", ("N", "D"), "6 N D"),
+    ):
+        if symbol not in data and set(of) <= set(data.columns):
+            first, second = (data[name] for name in of)
+            data[symbol] = 6.0 * first * second if symbol == "C" else second / (6.0 * first)
+            sources[symbol] = formula
+    return data, sources
+
+
+def _numbers(table: Table, text: str, flag: str) -> "pd.Series[float]":
+    """A column of numbers, or an expression in several."""
+    if text in table.frame.columns or not any(sign in text for sign in OPERATORS) or not _parses(text):
+        return table.numbers(text, flag)
+    expression = Filter(text, f"{table.path}: {flag}")
+    if not expression.names():
+        raise UserError(f"{table.path}: {flag}: {text!r} names no column; columns: {', '.join(table.frame.columns)}")
+    parts = pd.DataFrame({name: table.numbers(name, flag) for name in dict.fromkeys(expression.names())})
+    rows = ({str(name): value for name, value in row.items()} for row in parts.to_dict(orient="records"))
+    values = [expression.value(row) if not any(map(np.isnan, row.values())) else float("nan") for row in rows]
+    return pd.Series(values, parts.index, float)
+
+
+def _parses(text: str) -> bool:
+    try:
+        return isinstance(ast.parse(text.strip(), mode="eval").body, ast.BinOp | ast.UnaryOp | ast.Call)
+    except SyntaxError:
+        return False
+
+
+def _law(name: str, data: pd.DataFrame, path: str) -> tuple[Law, list[str]]:
+    """The law on the symbols. A law in one input takes compute, or the only input there is."""
+    chosen = {key: SYMBOLS.get(key, key) for key in LAWS[name].inputs()}
+    if "x" in chosen and "x" not in data:
+        there = [symbol for symbol in ("C", "N", "D", "U") if symbol in data]
+        if not there:
+            raise UserError(f"{path}: law {name} needs --flops COLUMN (or --n, --d, or --input x=COLUMN)")
+        chosen["x"] = there[0]
+    for key, symbol in chosen.items():
+        if symbol not in data:
+            flag = f"--{key} COLUMN" if key in ("n", "d") else f"--input {key}=COLUMN"
+            also = " (or --flops COLUMN beside the other: D = C / (6 N))" if key in ("n", "d") else ""
+            raise UserError(f"{path}: law {name} needs {flag}{also}")
+    law = make_law(name, **chosen)
+    return law, [*law.columns, *law.label_columns]
+
+
+def _choose(
+    everything: pd.DataFrame, used: pd.DataFrame, sources: Mapping[str, str], rows: Rows, path: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows to fit, and the others with the first reason that applies."""
+    reason = pd.Series("", everything.index, object)
+    for text, flag, unwanted in (*((text, "--drop", True) for text in rows.drop), (rows.where, "--where", False)):
+        if text is None:
+            continue
+        condition = Filter(text, f"{path}: {flag}")
+        if not condition.names():
+            raise UserError(f"{path}: {flag}: {text!r} names no column, so it says the same of every row")
+        out = [condition.keeps({str(k): v for k, v in row.items()}) is unwanted
+               for row in everything.to_dict(orient="records")]  # fmt: skip
+        reason[(reason == "") & pd.Series(out, everything.index)] = (
+            f"dropped where {text}" if unwanted else f"not where {text}"
+        )
+    for symbol in used.columns:
+        empty = used[symbol].isna() | used[symbol].astype(str).str.strip().eq("")
+        reason[(reason == "") & empty] = f"no value for {symbol} ({sources[symbol]})"
+    kept = reason == ""
+    dropped = pd.DataFrame({"id": [f"line {line}" for line in everything.index[~kept]], "reason": reason[~kept]})
+    return everything[kept], dropped.reset_index(drop=True)
+
+
+def _refuse_too_few(kept: pd.DataFrame, dropped: pd.DataFrame, law: Law, path: str) -> None:
+    """UserError where too few rows are left, with what became of the others."""
+    needed = len(law.parameters) + 1
+    if len(kept) >= needed:
+        return
+    counts = dropped.groupby("reason", sort=False).size()
+    why = "".join(f"; {number} dropped: {reason}" for reason, number in counts.items())
+    raise UserError(f"{path}: {law.name} has {needed - 1} parameters and needs at least {needed} points, found "
+                    f"{len(kept)}{why}")  # fmt: skip
+
+
+def _refuse(kept: pd.DataFrame, law: Law, sources: Mapping[str, str], path: str) -> None:
+    """UserError for values without a logarithm, and for losses that are all the same."""
+    for symbol in (*law.columns, "L"):
+        bad = kept.index[~(kept[symbol] > 0)]
+        if len(bad):
+            value = kept.loc[bad[0], symbol]
+            found = f"{path}, line {bad[0]}: {symbol} ({sources[symbol]}) is {value:g}"
+            raise UserError(f"{found}; a fit takes logarithms, so it must be positive ({len(bad)} of {len(kept)} rows; "
+                            f'--drop "{symbol} <= 0" leaves them out)')  # fmt: skip
+    if len(kept) and kept["L"].nunique() == 1:
+        raise UserError(f"{path}: every loss (L, {sources['L']}) is {kept['L'].iloc[0]:g}; there is nothing to fit")
+
+
+def _warnings(kept: pd.DataFrame, law: Law, table: Table, columns: Columns) -> list[str]:
+    """What a person should look at, in words; none of it stops a fit."""
+    found = []
+    for key, name in {**columns.inputs, "loss": columns.loss}.items():
+        if name in table.frame.columns and (many := table.with_units(name)):
+            found.append(f"{many} cells of {name} (--{key}) have a unit and were read as numbers: 70B as 7e10")
+    highest = float(kept["L"].max()) if len(kept) else 0.0
+    if highest > HIGHEST_LOSS:
+        found.append(
+            f"the highest loss is {highest:.4g}: is the column a perplexity or a percentage, not nats per token?"
+        )
+    if "N" in law.columns and len(kept) and float(kept["N"].max()) < FEWEST_PARAMETERS:
+        found.append(f"the largest N is {kept['N'].max():g}: in millions or billions? Coefficients, 6 N D and "
+                     "--predict take this unit; an expression such as --n \"N * 1e6\" changes it")  # fmt: skip
+    for name in law.columns if len(kept) > 3 else ():
+        rises = np.corrcoef(np.log(kept[name]), np.log(kept["L"]))[0, 1] if kept[name].nunique() > 1 else -1.0
+        if len(law.columns) == 1 and rises > 0:
+            found.append(f"the loss grows with {name}: is it a loss, and the right column?")
+    if len(again := kept[[*law.columns, *law.label_columns, "L"]].duplicated().pipe(lambda same: same[same])):
+        found.append(
+            f"{len(again)} rows repeat another row exactly (the first is line {again.index[0]}); they count twice"
+        )
+    spare = sorted(table.repeated)
+    return [
+        *found,
+        *([f"the header holds {', '.join(map(repr, spare))} more than once; the first was read"] if spare else []),
+    ]
