@@ -90,10 +90,13 @@ def compare(
     Seeds are paired where both variants ran the same ones: what a seed does to both cancels. The interval is Student's
     over the seeds' influence on the fitted multiplier (linearised); with one seed, or where one common curve misses the
     means by more than noise, it comes from the residuals. Choosing the best setting on the same means flatters both
-    variants alike and is not in the interval. Raises UserError for an unknown column or a variant without runs.
+    variants alike and is not in the interval. Raises UserError for an unknown column, a variant without runs, and one
+    that is compared with itself.
     """
     factor = column(runs, factor, "compare")
     x, y = column(runs, x, "compare"), column(runs, y, "compare")
+    if baseline == candidate:
+        raise UserError(f"compare: {baseline!r} is compared with itself; name two values of {factor}")
     rows = runs[select(runs, where, "compare.where")] if where else runs
     one, two = (make_ladder(rows, factor, variant, x, y) for variant in (baseline, candidate))
     paired = one.seeds == two.seeds
@@ -160,6 +163,8 @@ def _why_not(one: Ladder, two: Ladder) -> str | None:
         return "it takes two levels of each variant to know how the loss falls"
     low, high = (np.array([ladder.losses.mean(axis=1).min() for ladder in (one, two)]),
                  np.array([ladder.losses.mean(axis=1).max() for ladder in (one, two)]))  # fmt: skip
+    if one.x.min() > two.x.max() or two.x.min() > one.x.max():
+        return "the two variants were never run at comparable levels: their ranges do not overlap"
     if low.max() > high.min():
         return "the two variants share no loss: every run of one is better than every run of the other"
     return None

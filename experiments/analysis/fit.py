@@ -131,6 +131,13 @@ def _refuse_unfittable(law: Law, used: pd.DataFrame, y: str, n_dropped: int) -> 
             raise UserError(f"fit: {found}; a fit takes logarithms, so every value must be finite and positive "
                             f"({int(bad.sum())} of {len(used)} are not)")  # fmt: skip
         used[name] = values
+    for name in law.label_columns:
+        if (unnamed := used[name].isna()).any():
+            found = used.loc[unnamed, "id"].iloc[0]
+            raise UserError(f"fit: {name} of {found} is missing; it says which variant a run belongs to "
+                            f"({int(unnamed.sum())} of {len(used)} are missing)")  # fmt: skip
+    if used[y].nunique() < 2:
+        raise UserError(f"fit: every point has {y} = {used[y].iloc[0]:g}; a constant loss follows every law")
     for name in law.columns:
         if used[name].nunique() < 2:
             only = f"{name} = {used[name].iloc[0]:g}"

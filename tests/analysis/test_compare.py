@@ -118,6 +118,20 @@ def test_variants_without_a_common_loss_have_no_multiplier() -> None:
     assert result.outcome == "win"
 
 
+def test_variants_without_a_common_range_of_compute_have_no_verdict() -> None:
+    runs = variants(1.0, noise=1e-4)
+    runs.loc[runs["optimizer.kind"] == "muon", "flops"] *= 1e6
+    result = found(runs)
+    assert isinstance(result.multiplier, Refusal)
+    assert "ranges do not overlap" in result.multiplier.reason
+    assert result.outcome is None
+
+
+def test_a_variant_is_not_compared_with_itself() -> None:
+    with pytest.raises(UserError, match="'adamw' is compared with itself"):
+        compare(variants(2.0), "optimizer.kind", "adamw", "adamw")
+
+
 def test_a_multiplier_that_changes_is_said_to() -> None:
     runs = variants(1.0, noise=1e-4)
     runs.loc[runs["optimizer.kind"] == "muon", "val_loss"] = E + 250 * runs["flops"] ** -0.24

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments.analysis.fit import fit
-from experiments.analysis.laws import Chinchilla, SaturatingPowerLaw, Term
+from experiments.analysis.laws import Chinchilla, SaturatingPowerLaw, Term, make_law
 from nanogpt.config import UserError
 from tests.analysis.tables import PLANTED, planted_runs, with_diverged
 
@@ -141,6 +141,7 @@ REFUSALS = [
     pytest.param({"set": ("val_loss", 3, np.inf)}, "val_loss of 000000000003 is inf", id="infinite-loss"),
     pytest.param({"set": ("tokens", 3, 0.0)}, "tokens of 000000000003 is 0.0", id="zero-tokens"),
     pytest.param({"fill": ("tokens", 1e6)}, "every point has tokens = 1e\\+06", id="one-value"),
+    pytest.param({"fill": ("val_loss", 2.5)}, "every point has val_loss = 2.5; a constant loss", id="constant-loss"),
     pytest.param({"options": {"loss": "hubber"}}, "did you mean 'huber'", id="loss-name"),
     pytest.param({"options": {"delta": 0.0}}, "delta must be positive", id="delta"),
     pytest.param({"options": {"y": "val_los"}}, "did you mean 'val_loss'", id="column"),
@@ -159,6 +160,13 @@ def test_refusals_are_one_clear_line(case: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         fit("chinchilla", runs, **case.get("options", {}))
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_of_no_variant_is_refused() -> None:
+    runs = planted_runs().assign(variant="a")
+    runs.loc[3, "variant"] = np.nan
+    with pytest.raises(UserError, match="variant of 000000000003 is missing"):
+        fit(make_law("shared_exponent", group="variant"), runs)
 
 
 def test_as_many_different_inputs_as_parameters() -> None:
