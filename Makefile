@@ -37,7 +37,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.installed-dev $(VENV)/.installed-ray
-	$(BIN)/python -m pytest -m "slow or browser or slurm or ray or faults"
+	$(BIN)/python -m pytest -m "slow or browser or notebook or slurm or ray or faults"
 
 # Only installs: the tests start a cluster of their own.
 slurm-packages:

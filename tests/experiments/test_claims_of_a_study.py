@@ -57,6 +57,7 @@ def test_claims_reach_the_lock_and_a_size_has_its_own(write_study):
     assert Lock.model_validate(old).claims == []
 
 
+@pytest.mark.slow  # budget: half a minute
 def test_verdicts_in_terminal_and_report_and_strict(write_study, command, tmp_path):
     more = "claims: [every val_loss below 1000, lowest val_loss above 1000, held-out error below 2 %]\n"
     more += "fit: {law: power_law, x: tokens, bootstrap: 0, holdout: {largest: 1}}"

@@ -48,6 +48,7 @@ def line(study: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "experiments", "run", str(study), "--out", str(out), "--no-report", "--jobs", "1"]
 
 
+@pytest.mark.slow  # budget: half a minute
 def test_a_killed_study_ends_with_the_table_of_an_uninterrupted_one(study, tmp_path):
     subprocess.run(line(study, tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True, timeout=200)
     killed = tmp_path / "killed"

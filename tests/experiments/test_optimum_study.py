@@ -27,7 +27,7 @@ report: {figures: [lr_transfer]}
 """
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_from_study_to_report(tmp_path, capsys, seeds):
     (tmp_path / "base.yaml").write_text(BASE)
     study = tmp_path / "mini.yaml"

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.usefixtures("fake_engine")
 SURFACE = "{grid: {n_embd: [8, 16, 32], tokens: [65536, 131072, 262144]}}"
 CHINCHILLA = "fit: {law: chinchilla}"
 
+SLOW = pytest.mark.slow  # budget: half a minute each
+KINDS = ["isoflop", *(pytest.param(kind, marks=SLOW) for kind in ("tokens_per_param", "chinchilla"))]
+
 
 @pytest.fixture
 def plan(tmp_path, capsys):
@@ -181,8 +184,8 @@ def test_a_surface_crosses_sizes_and_lengths(write_study):
     assert len(design.cells) == 25 == len({(cell.rung.n, cell.value) for cell in design.cells})
 
 
-@pytest.mark.parametrize("kind", ["isoflop", "tokens_per_param", "chinchilla"])
-@pytest.mark.parametrize("budget", [["--flops", "1e14"], ["--budget", "1d"]])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("budget", [["--flops", "1e14"], pytest.param(["--budget", "1d"], marks=SLOW)])
 def test_a_proposed_study_keeps_to_its_budget_by_its_own_plan(plan, write_study, tmp_path, kind, budget):
     target = tmp_path / "mine.yaml"
     status, told, error = plan(write_study(SURFACE, CHINCHILLA), "--propose", kind, *budget, out=target)

@@ -90,6 +90,7 @@ def test_an_invalid_run_starts_nothing(runner, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow  # budget: half a minute
 def test_an_unfinished_run_has_a_row_without_a_loss(runner):
     table = runner.run_grid(grid_name="mixed", grid_params={"n_layer": [1]}, seeds=[1, 100, 102])
     assert list(table["status"]) == ["completed", "failed", "diverged"]

@@ -152,6 +152,7 @@ def test_runs_of_another_cell_or_seed_are_not_compared(optuna, write_study, tmp_
     assert [study.lock.search.cell(trial) for trial in verdict.finished] == [study.lock.search.cell(last.trial)] * 2
 
 
+@pytest.mark.slow  # budget: half a minute
 def test_a_search_is_pruned_by_the_child_that_proposes(optuna, write_study, tmp_path, command, monkeypatch):
     monkeypatch.setenv("FAKE_LOSS", "bowl")
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")

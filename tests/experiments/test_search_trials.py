@@ -80,6 +80,7 @@ def test_two_proposing_processes_share_one_search(optuna, write_study, results):
     assert len({run.id for run in study.runs()}) == 10
 
 
+@pytest.mark.slow  # budget: half a minute
 def test_a_trial_can_be_asked_again_from_what_its_sampler_was_told(optuna, write_study, results, command, monkeypatch):
     from experiments.search.asktell import ask
     from experiments.search.outcomes import outcome_of
