@@ -23,6 +23,7 @@ from experiments.planner.trunks import find_trunks
 from experiments.results import RESULTS
 from experiments.runner import Prepared
 from experiments.store import StudyFolder
+from nanogpt.config import UserError
 
 SUCCESS = 0
 
@@ -30,7 +31,9 @@ SUCCESS = 0
 def plan(arguments: argparse.Namespace) -> int:
     """Show what would be run, why, what it costs, and what the fit will know of its parameters."""
     out = None
-    if getattr(arguments, "propose", None) and arguments.out.suffix in (".yaml", ".yml"):
+    if getattr(arguments, "propose", None) and arguments.out.suffix:
+        if arguments.out.suffix not in (".yaml", ".yml"):
+            raise UserError(f"command line: --out: {arguments.out}: a proposed study is a file NAME.yaml")
         out, arguments.out = arguments.out, RESULTS  # where the proposed study goes; results stay where they are
     prepared = prepared_study(arguments)
     settings = settings_of(prepared.study, arguments)

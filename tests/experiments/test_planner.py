@@ -218,6 +218,8 @@ def test_a_proposal_overwrites_nothing_and_needs_a_budget(plan, write_study, tmp
     target.write_text("mine")
     assert "exists already" in plan(study, "--propose", "isoflop", "--flops", "1e14", out=target)[2]
     assert target.read_text() == "mine"
+    odd = tmp_path / "mine.txt"
+    assert "a proposed study is a file NAME.yaml" in plan(study, "--propose", "isoflop", "--flops", "1e14", out=odd)[2]
 
 
 def test_the_next_run_is_within_its_cost_and_new(plan, write_study, command, tmp_path):
