@@ -222,6 +222,7 @@ def test_a_proposal_overwrites_nothing_and_needs_a_budget(plan, write_study, tmp
     assert "a proposed study is a file NAME.yaml" in plan(study, "--propose", "isoflop", "--flops", "1e14", out=odd)[2]
 
 
+@pytest.mark.slow  # budget: half a minute
 def test_the_next_run_is_within_its_cost_and_new(plan, write_study, command, tmp_path):
     sweep = "{grid: {n_embd: [8, 12, 16, 24, 32, 48]}}"
     study = write_study(sweep, "fit: {law: saturating_power_law, x: n_params, bootstrap: 0}")

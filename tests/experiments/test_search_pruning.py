@@ -138,6 +138,7 @@ def test_a_pruned_run_is_never_shown_as_interrupted_while_its_worker_publishes_i
     assert state_of(folder).status == "interrupted"
 
 
+@pytest.mark.slow  # budget: half a minute
 def test_a_pruned_study_is_finished_and_reports_it(write_study, results, command, monkeypatch):
     monkeypatch.setenv("FAKE_LOSS", "bowl")
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.08")

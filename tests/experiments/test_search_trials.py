@@ -172,6 +172,7 @@ def test_the_cost_of_what_is_not_proposed_is_not_said_to_be_nothing(optuna, writ
     assert "no runs yet" in command("status", folder.path).stdout
 
 
+@pytest.mark.slow  # budget: half a minute
 def test_the_proposals_of_another_space_are_not_mixed_in(optuna, write_study, results, command):
     study = write_study(tpe(2))
     assert command("run", study, "--out", results, "--no-report").returncode == 0
