@@ -5,7 +5,6 @@ The same input gives the same bytes, and every file is replaced in one step.
 """
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.spec import check_approaches_spec, check_fit_spec, check_optimum_spec, check_report_spec
 from nanogpt.config import UserError, os_reason
+from nanogpt.record import replacing
 
 if TYPE_CHECKING:  # pandas and matplotlib take seconds to import, and only a report needs them
     import pandas as pd
@@ -130,11 +130,10 @@ def write_report(
 
 def _write(path: Path, data: bytes) -> Path:
     """Replace a file in one step, so that a reader never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with replacing(path) as draft:
+            draft.write_bytes(data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({os_reason(error, path)})") from error
     return path

@@ -52,8 +52,7 @@ def prepare(
 
     Runs that train `elsewhere` may name a device that this machine lacks.
     Raises UserError for anything wrong in the study, and unless one only `looks`, for a folder that cannot be written.
-    Drifted runs are
-    reported unless `drifted` says what to do with them.
+    Drifted runs are reported unless `drifted` says what to do with them.
     """
     if looks:
         StudyFolder(folder).check_place()

@@ -92,10 +92,14 @@ def _predicted_vs_measured(m: Material, s: FigureSpec) -> Figure:
     return figure_of(plots.predicted_vs_measured(m.holdout))
 
 
-def _residuals(m: Material, s: FigureSpec) -> Figure:
+def _fitted(m: Material, figure: str) -> Fit:
     if m.fit is None:
-        raise UserError("residuals: no law was fitted")
-    return figure_of(plots.residuals(m.fit, m.runs, hue=s.hue or "n_params"))
+        raise UserError(f"{figure}: no law was fitted")
+    return m.fit
+
+
+def _residuals(m: Material, s: FigureSpec) -> Figure:
+    return figure_of(plots.residuals(_fitted(m, "residuals"), m.runs, hue=s.hue or "n_params"))
 
 
 def _loss_vs(m: Material, s: FigureSpec) -> Figure:
@@ -156,15 +160,11 @@ def _rollout_errors(m: Material, s: FigureSpec) -> Figure:
 
 
 def _corner(m: Material, s: FigureSpec) -> Figure:
-    if m.fit is None:
-        raise UserError("corner: no law was fitted")
-    return corner(m.fit)
+    return corner(_fitted(m, "corner"))
 
 
 def _profiles(m: Material, s: FigureSpec) -> Figure:
-    if m.fit is None:
-        raise UserError("profiles: no law was fitted")
-    return profiles(m.fit)
+    return profiles(_fitted(m, "profiles"))
 
 
 def figure_of(axes: Axes) -> Figure:

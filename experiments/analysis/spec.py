@@ -1,9 +1,18 @@
 """The analysis of a study (`fit:`, `optimum:`, `approaches:`, `report:`), checked before anything launches."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from experiments.analysis.filters import Filter
 from experiments.analysis.laws import LAWS, law_inputs, make_law
@@ -17,6 +26,15 @@ FigureName = Literal[
     "lr_basin", "lr_transfer", "response_surface", "isoflop_slices", "compute_envelope", "loss_contours",
     "rollout_errors", "corner", "profiles",
 ]  # fmt: skip
+
+
+def _parses(text: str | None) -> str | None:
+    if text is not None:
+        Filter(text, "filter")
+    return text
+
+
+Where = Annotated[str | None, AfterValidator(_parses)]
 
 
 class _Section(BaseModel):
@@ -76,7 +94,7 @@ class FitSpec(_LawInputs):
     y: str = Field("val_loss", description="the loss column that is fitted")
     loss: LossName = Field("huber", description="on ln L, summed over the points")
     delta: float = Field(1e-3, gt=0, description="Huber threshold in ln L")
-    where: str | None = Field(None, description="filter on the rows, such as 'tokens >= 262144'")
+    where: Where = Field(None, description="filter on the rows, such as 'tokens >= 262144'")
     holdout: HoldoutSpec | None = None
     rollout: RolloutSpec = Field(RolloutSpec(), description="the held-out error that every report of a fit carries")
     bootstrap: int = Field(200, ge=0, description="resamples behind the intervals; 0 for none")
@@ -86,13 +104,6 @@ class FitSpec(_LawInputs):
     cluster: str | None = Field(None, description="column whose equal values are resampled together")
     intervals: Literal["bootstrap", "profile"] = Field("bootstrap", description="of the parameters")
     seed: int = 0
-
-    @field_validator("where")
-    @classmethod
-    def _where_parses(cls, text: str | None) -> str | None:
-        if text is not None:
-            Filter(text, "filter")
-        return text
 
     @model_validator(mode="after")
     def _clusters_are_drawn_whole(self) -> Self:
@@ -120,19 +131,12 @@ class OptimumSpec(_Section):
     panel: str | None = Field(None, description="column whose values are judged apart, such as mode")
     base: int | float | str | None = Field(None, description="size whose optimum the others use (default: smallest)")
     y: str = Field("val_loss", description="the loss")
-    where: str | None = Field(None, description="filter on the rows, such as 'batch_size == 32'")
+    where: Where = Field(None, description="filter on the rows, such as 'batch_size == 32'")
     window: int = Field(2, ge=1, description="grid steps to either side of the lowest mean that are fitted")
     max_drift: float = Field(1.0, gt=0, description="octaves that an optimum may lie from the base's")
     max_regret: float = Field(0.02, gt=0, description="loss that the base's optimum may cost; or 2 sd over seeds")
     bootstrap: int = Field(400, ge=0, description="resamples of seeds behind the intervals; 0 for none")
     seed: int = 0
-
-    @field_validator("where")
-    @classmethod
-    def _where_parses(cls, text: str | None) -> str | None:
-        if text is not None:
-            Filter(text, "filter")
-        return text
 
 
 class ApproachesSpec(_Section):
@@ -142,7 +146,7 @@ class ApproachesSpec(_Section):
         None, description="size column (default: that of a chinchilla fit, else n_params_non_embedding)"
     )
     y: str = Field("val_loss", description="the loss")
-    where: str | None = Field(None, description="filter on the rows")
+    where: Where = Field(None, description="filter on the rows")
     read: Literal["runs", "curves"] = Field("runs", description="final losses, or training curves (constant rate only)")
     budgets: int | tuple[float, ...] | None = Field(
         None, description="FLOPs of the slices, or how many (default: as run)"
@@ -154,13 +158,6 @@ class ApproachesSpec(_Section):
     )
     draws: int = Field(400, ge=0, description="disturbed tables behind the intervals; 0 for none")
     seed: int = 0
-
-    @field_validator("where")
-    @classmethod
-    def _where_parses(cls, text: str | None) -> str | None:
-        if text is not None:
-            Filter(text, "filter")
-        return text
 
 
 class FigureSpec(_Section):

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.commands.looking import folder_of
 from nanogpt.config import UserError, did_you_mean
+from nanogpt.record import replacing
 
 SUCCESS = 0
 HOLDOUT_KEYS = ("by", "fraction", "below", "largest")
@@ -112,11 +113,9 @@ def _draw(done: Any, arguments: argparse.Namespace) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Beside the target and renamed, so that nobody reads half a file."""
-    beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        with replacing(path) as draft:
+            draft.write_bytes(content)
     except OSError as error:
         raise UserError(f"fit: {path} cannot be written: {error.strerror or error}") from None
 
