@@ -196,8 +196,8 @@ def activations(model: GPT, idx_BT: Tensor) -> dict[str, list[Tensor]]:
         handles = [
             trunk.register_forward_pre_hook(lambda module, inputs: found["embedding"].append(inputs[0])),
             trunk.register_forward_hook(keep("final residual")),
-            *(block.attention.register_forward_hook(keep("attention branch")) for block in set(trunk.applied())),
-            *(block.ffn.register_forward_hook(keep("mlp branch")) for block in set(trunk.applied())),
+            *(block.attention.register_forward_hook(keep("attention branch")) for block in trunk.unique()),
+            *(block.ffn.register_forward_hook(keep("mlp branch")) for block in trunk.unique()),
         ]
         for handle in handles:
             hooks.callback(handle.remove)

@@ -275,7 +275,7 @@ def _saved_bytes(model: Model, sequences: int, fused: bool) -> int:
 def _applications(model: Model) -> int:
     from nanogpt.model.trunks import TRUNKS
 
-    return len(TRUNKS[model.trunk.kind].plan_of(model))
+    return round(TRUNKS[model.trunk.kind].depth_of(model))
 
 
 @cache

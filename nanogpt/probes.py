@@ -41,7 +41,8 @@ class Probes:
         outputs, self._outputs = self._outputs, []
         if not self.enabled:
             return {}
-        assert len(outputs) == len(self._model.trunk.plan), "one activation per application of a block"
+        trunk = self._model.trunk
+        assert len(outputs) == len(trunk.plan(trunk.schedule())), "one activation per application of a block"
         statistics = {f"activation_rms.{index}": rms for index, rms in enumerate(outputs)}
         for index, block in enumerate(self._model.trunk.blocks):
             gradients = [parameter.grad for parameter in block.parameters() if parameter.grad is not None]

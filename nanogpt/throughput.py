@@ -121,7 +121,7 @@ class _Work:
         torch.manual_seed(config.seed)
         self.autocast = autocast_for(config.train.precision, device)
         self.model = build_model(config, device)
-        self.forward: Any = torch.compile(self.model.loss) if config.runtime.compile else self.model.loss
+        self.forward: Any = torch.compile(self.model.losses) if config.runtime.compile else self.model.losses
         self.optimizer = build_optimizer(self.model, config, device, steps=WARM_UP_STEPS)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
 
@@ -130,6 +130,7 @@ class _Work:
         from nanogpt.optim import clip_gradients
         from nanogpt.train import accumulate_gradients
 
+        self.model.at_step(self.done)
         batch = self.stream.batch(self.done)
         micro_batch = self.config.micro_batch_size
         loss = accumulate_gradients(

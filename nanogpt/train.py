@@ -17,7 +17,7 @@ from nanogpt.describe import Description
 from nanogpt.evaluate import Autocast, evaluate
 from nanogpt.history import HistoryWriter, history_until
 from nanogpt.materials import Materials
-from nanogpt.model import build_model
+from nanogpt.model import Losses, build_model
 from nanogpt.noisescale import NoiseMeter
 from nanogpt.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rate
 from nanogpt.probes import Probes
@@ -71,7 +71,7 @@ def train(
 
     torch.manual_seed(config.seed)
     model = build_model(config, device)
-    forward: Any = torch.compile(model.loss) if settings.compile else model.loss
+    forward: Any = torch.compile(model.losses) if settings.compile else model.losses
     optimizer = build_optimizer(model, config, device, steps=horizon)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     parameters = list(model.parameters())
@@ -110,6 +110,7 @@ def train(
             learning_rate = peak_lr * lr_factor(config.schedule, progress.step, horizon, peak_lr)
             set_learning_rate(optimizer, learning_rate)
             probes.enabled = _falls_on(settings.probe_interval, progress.step + 1)
+            model.at_step(progress.step)
             batch = stream.batch(progress.step)
             accumulate = functools.partial(
                 accumulate_gradients, forward, batch, scaler=scaler, autocast=autocast, device=device
@@ -164,7 +165,7 @@ def train(
 
 
 def accumulate_gradients(
-    forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    forward: Callable[[torch.Tensor, torch.Tensor], Losses],
     batch: Batch,
     micro_batch_size: int,
     after_part: Callable[[], None] | None = None,
@@ -173,7 +174,9 @@ def accumulate_gradients(
     autocast: Autocast,
     device: torch.device,
 ) -> torch.Tensor:
-    """Gradients of the batch's mean loss, one micro-batch at a time; returns that loss, a detached scalar.
+    """Gradients of the batch's mean loss, one micro-batch at a time; returns the cross-entropy, a detached scalar.
+
+    Auxiliary losses are differentiated and not reported.
 
     `after_part` is called when the gradients of a micro-batch have been added to the others.
     Every sequence has the same number of scored targets, so the mean of the micro-batches' means is the batch's mean.
@@ -183,9 +186,10 @@ def accumulate_gradients(
     total = torch.zeros((), device=device)
     for x_MT, y_MT in zip(x_BT.split(micro_batch_size), y_BT.split(micro_batch_size), strict=True):
         with autocast():
-            loss = forward(x_MT, y_MT) / parts
+            losses = forward(x_MT, y_MT)
+            loss = losses.total / parts
         scaler.scale(loss).backward()
-        total += loss.detach()
+        total += losses.cross_entropy.detach() / parts
         if after_part is not None:
             after_part()
     return total

@@ -64,11 +64,12 @@ WEIGHT_DECAY_RULES: tuple[WeightDecayRule, ...] = ("width", "coupled", "sqrt", "
 class Shape:
     """What the rules need of a model. `n_layer` counts applications of blocks on the residual path, two branches each.
 
-    `ffn_hidden` may be fractional for a base, where it stands for "in proportion to the model's".
+    `n_layer` is an expected number where a trunk draws it; `ffn_hidden` may be fractional for a base, where it
+    stands for "in proportion to the model's".
     """
 
     n_embd: int
-    n_layer: int
+    n_layer: float
     head_size: int
     ffn_hidden: float
 

@@ -121,10 +121,10 @@ def test_activations_are_those_of_the_models_own_operations(tiny: Make) -> None:
     torch.testing.assert_close(found["embedding"], [x.detach()])
     context = model._context(idx)
     for layer, block in enumerate(model.trunk.blocks):
-        branch = block.attention(block.attention_norm(x), context)
+        branch = block.attention(block.attention_norm(x), context, layer)
         torch.testing.assert_close(found["attention branch"][layer], branch.detach())
         x = x + branch
-        branch = block.ffn(block.ffn_norm(x))
+        branch = block.ffn(block.ffn_norm(x), context, layer)
         torch.testing.assert_close(found["mlp branch"][layer], branch.detach())
         x = x + branch
     torch.testing.assert_close(found["final residual"], [x.detach()])

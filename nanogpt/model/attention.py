@@ -3,22 +3,14 @@
 Shapes: B batch, T tokens, D n_embd, H query heads, J key/value heads, G = H / J queries per key, K head size.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt.config.model import Model
-from nanogpt.model.layers import TRAINING, Linear, Norm, Rotation, rotate
+from nanogpt.model.context import Context
+from nanogpt.model.layers import TRAINING, Linear, Norm, rotate
 from parametrization import Role, Rules
-
-
-class AttentionContext(NamedTuple):
-    """What every application of attention in one forward pass shares."""
-
-    mask_TT: Tensor | None  # 0 on and below the diagonal, -inf above; None selects the fused kernel
-    rotation: Rotation | None
 
 
 class Attention(nn.Module):
@@ -38,7 +30,7 @@ class Attention(nn.Module):
         self.q_norm = Norm(self.head_size, "rmsnorm", bias=False) if model.qk_norm else None
         self.k_norm = Norm(self.head_size, "rmsnorm", bias=False) if model.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context, application: int) -> Tensor:
         batch, tokens, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(batch, tokens, -1, self.head_size)
         q_BTHK, k_BTJK, v_BTJK = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)

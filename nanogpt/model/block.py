@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt.config.model import Model
-from nanogpt.model.attention import Attention, AttentionContext
+from nanogpt.model.attention import Attention
+from nanogpt.model.context import Context
 from nanogpt.model.ffn import FFNS
 from nanogpt.model.layers import Norm
 from parametrization import Rules
@@ -26,9 +27,9 @@ class Block(nn.Module):
         self.ffn_norm = Norm(model.n_embd, model.norm, model.bias)
         self.ffn = FFNS[model.ffn.kind](model)
 
-    def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
-        x_BTD = self._add(x_BTD, self.attention(self.attention_norm(x_BTD), context))
-        return self._add(x_BTD, self.ffn(self.ffn_norm(x_BTD)))
+    def forward(self, x_BTD: Tensor, context: Context, application: int) -> Tensor:
+        x_BTD = self._add(x_BTD, self.attention(self.attention_norm(x_BTD), context, application))
+        return self._add(x_BTD, self.ffn(self.ffn_norm(x_BTD), context, application))
 
     def _add(self, x_BTD: Tensor, branch_BTD: Tensor) -> Tensor:
         if self.training and self.dropout > 0:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt.config.model import Model
+from nanogpt.model.context import Context
 from nanogpt.model.layers import Linear
 from parametrization import Role
 
@@ -16,7 +17,7 @@ from parametrization import Role
 class FeedForward(nn.Module):
     """What a block needs of a feed-forward layer: a forward pass and its price."""
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context, application: int) -> Tensor:
         raise AssertionError(f"{type(self).__name__} does not define forward")
 
     def flops_per_token(self) -> int:
@@ -33,7 +34,7 @@ class Plain(FeedForward):
         self.up = Linear(model.n_embd, model.ffn_hidden, Role.HIDDEN, model.bias)
         self.down = Linear(model.ffn_hidden, model.n_embd, Role.FFN_OUT, model.bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context, application: int) -> Tensor:
         return self.down(self.activation(self.up(x_BTD)))
 
 
@@ -46,7 +47,7 @@ class SwiGLU(FeedForward):
         self.up = Linear(model.n_embd, model.ffn_hidden, Role.HIDDEN, model.bias)
         self.down = Linear(model.ffn_hidden, model.n_embd, Role.FFN_OUT, model.bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context, application: int) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 

@@ -3,7 +3,9 @@
 Shapes: B batch, T tokens, D n_embd, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,9 @@ from torch import Tensor, nn
 from nanogpt.config import Config, UserError
 from nanogpt.config.model import Model
 from nanogpt.config.parametrization import Parametrization
-from nanogpt.model.attention import AttentionContext
+from nanogpt.model.context import Context, Routed
 from nanogpt.model.layers import TRAINING, Embedding, Layer, Linear, Norm, Rotation, rotation_table
-from nanogpt.model.trunks import TRUNKS
+from nanogpt.model.trunks import TRUNKS, Application
 from parametrization import Role, Rules, Shape, scaling_rules
 
 IGNORED = -1  # a target that is not scored
@@ -42,9 +44,22 @@ class ParameterCounts:
         return asdict(self)
 
 
+class Losses(NamedTuple):
+    """One micro-batch: mean cross-entropy in nats, the sum of the weighted auxiliary losses (None: there are none)."""
+
+    cross_entropy: Tensor
+    auxiliary: Tensor | None
+    routed: list[Routed]
+
+    @property
+    def total(self) -> Tensor:
+        """What is differentiated."""
+        return self.cross_entropy if self.auxiliary is None else self.cross_entropy + self.auxiliary
+
+
 def model_rules(model: Model, parametrization: Parametrization) -> Rules:
     """The scaling rules of this model: its own shape against the base shape the parametrization names."""
-    depth = len(TRUNKS[model.trunk.kind].plan_of(model))
+    depth = TRUNKS[model.trunk.kind].depth_of(model)
     shape = Shape(model.n_embd, depth, model.head_size, model.ffn_hidden)
     base_n_embd = parametrization.base_n_embd or model.n_embd
     base = Shape(
@@ -148,7 +163,10 @@ class GPT(nn.Module):
 
     def forward(self, idx_BT: Tensor) -> Tensor:
         """Logits of the next token at each position, (B, T, V). At most block_size tokens."""
-        x_BTD = self.final_norm(self.trunk(self._embed(idx_BT), self._context(idx_BT)))
+        return self._logits(idx_BT, self._context(idx_BT))
+
+    def _logits(self, idx_BT: Tensor, context: Context) -> Tensor:
+        x_BTD = self.final_norm(self.trunk(self._embed(idx_BT), context))
         if self.rules.output_multiplier != 1.0:
             x_BTD = x_BTD * self.rules.output_multiplier
         logits_BTV = F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
@@ -165,7 +183,7 @@ class GPT(nn.Module):
             x_BTD = F.dropout(x_BTD, self.config.dropout)
         return x_BTD
 
-    def _context(self, idx_BT: Tensor) -> AttentionContext:
+    def _context(self, idx_BT: Tensor) -> Context:
         tokens = idx_BT.shape[1]
         assert tokens <= self.config.block_size, f"{tokens} tokens in a context of {self.config.block_size}"
         rotation = None
@@ -173,12 +191,23 @@ class GPT(nn.Module):
             rotation = Rotation(self.rope_cos_T1K[:tokens], self.rope_sin_T1K[:tokens])
         explicit = self.attention == "explicit" or (self.attention == "auto" and idx_BT.device.type == "cpu")
         mask = self.causal_mask_TT[:tokens, :tokens] if explicit and self.causal_mask_TT is not None else None
-        return AttentionContext(mask, rotation)
+        return Context(mask, rotation)
 
     def loss(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy in nats over the targets that are not -1; the logits enter it as float32."""
-        logits_BTV = self(idx_BT).float()
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED)
+        return self.losses(idx_BT, targets_BT).cross_entropy
+
+    def losses(self, idx_BT: Tensor, targets_BT: Tensor) -> Losses:
+        """What a training step minimises, cross-entropy and auxiliary losses apart, with the routers' statistics."""
+        context = self._context(idx_BT)
+        logits_BTV = self._logits(idx_BT, context).float()
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED)
+        auxiliary = [routed.auxiliary_loss for routed in context.routed if routed.auxiliary_loss is not None]
+        return Losses(loss, torch.stack(auxiliary).sum() if auxiliary else None, context.routed)
+
+    def at_step(self, step: int) -> None:
+        """Name the optimizer step that is about to be trained (from 0): trunks may draw their schedule from it."""
+        self.trunk.step = step
 
     def loss_sums(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The cross-entropy of each sequence, summed over its scored targets, (B,): what a standard error needs."""
@@ -194,13 +223,24 @@ class GPT(nn.Module):
     def flops_by_module(self, tokens: int | None = None) -> dict[str, int]:
         """Training FLOPs per token, once per application; looking up an embedding costs none."""
         length = tokens or self.config.block_size
-        blocks = self.trunk.applied()
-        scores = sum(block.attention.score_flops_per_token(length) for block in blocks)
-        return {
-            "attention matrices": sum(block.attention.flops_per_token(length) for block in blocks) - scores,
-            "attention scores": scores,
-            "feed-forward": sum(block.ffn.flops_per_token() for block in blocks),
-            "head": TRAINING * 2 * self.embedding.weight.numel(),
+        return self.flops_of(self.trunk.usage(), length)
+
+    def flops_of(self, usage: Mapping[Application, float], tokens: int) -> dict[str, int]:
+        """Training FLOPs per token of a plan, counted (`Counter(plan)`), or of an expected usage.
+
+        An application without gradients costs a third, its forward pass.
+        """
+        found = dict.fromkeys(("attention matrices", "attention scores", "feed-forward"), 0.0)
+        blocks = self.trunk.unique()
+        for (index, grad), count in usage.items():
+            block = blocks[index]
+            share = count if grad else count / TRAINING
+            scores = block.attention.score_flops_per_token(tokens)
+            found["attention matrices"] += share * (block.attention.flops_per_token(tokens) - scores)
+            found["attention scores"] += share * scores
+            found["feed-forward"] += share * block.ffn.flops_per_token()
+        return {name: round(flops) for name, flops in found.items()} | {
+            "head": TRAINING * 2 * self.embedding.weight.numel()
         }
 
     def parameter_counts(self) -> ParameterCounts:

@@ -145,9 +145,9 @@ def test_dropout_reaches_the_attention_probabilities(attention: str) -> None:
     model = build_model(config({"dropout": 0.5}, runtime={"attention": attention}))
     layer = model.trunk.blocks[0].attention
     x, context = torch.randn(1, 8, 16), model._context(tokens())
-    assert not torch.equal(layer(x, context), layer(x, context))
+    assert not torch.equal(layer(x, context, 0), layer(x, context, 0))
     layer.eval()
-    assert torch.equal(layer(x, context), layer(x, context))
+    assert torch.equal(layer(x, context, 0), layer(x, context, 0))
 
 
 def test_four_micro_batches_have_the_gradient_of_one_batch() -> None:
@@ -210,7 +210,7 @@ def test_every_forward_multiplier_acts_with_and_without_targets() -> None:
         scores = q @ k.mT * (math.sqrt(4) / 8)
         y = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf).softmax(-1) @ v
         x = x + block.attention.out(y.transpose(0, 1).reshape(8, 16)) / 2
-        x = x + block.ffn(block.ffn_norm(x)) / 2
+        x = x + block.ffn(block.ffn_norm(x), model._context(idx), 0) / 2
     logits = (model.final_norm(x) * 5.0 / 2) @ model.embedding.weight.T
     torch.testing.assert_close(model(idx)[0], logits, rtol=1e-5, atol=1e-6)
     targets = tokens(1, seed=1)

@@ -7,6 +7,7 @@ import torch
 
 from nanogpt.config.model import Model
 from nanogpt.model.attention import explicit_attention, fused_attention
+from nanogpt.model.context import Context
 from nanogpt.model.ffn import FFNS
 from nanogpt.model.layers import Norm, rotate, rotation_table
 
@@ -67,7 +68,7 @@ def test_feed_forward_layers_equal_their_formulas(kind: str) -> None:
     else:
         assert ffn.up.weight.shape == (32, 8)
         expected = ACTIVATIONS[kind](x @ weights["up"]) @ weights["down"]
-    torch.testing.assert_close(ffn(x), expected)
+    torch.testing.assert_close(ffn(x, Context(None, None), 0), expected)
 
 
 def test_rope_turns_each_pair_by_its_angle() -> None:
