@@ -198,7 +198,8 @@ def leaf_default(path: tuple[str, ...]) -> list[Any]:
         defaults = [field.default for field in found]
     if path[-1] == "kind":
         return [default.kind for default in defaults]
-    return [section.model_fields[path[-1]].default for section in sections if path[-1] in section.model_fields]
+    found = [section.model_fields[path[-1]].default for section in sections if path[-1] in section.model_fields]
+    return [list(default) if isinstance(default, tuple) else default for default in found]
 
 
 def leaves() -> dict[str, tuple[str, ...]]:

@@ -8,7 +8,9 @@ from typing import Any, Self
 from nanogpt.config.aliases import ALIASES
 from nanogpt.config.errors import UserError
 from nanogpt.config.keys import default_kinds, known_paths, resolve_key
+from nanogpt.config.model import kind_of
 from nanogpt.config.training import HORIZONS
+from nanogpt.config.trunks import COUNT_THEIR_OWN
 
 Path = tuple[str, ...]
 
@@ -42,10 +44,23 @@ class Layers:
         settled = {key: _resolve(key, value, named[key]) for key, value in tree.items()}
         _refuse_repeats(tree, settled, named)
         self._drop_horizons(tree, settled)
+        trunk, said = self._trunk(), {dotted for key in tree for dotted in _leaves(settled[key], tree[key])}
         # A kind goes first: it clears another kind's settings, but not those said beside it.
-        for key, value in sorted(tree.items(), key=lambda item: not settled[item[0]].endswith(".kind")):
+        for key, value in sorted(tree.items(), key=lambda item: _kinds_first(settled[item[0]], item[1])):
             self._assign(settled[key], value, (key,), where, named[key])
         self._write_kinds()
+        if self._trunk() != trunk and "model.n_layer" not in said:
+            self._drop_n_layer()
+
+    def _trunk(self) -> str | None:
+        return kind_of(self._value(("model", "trunk")))
+
+    def _drop_n_layer(self) -> None:
+        """A later layer's trunk that counts its own blocks replaces an earlier layer's `n_layer`, and the reverse."""
+        model = self.tree.get("model", {})
+        if "n_layer" in model and (model["n_layer"] is None) == (self._trunk() not in COUNT_THEIR_OWN):
+            del model["n_layer"]
+            self.places.pop(("model", "n_layer"), None)
 
     def _write_kinds(self) -> None:
         """Write out the kinds left to their default, so that a later layer's other kind is seen as another."""
@@ -136,6 +151,13 @@ class Layers:
         for key in path:
             node = node.get(key) if isinstance(node, dict) else None
         return node
+
+
+def _kinds_first(dotted: str, value: Any) -> tuple[bool, int]:
+    """A sort key: kinds before all else, also in the short form (`ffn: swiglu`), and outer ones before inner ones."""
+    short = isinstance(value, str) and tuple(dotted.split(".")) in default_kinds()
+    kind = short or dotted.endswith(".kind")
+    return not kind, dotted.count(".") - (not short) if kind else 0
 
 
 def _refuse_repeats(tree: Mapping[str, Any], settled: Mapping[str, str], named: Mapping[str, str]) -> None:

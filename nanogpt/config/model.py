@@ -1,10 +1,11 @@
 """The `model` section: the shape of the network. Trunk (how blocks are applied) and ffn are two independent axes."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from nanogpt.config.section import PositiveFloat, PositiveInt, Section, Shorthand
+from nanogpt.config.trunks import COUNT_THEIR_OWN, Shared, Stack, Trunk
 
 
 class Gelu(Section):
@@ -41,17 +42,20 @@ class SwiGLU(Section):
 FFN = Annotated[Gelu | GeluExact | Relu2 | SwiGLU, Field(discriminator="kind"), Shorthand("kind", "gelu")]
 
 
-class Stack(Section):
-    """The ordinary trunk: n_layer blocks of their own, applied once each."""
-
-    kind: Literal["stack"] = "stack"
+def kind_of(section: Any) -> str | None:
+    """The kind that a tagged section names, in any of the forms in which it may be written."""
+    if isinstance(section, dict):
+        return section.get("kind")
+    return section if isinstance(section, str) else getattr(section, "kind", None)
 
 
 class Model(Section):
     """Shape of the GPT. Defaults are GPT-2 124M's."""
 
     # The upper bounds are far beyond any use; they answer a slip of the keyboard before it asks for all memory.
-    n_layer: PositiveInt = Field(12, le=10_000)
+    n_layer: PositiveInt | None = Field(
+        12, le=10_000, description="Applications of blocks; null under the trunks that count their own."
+    )
     n_head: PositiveInt = 12
     n_kv_head: PositiveInt | None = Field(None, description="Key/value heads (GQA, arXiv 2305.13245); default n_head.")
     n_embd: PositiveInt = Field(768, le=2**20)
@@ -68,7 +72,7 @@ class Model(Section):
     logit_softcap: PositiveFloat | None = Field(None, description="c * tanh(logits / c); null is off.")
     dropout: float = Field(0.0, ge=0, lt=1)
     ffn: FFN = Gelu()
-    trunk: Annotated[Stack, Shorthand("kind", "stack")] = Stack()
+    trunk: Trunk = Stack()
 
     @property
     def kv_heads(self) -> int:
@@ -90,6 +94,33 @@ class Model(Section):
             # 8/3 d in whole numbers: a float 8 / 3 * 768 may land a hair above 2048 and round up a whole step.
             return -(-8 * n_embd // (3 * multiple)) * multiple
         return 4 * n_embd
+
+    @property
+    def layers(self) -> int:
+        """`n_layer` of the trunks that take it."""
+        assert self.n_layer is not None, f"the trunk {self.trunk.kind} counts its own"
+        return self.n_layer
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_a_second_depth(cls, data: Any) -> Any:
+        """`n_layer` would be ignored under a trunk that counts its own; resolved configs say null there."""
+        if not isinstance(data, dict) or (kind := kind_of(data.get("trunk"))) not in COUNT_THEIR_OWN:
+            return data
+        if (given := data.get("n_layer")) is not None:
+            raise ValueError(
+                f"n_layer={given}: trunk={kind} takes its depth from {COUNT_THEIR_OWN[kind]} of model.trunk; "
+                "take n_layer out"
+            )
+        return {**data, "n_layer": None}
+
+    @model_validator(mode="after")
+    def _has_layers(self) -> Self:
+        if self.n_layer is None and self.trunk.kind not in COUNT_THEIR_OWN:
+            raise ValueError(f"n_layer: trunk={self.trunk.kind} needs a whole number, got None")
+        if isinstance(self.trunk, Shared) and self.trunk.groups > self.layers:
+            raise ValueError(f"trunk.groups={self.trunk.groups} is more than n_layer={self.n_layer}")
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -164,7 +164,10 @@ def test_parametrization_modes_in_any_case(base: Path, mode: str) -> None:
 MISTAKES = [
     ("n_layr=3", "command line: n_layr: no such key; did you mean 'n_layer'?"),
     ("model.n_layr=3", "command line: model.n_layr: no such key; did you mean 'n_layer'?"),
-    ("kind=gelu", "command line: kind: ambiguous; write one of model.ffn.kind, model.trunk.kind, data.corpus.kind"),
+    (
+        "kind=gelu",
+        "command line: kind: ambiguous; write one of model.ffn.kind, model.trunk.kind, model.trunk.depth.kind",
+    ),
     ("n_layer=no", "command line: model.n_layer: expected a whole number, got 'no'"),
     ("n_layer=2.5", "command line: model.n_layer: expected a whole number, got 2.5"),
     ("n_layer=true", "command line: model.n_layer: expected a whole number, got True"),
