@@ -47,6 +47,7 @@ class LockedRun(_Frozen):
     n_params: int
     n_params_non_embedding: int
     n_params_active: int
+    n_params_applied: int | None = None  # locks of old do not say
     parameters: dict[str, int]
     memory_bytes: int
     checkpoint_bytes: int

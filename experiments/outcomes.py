@@ -176,7 +176,8 @@ def written_off(run: LockedRun, home: Path, generation: int, ended: Ended) -> Re
     return Record(
         id=run.id, status=ended.status, steps=steps, tokens=round(run.tokens * done), flops=run.flops * done,
         flops_per_token=run.flops_per_token, n_params=run.n_params, n_params_non_embedding=run.n_params_non_embedding,
-        n_params_active=run.n_params_active, wall_seconds=0.0, cpu_seconds=0.0, seed=run.config["seed"],
+        n_params_active=run.n_params_active, n_params_applied=run.n_params_applied, wall_seconds=0.0, cpu_seconds=0.0,
+        seed=run.config["seed"],
         attempts=generation, config=run.config, factors=run.factors, parameters=run.parameters, environment={},
         error=ended.error,
     )  # fmt: skip

@@ -57,7 +57,7 @@ def run_attempt(
         surroundings["resumed_from"] = result.resumed_from
     record = _record(description, folder, result, error, time.perf_counter() - started, surroundings)
     peak, speed = peak_flops(str(device)), record.tokens_per_second
-    mfu = speed * description.flops_per_token / peak if peak and speed else None
+    mfu = speed * record.flops / record.tokens / peak if peak and speed else None
     record = record.model_copy(update={"peak_memory_bytes": peak_memory_bytes(str(device)), "mfu": mfu})
     write_record(attempt_folder(folder, attempt) / "outcome.json", record)
     return record
@@ -84,6 +84,7 @@ def _record(
         "n_params": description.n_params,
         "n_params_non_embedding": description.n_params_non_embedding,
         "n_params_active": description.n_params_active,
+        "n_params_applied": description.n_params_applied,
         "parameters": description.parameters,
         "seed": config.seed,
         "attempts": len(attempt_numbers(folder)),
@@ -93,10 +94,10 @@ def _record(
     }
     if result is None:
         return Record(status="failed", steps=0, tokens=0, flops=0.0, wall_seconds=seconds, cpu_seconds=0.0, **known)
-    return Record(status=result.status, **known, **_figures(result, description.flops_per_token))
+    return Record(status=result.status, **known, **_figures(result))
 
 
-def _figures(result: Result, flops_per_token: int) -> dict[str, Any]:
+def _figures(result: Result) -> dict[str, Any]:
     progress = result.progress
     # A diverged run has no final validation loss; what it reached before stands in best_val_loss.
     status: Status = result.status
@@ -114,7 +115,8 @@ def _figures(result: Result, flops_per_token: int) -> dict[str, Any]:
         "diverged_at_step": result.diverged_at_step,
         "steps": progress.step,
         "tokens": progress.tokens,
-        "flops": float(flops_per_token * progress.tokens),
+        "flops": float(progress.flops),
+        "applications": progress.applications / progress.step if progress.step else None,
         "tokens_per_second": progress.tokens / progress.step_seconds if progress.step_seconds else None,
         "wall_seconds": progress.wall_seconds,
         "cpu_seconds": progress.cpu_seconds,

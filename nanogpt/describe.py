@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import Config, UserError, run_id
 from nanogpt.config.model import Model
+from nanogpt.config.trunks import Stack
 
 if TYPE_CHECKING:
     from nanogpt.data.corpora import CorpusFacts
@@ -21,6 +22,7 @@ CHECKPOINT_OVERHEAD = 2**15  # random-number states, names, the archive's direct
 # Share of the float32 activations that stays under autocast, where the residual stream and the norms are float32.
 # Saved tensors measured on a CPU: 0.65 (GELU, LayerNorm) to 0.77 (SwiGLU, RMSNorm, RoPE).
 HALF_PRECISION_SHARE = 0.75
+MOST_DRAWN = 20_000  # steps whose schedules are drawn to say what a run realises: a moment's work
 SHALLOW = (1, 2)  # layers of the models from which the memory of deeper ones is told
 
 
@@ -45,6 +47,9 @@ class ModelFacts:
     n_params: int
     n_params_non_embedding: int
     n_params_active: int
+    n_params_applied: int
+    applications: float  # of blocks per step, in expectation
+    unique_blocks: int
     flops_by_module: Mapping[str, int]
 
     @property
@@ -65,6 +70,9 @@ class Description:
     n_params: int
     n_params_non_embedding: int
     n_params_active: int
+    n_params_applied: int
+    applications: float
+    unique_blocks: int
     parameters: dict[str, int]
     flops_by_module: dict[str, int]
     checkpoint_bytes: int
@@ -107,6 +115,9 @@ def describe(config: Config, corpus: "CorpusFacts | None" = None, elsewhere: boo
         n_params=facts.n_params,
         n_params_non_embedding=facts.n_params_non_embedding,
         n_params_active=facts.n_params_active,
+        n_params_applied=facts.n_params_applied,
+        applications=facts.applications,
+        unique_blocks=facts.unique_blocks,
         parameters=dict(facts.parameters),
         flops_by_module=dict(facts.flops_by_module),
         checkpoint_bytes=FLOAT_BYTES * (facts.n_params + moments(config, facts)) + CHECKPOINT_OVERHEAD,
@@ -220,6 +231,9 @@ def model_facts(model: Model) -> ModelFacts:
         n_params=counts.total,
         n_params_non_embedding=counts.non_embedding,
         n_params_active=counts.active,
+        n_params_applied=counts.applied,
+        applications=sum(gpt.trunk.usage().values()),
+        unique_blocks=len(gpt.trunk.unique()),
         flops_by_module=gpt.flops_by_module(),
     )
 
@@ -259,23 +273,20 @@ def _is_fused(config: Config) -> bool:
 def _saved_bytes(model: Model, sequences: int, fused: bool) -> int:
     """float32 bytes kept for the backward pass of a micro-batch.
 
-    Every application of a block keeps the same, so a deep model is told from two shallow ones.
+    Every application of a block keeps the same, whatever the trunk, so a deep model is told from two shallow ones.
     """
-    applications = _applications(model)
-    shallow, deeper = (model.model_copy(update={"n_layer": layers}) for layers in SHALLOW)
-    step = _applications(deeper) - _applications(shallow)
-    if model.n_layer <= deeper.n_layer or step <= 0:
-        saved = _kept_by_autograd(model, sequences)
-    else:
-        first, second = (_kept_by_autograd(each, sequences) for each in (shallow, deeper))
-        saved = first + (second - first) * (applications - _applications(shallow)) // step
+    applications, between = _kept_applications(model)
+    shallow, deeper = (model.model_copy(update={"n_layer": layers, "trunk": Stack()}) for layers in SHALLOW)
+    first, second = (_kept_by_autograd(each, sequences) for each in (shallow, deeper))
+    saved = first + (second - first) * (applications - shallow.layers) // (deeper.layers - shallow.layers)
+    saved += between * sequences * model.block_size * FLOAT_BYTES
     return saved - sequences * _score_bytes(model, applications) if fused else saved
 
 
-def _applications(model: Model) -> int:
+def _kept_applications(model: Model) -> tuple[int, int]:
     from nanogpt.model.trunks import TRUNKS
 
-    return round(TRUNKS[model.trunk.kind].depth_of(model))
+    return TRUNKS[model.trunk.kind].kept(model)
 
 
 @cache
@@ -324,7 +335,8 @@ def format_description(description: Description, missing: str = "") -> str:
     parts = {
         "run": {
             "id": "unknown until the corpus is there" if missing else d.id,
-            "model": f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
+            "model": f"{_depth(model)}, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
+            "trunk": _trunk(d),
             "corpus": f"{missing}; {model.vocab_size:,} kinds of tokens assumed"
             if missing
             else f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",
@@ -338,6 +350,7 @@ def format_description(description: Description, missing: str = "") -> str:
             "total": f"{d.n_params:,}",
             "non-embedding": f"{d.n_params_non_embedding:,}",
             "active per token": f"{d.n_params_active:,}",
+            "applied, counted by use": f"{d.n_params_applied:,}",
         },
         "training FLOPs per token": {
             **{name: f"{flops:,}" for name, flops in d.flops_by_module.items()},
@@ -358,6 +371,34 @@ def format_description(description: Description, missing: str = "") -> str:
         },
     }
     return "\n\n".join(_format_part(title, rows) for title, rows in parts.items())
+
+
+def _depth(model: Model) -> str:
+    return f"{model.n_layer} layers" if model.n_layer is not None else model.trunk.kind
+
+
+def _trunk(description: Description) -> str:
+    """Unique blocks and how often they are applied: expected, in this run's own steps, and in evaluation."""
+    from nanogpt.model import build_model
+
+    d, gpt = description, build_model(description.config, "meta")
+    blocks = "block" if d.unique_blocks == 1 else "blocks"
+    text = f"{d.config.model.trunk.kind}: {d.unique_blocks} unique {blocks}, {d.applications:.6g} applications"
+    if not gpt.trunk.drawn and len(gpt.trunk.plan()) == d.applications:
+        return text
+    return f"{text} expected{_realised(d, gpt)}, {len(gpt.trunk.plan())} in evaluation"
+
+
+def _realised(description: Description, gpt: "GPT") -> str:
+    """What the seed draws for the steps of the run: known before it is trained."""
+    if not gpt.trunk.drawn:
+        return ""
+    steps = min(description.steps, MOST_DRAWN)
+    costs = [gpt.step_cost(step) for step in range(steps)]
+    applied = sum(cost.applications for cost in costs) / steps
+    flops = sum(cost.flops_per_token for cost in costs) / steps / description.flops_per_token - 1
+    which = "in this run" if steps == description.steps else f"in its first {steps:,} steps"
+    return f", {applied:.6g} realised {which} ({flops:+.2%} FLOPs)"
 
 
 def causal_flops_per_token(description: Description) -> float:

@@ -14,6 +14,8 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
+    flops: int = 0  # training FLOPs, of each step what was drawn for it
+    applications: int = 0  # of blocks, summed over the steps
     loss_sum: float = 0.0  # of the steps since the last line of the history
     loss_count: int = 0
     train_loss: float | None = None

@@ -49,10 +49,12 @@ class Record(BaseModel):
     steps: int
     tokens: int
     flops: float
+    applications: float | None = None
     flops_per_token: int
     n_params: int
     n_params_non_embedding: int
     n_params_active: int
+    n_params_applied: int | None = None
     tokens_per_second: float | None = None
     mfu: float | None = None
     wall_seconds: float

@@ -88,9 +88,10 @@ def summary(record: Record, folder: Path) -> str:
         lines.append(f"best {record.best_val_loss:.4f} at step {record.best_step:,}")
     speed = record.tokens_per_second or 0.0
     utilisation = f" (MFU {record.mfu:.1%})" if record.mfu is not None else ""  # CPUs and unknown GPUs have none
+    spent = record.flops / record.tokens if record.tokens else 0.0
     lines.append(
         f"{record.tokens:,} tokens, {record.flops:.3g} FLOPs, {record.wall_seconds:.1f} s, "
-        f"{speed:,.0f} tok/s, {speed * record.flops_per_token:.3g} FLOP/s{utilisation}"
+        f"{speed:,.0f} tok/s, {speed * spent:.3g} FLOP/s{utilisation}"
     )
     lines.append(f"record: {folder / 'metrics.json'}   picture: {folder / 'loss.png'}")
     return "\n".join(lines)

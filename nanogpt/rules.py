@@ -33,8 +33,10 @@ def format_config_rules(description: Description) -> str:
     rules, parametrization, model = build_model(config, "meta").rules, config.parametrization, config.model
     base = {"base_n_embd": parametrization.base_n_embd, "base_n_layer": parametrization.base_n_layer}
     given = ", ".join(f"{name}={value}" for name, value in base.items() if value is not None) or "no base shape"
+    applied = f"{description.config.model.trunk.kind}, depth {description.applications:.6g}"
+    depth = f"n_layer={model.n_layer}" if model.n_layer is not None else applied
     heading = (
-        f"{parametrization.mode}: n_embd={model.n_embd}, n_layer={model.n_layer}, head size {model.head_size}, "
+        f"{parametrization.mode}: n_embd={model.n_embd}, {depth}, head size {model.head_size}, "
         f"ffn width {model.ffn_hidden}; {given}; weight_decay_rule={parametrization.weight_decay_rule}"
     )
     return f"{heading}\n{format_rules(rules, role_settings(config, description.steps), muon_half(config))}"
@@ -46,4 +48,6 @@ def muon_half(config: Config) -> MuonHalf | None:
     if not isinstance(optimizer, Muon):
         return None
     shapes = matrix_shapes(model.n_embd, model.ffn_hidden, model.kv_heads * model.head_size)
+    if getattr(model.trunk, "inject", None) == "concat":
+        shapes["adapter"] = (model.n_embd, 2 * model.n_embd)
     return MuonHalf(optimizer.scale, config.parametrization.weight_decay_rule, shapes)

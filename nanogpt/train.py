@@ -81,6 +81,9 @@ def train(
         _fix_threads(config, loaded.state["threads"])
         progress = unpack(loaded.state, model, optimizer, scaler)
         resumed_from = str(loaded.file.path)
+        if progress.step and not progress.applications:  # from before these were summed: every step cost the same
+            progress.flops = description.flops_per_token * progress.tokens
+            progress.applications = model.step_cost(0).applications * progress.step
         earlier = history_until(loaded.file.path.parent / "history.jsonl", progress.step)
     clock = Clock(progress)
     saver = Saver(
@@ -128,8 +131,11 @@ def train(
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             loss_value = loss.item()
+            cost = model.step_cost(progress.step)
             progress.step += 1
             progress.tokens += batch.x_BT.size
+            progress.flops += cost.flops_per_token * batch.x_BT.size
+            progress.applications += cost.applications
             progress.step_seconds += time.perf_counter() - started
             if not math.isfinite(loss_value):
                 history.write({"step": progress.step, "tokens": progress.tokens, "train_loss": loss_value})
@@ -142,7 +148,7 @@ def train(
                 line: dict[str, Any] = {
                     "step": progress.step,
                     "tokens": progress.tokens,
-                    "flops": float(description.flops_per_token * progress.tokens),
+                    "flops": float(progress.flops),
                     "train_loss": progress.take_mean_loss(),
                     "learning_rate": learning_rate,
                     "grad_norm": float(grad_norm),

@@ -15,8 +15,12 @@ a = 1/2 (depth_mup) or 1 (completep):
 
 * under the rule `width`; see WEIGHT_DECAY_RULES. Forward: the input is multiplied by alpha_in, each residual branch by
 m_L^-a, what enters the head by alpha_out / m_N, and q.k by sqrt(base head size) / head size, so that at the base
-shape every mode is SP (1 / sqrt(head size)). SP has every factor 1, and GPT-2's std s / sqrt(2 n_layer) for the two
-output matrices unless residual_init is `plain`. muP has no depth factor at all, which is not the same as a = 0.
+shape every mode is SP (1 / sqrt(head size)). Where a block is applied N times (weights shared, looped), m_L is the
+ratio of blocks with weights of their own, and the branches are multiplied by 1 / m_N too, m_N the ratio of loops: what
+one block adds in N applications is fully correlated, so that alpha = 1 is the only exponent that holds it, while its
+gradients add up over the loops and leave its learning rate alone (arXiv 2606.18524). SP has every factor 1, and
+GPT-2's std s / sqrt(2 n_layer) for the two output matrices, by applications, unless residual_init is `plain`. muP has
+no depth factor at all, which is not the same as a = 0.
 """
 
 import math
@@ -72,6 +76,7 @@ class Shape:
     n_layer: float
     head_size: int
     ffn_hidden: float
+    loops: float = 1.0  # applications per block with weights of its own
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ class _Ratios:
     width: float
     ffn: float
     depth_lr: float  # m_L^(a-1)
-    depth_residual: float  # m_L^-a
+    depth_eps: float  # m_L^-a
+    depth_residual: float  # m_N^-1 m_L^-a, m_N the ratio of loops
 
 
 def scaling_rules(
@@ -129,11 +135,11 @@ def scaling_rules(
     def matrix(std: float, width: float) -> RoleRule:
         lr = ratios.depth_lr / width
         decay = decay_multiplier(weight_decay_rule, width, lr)
-        eps = ratios.depth_residual / width
+        eps = ratios.depth_eps / width
         return RoleRule(std / math.sqrt(width), lr, decay, eps, fan_in_ratio=width, depth_lr=ratios.depth_lr)
 
     outside = RoleRule(init_std)
-    vector = RoleRule(0.0, ratios.depth_lr, 0.0, ratios.depth_residual / ratios.width)
+    vector = RoleRule(0.0, ratios.depth_lr, 0.0, ratios.depth_eps / ratios.width)
     final_vector = RoleRule(0.0, weight_decay_multiplier=0.0)
     head_size = base.head_size if MODES[mode].follows_width else shape.head_size
     return Rules(
@@ -161,9 +167,10 @@ def _ratios(mode: Mode, shape: Shape, base: Shape) -> _Ratios:
     width = shape.n_embd / base.n_embd if mode.follows_width else 1.0
     ffn = shape.ffn_hidden / base.ffn_hidden if mode.follows_width else 1.0
     if mode.depth_alpha is None:
-        return _Ratios(width, ffn, depth_lr=1.0, depth_residual=1.0)
-    depth = shape.n_layer / base.n_layer
-    return _Ratios(width, ffn, depth_lr=depth ** (mode.depth_alpha - 1), depth_residual=depth**-mode.depth_alpha)
+        return _Ratios(width, ffn, depth_lr=1.0, depth_eps=1.0, depth_residual=1.0)
+    loops = shape.loops / base.loops
+    depth, alpha = shape.n_layer / base.n_layer / loops, mode.depth_alpha
+    return _Ratios(width, ffn, depth ** (alpha - 1), depth_eps=depth**-alpha, depth_residual=depth**-alpha / loops)
 
 
 def decay_multiplier(rule: WeightDecayRule, width: float, lr_multiplier: float) -> float:

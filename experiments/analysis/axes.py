@@ -28,6 +28,7 @@ LABELS = {
     "n_params": "parameters",
     "n_params_non_embedding": "parameters without embeddings",
     "n_params_active": "active parameters",
+    "n_params_applied": "parameters by application",
     "val_loss": "validation loss (nats/token)",
     "best_val_loss": "best validation loss (nats/token)",
     "train_loss": "training loss (nats/token)",

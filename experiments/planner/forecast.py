@@ -101,7 +101,8 @@ def rows_of(runs: Sequence[LockedRun], spec: FitSpec) -> list[dict[str, Any]]:
 
 def known_columns(run: LockedRun) -> dict[str, Any]:
     """What the table will say of a run whatever comes out."""
-    sizes = ("n_params", "n_params_non_embedding", "n_params_active", "tokens", "flops", "steps", "flops_per_token")
+    sizes = ("n_params", "n_params_non_embedding", "n_params_active", "n_params_applied", "tokens", "flops", "steps",
+             "flops_per_token")  # fmt: skip
     return {
         **run.factors,
         **{key: getattr(run, key) for key in sizes},

@@ -46,7 +46,9 @@ def ladder(runs: Sequence[LockedRun], largest: float, smallest: float = 0.0) -> 
     widths = {model["n_embd"] for model in models}
     grows_deep = len(widths) == 1 and len({model["n_layer"] for model in models}) > 1
     found = _by_depth(models[0]) if grows_deep else _by_width(models)
-    kept = [each for each in found if smallest / 4 <= 12 * each["n_layer"] * each["n_embd"] ** 2 <= 4 * largest]
+    blocks = [each.get("n_layer") or runs[0].n_params_non_embedding / (12 * models[0]["n_embd"] ** 2) for each in found]
+    sizes = [12 * count * each["n_embd"] ** 2 for count, each in zip(blocks, found, strict=True)]
+    kept = [each for each, size in zip(found, sizes, strict=True) if smallest / 4 <= size <= 4 * largest]
     varying = [key for key in _KEYS if len({each.get(key) for each in found}) > 1]
     trees = [{**runs[0].config, "model": {**models[0], **each}} for each in kept]
     facts = engine.describe(trees, elsewhere=True)
@@ -89,7 +91,9 @@ def _by_width(models: Sequence[Model]) -> list[dict[str, int]]:
     targets = [NARROWEST * 2 ** (step / RUNGS_PER_OCTAVE) for step in range(64)]
     for width in dict.fromkeys(max(unit, round(target / unit) * unit) for target in targets if target <= WIDEST):
         heads = max(1, width // unit) if one_size else first["n_head"]
-        shape = {"n_embd": width, "n_layer": _depth_at(width, path), "n_head": heads}
+        shape = {"n_embd": width, "n_head": heads}
+        if first["n_layer"] is not None:  # a trunk that counts its own blocks keeps its counts
+            shape["n_layer"] = _depth_at(width, path)
         if first.get("n_kv_head"):
             shape["n_kv_head"] = _key_value_heads(heads, first["n_kv_head"] / first["n_head"])
         found.append(shape)
@@ -98,7 +102,7 @@ def _by_width(models: Sequence[Model]) -> list[dict[str, int]]:
 
 def _depth_at(width: int, path: Mapping[int, Model]) -> int:
     """The depth along the study's runs, by straight lines in the logarithms; beyond them, the nearest run's aspect."""
-    known = sorted((found, model["n_layer"]) for found, model in path.items())
+    known = sorted((found, model["n_layer"]) for found, model in path.items() if model["n_layer"] is not None)
     (low, shallow), (high, deep) = known[0], known[-1]
     if shallow == deep:
         return int(shallow)

@@ -70,7 +70,8 @@ def _is_constant(key: str) -> Callable[[Sequence[LockedRun]], bool]:
 
 def _size(run: LockedRun) -> str:
     model = run.config["model"]
-    return f"{model['n_layer']} layers, {model['n_embd']} wide"
+    depth = f"{model['n_layer']} layers" if model["n_layer"] is not None else str(model["trunk"]["kind"])
+    return f"{depth}, {model['n_embd']} wide"
 
 
 def time_lines(costs: Costs, settings: PlanSettings, calibrated: bool) -> list[str]:

@@ -21,14 +21,22 @@ class Stack(Section):
 
     kind: Literal["stack"] = "stack"
 
+    def unique_ffns(self, n_layer: int | None) -> int:
+        """How many feed-forward layers own parameters."""
+        return n_layer or 0
+
 
 class Shared(Section):
     """ALBERT (arXiv 1909.11942): n_layer applications of blocks that share their weights, or a part of them."""
 
     kind: Literal["shared"] = "shared"
-    scope: Literal["all", "attn", "ffn"] = Field("all", description="What is shared; norms go with what they stand by.")
+    scope: Literal["all", "attn", "ffn"] = Field("all", description="What is shared; with `all` the norms, too.")
     groups: Count = Field(1, description="Sets of weights; n_layer of them share nothing.")
     order: Literal["sequence", "cycle"] = Field("sequence", description="Groups in runs, or in turn (looped).")
+
+    def unique_ffns(self, n_layer: int | None) -> int:
+        """How many feed-forward layers own parameters."""
+        return n_layer or 0 if self.scope == "attn" else self.groups
 
 
 class FixedLoops(Section):
@@ -36,6 +44,11 @@ class FixedLoops(Section):
 
     kind: Literal["fixed"] = "fixed"
     loops: Count = 4
+
+    @property
+    def typical(self) -> int:
+        """The number of loops that stands for all."""
+        return self.loops
 
 
 class LogNormalLoops(Section):
@@ -46,6 +59,11 @@ class LogNormalLoops(Section):
     sigma: NonNegativeFloat = Field(0.5, le=3, description="Standard deviation of the logarithm.")
     max_loops: Count = 100
 
+    @property
+    def typical(self) -> int:
+        """The number of loops that stands for all."""
+        return max(1, min(round(self.mean_loops), self.max_loops))
+
 
 class PoissonLogNormalLoops(Section):
     """Loops drawn for every step: 1 + Poisson(rate), rate log-normal of mean `mean_loops - 1` (arXiv 2502.05171)."""
@@ -54,6 +72,11 @@ class PoissonLogNormalLoops(Section):
     mean_loops: float = Field(4.0, gt=1, le=MOST)
     sigma: NonNegativeFloat = Field(0.5, le=3, description="Standard deviation of the rate's logarithm.")
     max_loops: Count = 100
+
+    @property
+    def typical(self) -> int:
+        """The number of loops that stands for all."""
+        return max(1, min(round(self.mean_loops), self.max_loops))
 
 
 Depth = Annotated[
@@ -73,6 +96,10 @@ class Recurrent(Section):
     depth: Depth = FixedLoops()
     backprop_loops: Count | None = Field(None, description="The last loops, which alone get gradients; null: all.")
     eval_loops: Count | None = Field(None, description="Loops in evaluation; default: the mean of `depth`, rounded.")
+
+    def unique_ffns(self, n_layer: int | None) -> int:
+        """How many feed-forward layers own parameters."""
+        return self.prelude + self.core + self.coda
 
     @model_validator(mode="after")
     def _sees_its_input(self) -> Self:
@@ -112,6 +139,10 @@ class Random2D(Section):
     eval_vertical: Count | None = Field(None, description="Levels in evaluation; default: the mean, rounded up.")
     eval_horizontal: Count | None = Field(None, description="Default: the mean, rounded down.")
     eval_verifier: Count | None = Field(None, description="Default: the mean, rounded down.")
+
+    def unique_ffns(self, n_layer: int | None) -> int:
+        """How many feed-forward layers own parameters."""
+        return 3
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:

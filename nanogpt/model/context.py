@@ -26,3 +26,8 @@ class Context:
     mask_TT: Tensor | None  # 0 on and below the diagonal, -inf above; None selects the fused kernel
     rotation: Rotation | None
     routed: list[Routed] = field(default_factory=list)
+
+    @property
+    def start(self) -> int:
+        """The position of the first of the tokens; anything that depends on positions counts from here."""
+        return 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nanogpt.config import Config, UserError
 from nanogpt.config.model import Model
 from nanogpt.config.parametrization import Parametrization
+from nanogpt.model.block import Block
 from nanogpt.model.context import Context, Routed
 from nanogpt.model.layers import TRAINING, Embedding, Layer, Linear, Norm, Rotation, rotation_table
 from nanogpt.model.trunks import TRUNKS, Application
@@ -27,7 +28,8 @@ EXPLICIT_UP_TO = 1024  # tokens; above it torch's fused kernel wins on CPUs too
 class ParameterCounts:
     """Parameters by group, each tensor counted once; a tied head is part of `embedding`.
 
-    `non_embedding` = total - token and position embeddings - head. `active` are those one token touches.
+    `non_embedding` = total - token and position embeddings - head. `active` are those one token touches. `applied`
+    counts the active ones of a block once per application, in expectation.
     """
 
     embedding: int
@@ -39,9 +41,17 @@ class ParameterCounts:
     total: int
     non_embedding: int
     active: int
+    applied: int
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
+
+
+class StepCost(NamedTuple):
+    """Of one optimizer step: training FLOPs per token, and how many blocks were applied."""
+
+    flops_per_token: int
+    applications: int
 
 
 class Losses(NamedTuple):
@@ -59,14 +69,16 @@ class Losses(NamedTuple):
 
 def model_rules(model: Model, parametrization: Parametrization) -> Rules:
     """The scaling rules of this model: its own shape against the base shape the parametrization names."""
-    depth = TRUNKS[model.trunk.kind].depth_of(model)
-    shape = Shape(model.n_embd, depth, model.head_size, model.ffn_hidden)
-    base_n_embd = parametrization.base_n_embd or model.n_embd
+    trunk = TRUNKS[model.trunk.kind]
+    depth = trunk.depth_of(model)
+    shape = Shape(model.n_embd, depth, model.head_size, model.ffn_hidden, depth / trunk.unique_at(model, depth))
+    base_n_embd, base_depth = parametrization.base_n_embd or model.n_embd, parametrization.base_n_layer or depth
     base = Shape(
         n_embd=base_n_embd,
-        n_layer=parametrization.base_n_layer or depth,
+        n_layer=base_depth,
         head_size=parametrization.base_head_size or model.head_size,
         ffn_hidden=parametrization.base_ffn_hidden or _base_ffn_hidden(model, base_n_embd),
+        loops=parametrization.base_loops or base_depth / trunk.unique_at(model, base_depth),
     )
     return scaling_rules(
         parametrization.mode,
@@ -106,10 +118,11 @@ class GPT(nn.Module):
         self.embedding = Embedding(model.vocab_size, model.n_embd, Role.EMBEDDING)
         learned = model.position == "learned"
         self.position = Embedding(model.block_size, model.n_embd, Role.POSITION) if learned else None
-        self.trunk = TRUNKS[model.trunk.kind](model, self.rules)
+        self.trunk = TRUNKS[model.trunk.kind](model, self.rules, seed)
         self.final_norm = Norm(model.n_embd, model.norm, model.bias, final=True)
         tied = model.tie_embeddings
         self.head = None if tied else Linear(model.n_embd, model.vocab_size, Role.READOUT, bias=False)
+        self._known_costs: dict[frozenset[tuple[Application, float]], StepCost] = {}
         self._keep_constants()
         self.initialize(seed)
 
@@ -133,7 +146,8 @@ class GPT(nn.Module):
         |-------------------------------------------|-----------------------------------------------------|
         | embedding, position, readout              | N(0, s^2), s = parametrization.init_std             |
         | hidden, attention_out, ffn_out            | N(0, s^2 / m), m the ratio of fan-ins to the base;  |
-        |                                           | SP: the two outputs N(0, s^2 / (2 n_layer)) (GPT-2) |
+        |                                           | SP: the two outputs N(0, s^2 / (2 A)) (GPT-2), A    |
+        |                                           | the expected applications of blocks, n_layer        |
         | gains of norms                            | 1                                                   |
         | biases                                    | 0                                                   |
 
@@ -225,6 +239,15 @@ class GPT(nn.Module):
         length = tokens or self.config.block_size
         return self.flops_of(self.trunk.usage(), length)
 
+    def step_cost(self, step: int) -> StepCost:
+        """What one optimizer step costs per token at full block_size, with what the trunk draws for it."""
+        usage = self.trunk.usage_of(self.trunk.draw(step))
+        key = frozenset(usage.items())
+        if key not in self._known_costs:
+            flops = sum(self.flops_of(usage, self.config.block_size).values())
+            self._known_costs[key] = StepCost(flops, round(sum(usage.values())))
+        return self._known_costs[key]
+
     def flops_of(self, usage: Mapping[Application, float], tokens: int) -> dict[str, int]:
         """Training FLOPs per token of a plan, counted (`Counter(plan)`), or of an expected usage.
 
@@ -239,6 +262,7 @@ class GPT(nn.Module):
             found["attention matrices"] += share * (block.attention.flops_per_token(tokens) - scores)
             found["attention scores"] += share * scores
             found["feed-forward"] += share * block.ffn.flops_per_token()
+        found |= self.trunk.between(usage)
         return {name: round(flops) for name, flops in found.items()} | {
             "head": TRAINING * 2 * self.embedding.weight.numel()
         }
@@ -251,7 +275,23 @@ class GPT(nn.Module):
             groups[roles[name].group] += parameter.numel()
         total = sum(groups.values())
         outside = groups["embedding"] + groups["position"] + groups["readout"]
-        return ParameterCounts(**groups, total=total, non_embedding=total - outside, active=total)
+        return ParameterCounts(
+            **groups, total=total, non_embedding=total - outside, active=total, applied=self._applied(total)
+        )
+
+    def _applied(self, active: int) -> int:
+        """Active parameters, those of each block as often as it is applied, and an adapter's once per loop."""
+        trunk, usage = self.trunk, self.trunk.usage()
+        outside = active - sum(parameter.numel() for parameter in trunk.parameters())
+        blocks = [_active_of(block) for block in trunk.unique()]
+        within = sum(times * blocks[block] for (block, _), times in usage.items())
+        within += trunk.parameters_between(usage)
+        return round(outside + within)
+
+
+def _active_of(block: Block) -> int:
+    """Parameters of one application of a block that act on one token."""
+    return sum(parameter.numel() for parameter in block.parameters())
 
 
 def build_model(config: Config, device: str | torch.device = "cpu") -> GPT:

@@ -11,6 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanogpt.config import Config
+from nanogpt.config.model import kind_of
+from nanogpt.config.trunks import COUNT_THEIR_OWN
 from nanogpt.model import GPT, build_model
 from nanogpt.model.ffn import FFNS
 from nanogpt.model.trunks import TRUNKS
@@ -21,8 +23,10 @@ VOCAB, TOKENS, WIDTH = 37, 12, 32
 
 
 def make(model: dict[str, Any] | None = None, **sections: Any) -> Config:
-    shape = {"n_layer": 2, "n_head": 4, "n_embd": WIDTH, "block_size": TOKENS, "vocab_size": VOCAB}
-    return Config.model_validate({"model": shape | (model or {}), "train": {"max_iters": 10}, **sections})
+    shape = {"n_layer": 2, "n_head": 4, "n_embd": WIDTH, "block_size": TOKENS, "vocab_size": VOCAB} | (model or {})
+    if kind_of(shape.get("trunk")) in COUNT_THEIR_OWN:
+        del shape["n_layer"]
+    return Config.model_validate({"model": shape, "train": {"max_iters": 10}, **sections})
 
 
 MODELS = {f"{trunk}-{ffn}": {"trunk": trunk, "ffn": ffn} for trunk, ffn in itertools.product(TRUNKS, FFNS)} | {
@@ -99,7 +103,8 @@ def test_flops_are_exactly_those_torch_counts(model: dict[str, Any], attention: 
         idx = torch.zeros(batch, length, dtype=torch.long, device="meta")
         with FlopCounterMode(display=False) as counter:
             gpt.loss(idx, idx).backward()
-        assert counter.get_total_flops() == batch * length * gpt.flops_per_token(length)
+        per_token = gpt.flops_of(gpt.trunk.usage_of(gpt.trunk.schedule()), length)
+        assert counter.get_total_flops() == batch * length * sum(per_token.values())
 
 
 @any_model
