@@ -1,4 +1,4 @@
-"""The engine's command line: `python -m nanogpt train | sample | describe | rules | coord-check | prepare | schema`."""
+"""The engine's command line, `python -m nanogpt train | sample | eval | describe | rules | coord-check | ...`."""
 
 import argparse
 import json
@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fence", type=Path, help=argparse.SUPPRESS)
     train.add_argument("--parent_fd", type=int, help=argparse.SUPPRESS)
     _add_sample(command("sample", _sample, "text from a trained run's model"))
+    evaluation = command("eval", _eval, "a trained run's validation loss, at any evaluation depth of its trunk")
+    evaluation.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
+    evaluation.add_argument("--depths", metavar="N,N,...", help="loops, such as 1,2,4,8; 3x2x2 under random2d")
+    evaluation.add_argument("--device", help="default: the run's")
     describe = command("describe", _describe, "parameters, FLOPs and memory of a config, without training it")
     describe.add_argument("target", type=Path, nargs="?", metavar="CONFIG", help="then any settings as --key=value")
     describe.add_argument("--many", action="store_true", help="read a JSON list of configs on stdin, answer as JSON")
@@ -223,6 +227,18 @@ def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     pieces = sample(arguments.folder, arguments.prompt, how, arguments.num_samples, arguments.seed, arguments.device)
     for piece in pieces:
         print(piece, end="", flush=True)
+    return 0
+
+
+def _eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from nanogpt.hardware import calm_threads
+
+    calm_threads()
+    from nanogpt.depths import losses_by_depth, table_lines
+
+    depths = [depth.strip() for depth in arguments.depths.split(",")] if arguments.depths else []
+    for line in table_lines(losses_by_depth(arguments.folder, depths, arguments.device)):
+        print(line, flush=True)
     return 0
 
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt.config import Config, UserError, did_you_mean
+from nanogpt.config.trunks import Recurrent, Shared
 from nanogpt.data.corpora import open_corpus
 from nanogpt.data.stream import TrainStream
 from nanogpt.describe import describe, resolve
 from nanogpt.hardware import torch_device
 from nanogpt.model import GPT, build_model
+from nanogpt.model.trunks import TRUNKS
 from nanogpt.optim import build_optimizer, clip_gradients
 from parametrization import MODES
 
@@ -82,10 +84,9 @@ def sized(config: Config, sweep: Sweep, mode: str, size: int) -> Config:
     The base shape is the config's where it names one, else the smallest size of the sweep. The learning rate is
     constant, the precision float32 and dropout off, so that nothing but the size differs.
     """
-    model = config.model
-    depth = config.parametrization.base_n_layer or (min(sweep.sizes) if sweep.axis == "depth" else model.n_layer)
+    depth = config.parametrization.base_n_layer or base_depth(config, sweep)
     base = {"base_n_embd": base_width(config, sweep.axis, sweep.sizes), "base_n_layer": depth}
-    shape = _at_width(config, size) if sweep.axis == "width" else {"n_layer": size}
+    shape = _at_width(config, size) if sweep.axis == "width" else _at_depth(config, size)
     tree = config.model_dump(mode="json")
     tree["model"] |= {"dropout": 0.0, **shape}
     tree["parametrization"] |= {"mode": mode, **base}
@@ -120,6 +121,27 @@ def _at_width(config: Config, size: int) -> dict[str, Any]:
     if model.ffn.hidden is not None:
         shape["ffn"] = model.ffn.model_dump() | {"hidden": max(1, round(model.ffn.hidden * size / model.n_embd))}
     return shape
+
+
+def _at_depth(config: Config, size: int) -> dict[str, Any]:
+    """n_layer, or loops: what makes a trunk of this kind deep."""
+    trunk = config.model.trunk
+    if isinstance(trunk, Recurrent):
+        return {"trunk": trunk.model_dump(mode="json") | {"depth": {"kind": "fixed", "loops": size}}}
+    if config.model.n_layer is None:
+        raise UserError(f"coord-check: depths: the trunk {trunk.kind} draws its depth; check it over widths")
+    if isinstance(trunk, Shared) and trunk.groups > size:
+        raise UserError(f"coord-check: depths: {size} is less than model.trunk.groups={trunk.groups}")
+    return {"n_layer": size}
+
+
+def base_depth(config: Config, sweep: Sweep) -> int:
+    """Applications of blocks at the smallest depth of the sweep, or at the config's own where the width varies."""
+    model = config.model
+    if sweep.axis == "depth":
+        tree = model.model_dump(mode="json") | _at_depth(config, min(sweep.sizes))
+        model = type(model).model_validate(tree)
+    return round(TRUNKS[model.trunk.kind].depth_of(model))
 
 
 def run_sweep(

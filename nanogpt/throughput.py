@@ -106,7 +106,7 @@ class _Work:
 
         from nanogpt.data.corpora import open_corpus
         from nanogpt.data.stream import Batch, TrainStream, make_eval_set
-        from nanogpt.model import build_model
+        from nanogpt.model import build_model, compiled_losses
         from nanogpt.optim import build_optimizer
         from nanogpt.train import autocast_for
 
@@ -121,7 +121,7 @@ class _Work:
         torch.manual_seed(config.seed)
         self.autocast = autocast_for(config.train.precision, device)
         self.model = build_model(config, device)
-        self.forward: Any = torch.compile(self.model.losses) if config.runtime.compile else self.model.losses
+        self.forward: Any = compiled_losses(self.model) if config.runtime.compile else self.model.losses
         self.optimizer = build_optimizer(self.model, config, device, steps=WARM_UP_STEPS)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
 

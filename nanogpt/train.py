@@ -17,7 +17,7 @@ from nanogpt.describe import Description
 from nanogpt.evaluate import Autocast, evaluate
 from nanogpt.history import HistoryWriter, history_until
 from nanogpt.materials import Materials
-from nanogpt.model import Losses, build_model
+from nanogpt.model import Losses, build_model, compiled_losses
 from nanogpt.noisescale import NoiseMeter
 from nanogpt.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rate
 from nanogpt.probes import Probes
@@ -71,7 +71,7 @@ def train(
 
     torch.manual_seed(config.seed)
     model = build_model(config, device)
-    forward: Any = torch.compile(model.losses) if settings.compile else model.losses
+    forward: Any = compiled_losses(model) if settings.compile else model.losses
     optimizer = build_optimizer(model, config, device, steps=horizon)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     parameters = list(model.parameters())

@@ -39,6 +39,7 @@ class Random2D(Trunk):
     """The counts are drawn for every step from the seed and the step; evaluation has fixed ones."""
 
     drawn = True
+    one_graph = False
 
     @staticmethod
     def blocks_of(model: Model) -> int:

@@ -31,6 +31,7 @@ class Recurrent(Trunk):
         super().__init__(model, rules, seed)
         arm = self.arm = _arm(model)
         self.drawn = arm.depth.kind != "fixed"
+        self.one_graph = not self.drawn and arm.state_init != "like_embed"
         self.adapter: Linear | None = None
         if arm.inject == "concat":
             self.adapter = Linear(2 * model.n_embd, model.n_embd, Role.HIDDEN, bias=False)
@@ -58,7 +59,8 @@ class Recurrent(Trunk):
         return arm.prelude + loops * arm.core + arm.coda, between
 
     def draw(self, step: int) -> Schedule:
-        return draw_loops(self.arm.depth, numbers_for(self.seed, step, "loops"))
+        depth = self.arm.depth
+        return draw_loops(depth, numbers_for(self.seed, step, "loops")) if self.drawn else depth.typical
 
     def evaluation(self) -> Schedule:
         return self.arm.eval_loops or self.arm.depth.typical

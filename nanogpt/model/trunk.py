@@ -37,6 +37,7 @@ class Trunk(nn.Module):
     """
 
     drawn = False  # does each step draw a schedule of its own?
+    one_graph = True  # does every training step compute the same, so that one compiled graph serves them all?
 
     def __init__(self, model: Model, rules: Rules, seed: int = 0) -> None:
         super().__init__()
@@ -73,6 +74,8 @@ class Trunk(nn.Module):
 
     def schedule(self) -> Schedule:
         """The schedule of the present pass: drawn from the seed and the step in training, fixed in evaluation."""
+        if self.training and not self.drawn:
+            return self.draw(0)  # not by the step: a compiled graph that looked at it would be compiled every step
         if self.training and self.step is not None:
             return self.draw(self.step)
         return self.evaluation() if self._chosen is None else self._chosen
