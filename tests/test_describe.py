@@ -83,6 +83,34 @@ def test_tokens_per_param_counts_non_embedding_parameters_and_flops_are_exact() 
     assert abs(by_flops.flops - 1e11) <= 128 * told.flops_per_token
 
 
+def test_the_page_says_how_blocks_are_used() -> None:
+    def trunk(**model: Any) -> str:
+        page = format_description(describe(make(model=model, train={"max_iters": 2000})))
+        return next(line for line in page.splitlines() if line.strip().startswith("trunk")).split(maxsplit=1)[1]
+
+    assert trunk(trunk="stack") == "stack: 2 unique blocks, 2 applications"
+    assert trunk(trunk="shared", n_layer=5) == "shared: 1 unique block, 5 applications"
+    assert trunk(trunk="recurrent", n_layer=None) == "recurrent: 3 unique blocks, 6 applications"
+    assert trunk(trunk={"kind": "recurrent", "eval_loops": 7}, n_layer=None).endswith(
+        "6 applications expected, 9 in evaluation"
+    )
+    drawn = trunk(trunk="random2d", n_layer=None).split(", ")
+    assert drawn[:2] == ["random2d: 3 unique blocks", "11.25 applications expected"]
+    assert float(drawn[2].split()[0]) == pytest.approx(11.25, rel=0.03)
+    assert drawn[3] == "11 in evaluation"
+
+
+def test_parameters_are_counted_by_application() -> None:
+    def applied(**model: Any) -> int:
+        return describe(make(model={"bias": False, **model})).n_params_applied
+
+    block, outside = 12 * 64**2 + 2 * 64, 50 * 64 + 32 * 64 + 64
+    assert applied(n_layer=3) == outside + 3 * block == describe(make(model={"bias": False, "n_layer": 3})).n_params
+    assert applied(n_layer=3, trunk="shared") == outside + 3 * block
+    assert applied(n_layer=None, trunk="random2d") == outside + 11.25 * block
+    assert applied(n_layer=None, trunk="recurrent") == outside + 6 * block + 4 * 2 * 64**2
+
+
 def test_both_conventions_of_attention_and_both_of_6nd_are_told() -> None:
     told = describe(make())
     scores = 12 * told.config.model.n_layer * told.config.model.n_embd * told.config.model.block_size
@@ -152,13 +180,29 @@ def test_estimated_activations_are_the_tensors_autograd_keeps(model: dict[str, A
     assert estimate_memory(config).activations == pytest.approx(saved_bytes(config), rel=tolerance)
 
 
-@pytest.mark.parametrize("trunk", TRUNKS)
+DEEP: dict[str, dict[str, Any]] = {
+    "stack": {"n_layer": 7},
+    "shared": {"n_layer": 7, "trunk": {"kind": "shared", "groups": 3}},
+    "shared ffn": {"n_layer": 7, "trunk": {"kind": "shared", "scope": "ffn"}},
+    "recurrent": {"n_layer": None, "trunk": {"kind": "recurrent", "core": 2, "depth": {"loops": 3}}},
+    "add": {"n_layer": None, "trunk": {"kind": "recurrent", "inject": "add", "state_init": "input"}},
+    "truncated": {"n_layer": None, "trunk": {"kind": "recurrent", "depth": {"loops": 5}, "backprop_loops": 2}},
+    "random2d": {"n_layer": None, "trunk": {"kind": "random2d", "vertical": [2, 2], "verifier": [3, 3],
+                                            "horizontal": [2, 2]}},
+}  # fmt: skip
+
+
+def test_every_trunk_is_among_the_deep_models() -> None:
+    assert set(TRUNKS) <= set(DEEP)
+
+
+@pytest.mark.parametrize("trunk", DEEP.values(), ids=list(DEEP))
 @pytest.mark.parametrize("model", [*STYLES, {"n_embd": 32, "qk_norm": True, "tie_embeddings": False}])
 @pytest.mark.parametrize("sequences", [1, 3])
 def test_the_memory_of_a_deep_model_is_told_exactly_from_two_shallow_ones(
-    model: dict[str, Any], trunk: str, sequences: int
+    model: dict[str, Any], trunk: dict[str, Any], sequences: int
 ) -> None:
-    deep = resolve(make(model={"n_layer": 7, "trunk": trunk, **model})).model
+    deep = resolve(make(model={**trunk, **model})).model
     assert _saved_bytes(deep, sequences, fused=False) == _kept_by_autograd(deep, sequences)
 
 

@@ -52,10 +52,11 @@ class Random2D(Trunk):
 
     @classmethod
     def kept(cls, model: Model) -> tuple[int, int]:
-        """The largest counts: with ranges this small they are drawn."""
+        """The largest counts: with ranges this small they are drawn. Levels share their inputs with one another."""
         arm = _arm(model)
         levels, horizontal, verifier = (most for _, most in (arm.vertical, arm.horizontal, arm.verifier))
-        return levels * (1 + horizontal) + _combinations(arm, levels) * verifier, 0
+        applications = levels * (1 + horizontal) + _combinations(arm, levels) * verifier
+        return applications, -(levels - 1) * model.n_embd
 
     @property
     def arm(self) -> config.Random2D:

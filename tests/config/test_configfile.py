@@ -1,11 +1,13 @@
 """Config files: how YAML is read, how layers combine, and what a mistake is answered with."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nanogpt.config import UserError, run_id
+from nanogpt.config.trunks import COUNT_THEIR_OWN, LogNormalLoops, Recurrent
 from nanogpt.configfile import dump_yaml, load_config, load_yaml, parse_override, resolve_key
 
 BASE = """\
@@ -22,6 +24,11 @@ train:
   max_iters: 100
   batch_size: 1e1
 """
+
+
+def write_as(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 @pytest.fixture
@@ -104,6 +111,43 @@ def test_a_kind_left_to_its_default_is_dropped_like_any_other(tmp_path: Path, ba
     for override in ("optimizer.kind=muon", "optimizer=muon"):
         optimizer = load_config(base, [override]).optimizer
         assert optimizer == type(optimizer)(), "nothing of AdamW's is left"
+
+
+def test_a_trunk_that_counts_its_own_blocks_replaces_an_earlier_n_layer(tmp_path: Path, base: Path) -> None:
+    for trunk in COUNT_THEIR_OWN:
+        over = write_as(tmp_path / f"{trunk}.yaml", f"base: base.yaml\nmodel:\n  trunk: {trunk}\n")
+        config = load_config(over)
+        assert (config.model.trunk.kind, config.model.n_layer) == (trunk, None)
+        assert load_config(base, {"model.trunk.kind": trunk}) == config
+        assert load_config(base, {"trunk": {"kind": trunk}}) == config
+        again = load_config(write_as(tmp_path / "resolved.yaml", dump_yaml(config.model_dump(mode="json"))))
+        assert again == config
+        assert run_id(again) == run_id(config)
+        assert load_config(over, ["trunk=stack"]).model.n_layer == 12
+        assert load_config(over, ["trunk=shared", "n_layer=3"]).model.n_layer == 3
+
+
+@pytest.mark.parametrize("trunk", COUNT_THEIR_OWN)
+def test_n_layer_beside_or_after_such_a_trunk_is_refused_by_name(tmp_path: Path, base: Path, trunk: str) -> None:
+    message = f"n_layer=6: trunk={trunk} takes its depth from {COUNT_THEIR_OWN[trunk]} of model.trunk; take n_layer out"
+    beside = write_as(tmp_path / "beside.yaml", f"base: base.yaml\nmodel:\n  trunk: {trunk}\n  n_layer: 6\n")
+    with pytest.raises(UserError) as caught:
+        load_config(beside)
+    assert str(caught.value) == f"{beside}:4: model: {message}"
+    earlier = write_as(tmp_path / "earlier.yaml", f"base: base.yaml\ntrunk: {trunk}\n")
+    for layers in ((base, {"trunk": trunk, "n_layer": 6}), (earlier, {"n_layer": 6})):
+        with pytest.raises(UserError) as caught:
+            load_config(*layers)
+        assert str(caught.value) == f"command line: model: {message}"
+
+
+def test_kinds_in_short_form_go_before_the_settings_below_them(base: Path) -> None:
+    said = {"mean_loops": 3.0, "depth.kind": "lognormal", "trunk": "recurrent"}
+    for order in itertools.permutations(said):
+        trunk = load_config(base, {key: said[key] for key in order}).model.trunk
+        assert isinstance(trunk, Recurrent)
+        assert isinstance(trunk.depth, LogNormalLoops)
+        assert trunk.depth.mean_loops == 3.0
 
 
 def test_a_shipped_base_is_found_by_name(tmp_path: Path) -> None:

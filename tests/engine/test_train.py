@@ -24,12 +24,14 @@ from nanogpt.configfile import dump_yaml
 from nanogpt.describe import describe
 from nanogpt.hardware import enable_fast_float32_matmul
 from nanogpt.materials import gather
+from nanogpt.model import build_model
 from nanogpt.record import attempt_folder, read_history, read_record
 from nanogpt.runfolder import next_attempt, write_folder
 from nanogpt.stop import StopRequest, SupersededError
 from nanogpt.train import train
 
 Make = Callable[..., Config]
+RECURRENT = {"kind": "recurrent", "depth": "poisson_lognormal", "backprop_loops": 2, "state_init": "like_embed"}
 
 
 def run(config: Config, folder: Path, stop_at: int | None = None, fence: Path | None = None) -> Any:
@@ -94,8 +96,10 @@ def test_loss_falls_and_everything_is_recorded(tiny: Make, tmp_path: Path) -> No
         {"runtime": {"micro_batch_size": 2}},
         {"optimizer": {"grad_clip": 0.0}, "schedule": "constant"},
         {"optimizer": {"kind": "muon", "learning_rate": 0.05, "normuon": 0.9}},
+        {"model": {"n_layer": None, "trunk": {"kind": "random2d", "order": "hierarchical"}}},
+        {"model": {"n_layer": None, "trunk": RECURRENT}},
     ],
-    ids=["plain", "dropout", "bf16", "micro", "constant", "muon"],
+    ids=["plain", "dropout", "bf16", "micro", "constant", "muon", "random2d", "recurrent"],
 )
 def test_a_stopped_run_goes_on_bit_exactly(tiny: Make, tmp_path: Path, sections: Any, stop_at: int) -> None:
     config = tiny(**sections)
@@ -105,6 +109,45 @@ def test_a_stopped_run_goes_on_bit_exactly(tiny: Make, tmp_path: Path, sections:
     assert (first.status, second.status) == ("interrupted", "completed")
     assert losses(tmp_path / "parts", attempt=2) == losses(tmp_path / "whole")
     assert_equal_states(final_state(tmp_path / "parts"), final_state(tmp_path / "whole"))
+
+
+def test_flops_are_those_of_the_steps_as_drawn(tiny: Make, tmp_path: Path) -> None:
+    config = tiny(model={"n_layer": None, "trunk": "random2d"}, runtime={"log_interval": 1, "micro_batch_size": 2})
+    result = run(config, tmp_path / "run")
+    model = build_model(describe(config).config, "meta")
+    costs = [model.step_cost(step) for step in range(12)]
+    per_step = [each[2] for each in losses(tmp_path / "run")]
+    assert per_step == [64 * sum(cost.flops_per_token for cost in costs[: step + 1]) for step in range(12)]
+    assert result.progress.flops == per_step[-1] != describe(config).flops
+    assert result.progress.applications == sum(cost.applications for cost in costs)
+
+
+def test_a_checkpoint_from_before_flops_were_summed_goes_on(tiny: Make, tmp_path: Path) -> None:
+    run(tiny(), tmp_path / "run", stop_at=6)
+    file = checkpoint.listed(tmp_path / "run")[0]
+    state = torch.load(file.path, weights_only=True)
+    del state["progress"]["flops"], state["progress"]["applications"]
+    checkpoint.save(tmp_path / "run", 1, file.step, {key: value for key, value in state.items() if key != "format"})
+    result = run(tiny(), tmp_path / "run")
+    assert result.progress.flops == describe(tiny()).flops
+    assert result.progress.applications == 12 * 2
+
+
+def test_the_loss_at_other_depths(tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    config = tiny(model={"n_layer": None, "trunk": "recurrent"}, train={"max_iters": 60})
+    result = run(config, folder)
+    assert main(["eval", str(folder), "--depths", "1,4,8"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[-4] for row in rows] == ["6", "3", "6", "10"]
+    recorded = f"{result.progress.val_loss:.4f}"
+    assert [row[-2] for row in rows][::2] == [recorded, recorded]
+    assert len({row[-2] for row in rows}) == 3
+    for depths, message in (("1,0", "depth 0: expected a number of loops"), ("x", "depth x: expected")):
+        assert main(["eval", str(folder), "--depths", depths]) == 2
+        said = capsys.readouterr()
+        assert message in said.err
+        assert said.out == ""
 
 
 def test_stopping_at_every_step_changes_nothing(tiny: Make, tmp_path: Path) -> None:
