@@ -19,7 +19,7 @@ class Parametrization(Section):
     mode: Annotated[Literal["sp", "mup", "depth_mup", "completep"], BeforeValidator(_any_case)] = "sp"
     base_n_embd: PositiveInt | None = Field(None, description="Width of the base model; needed by every mode but sp.")
     base_n_layer: PositiveInt | None = Field(None, description="Depth of the base model; needed by depth rules.")
-    base_loops: PositiveFloat | None = Field(None, description="Applications per block of the base model; default 1.")
+    base_loops: PositiveFloat | None = Field(None, description="Applications per unique block of the base; see docs.")
     base_head_size: PositiveInt | None = Field(None, description="Head size of the base model; default the model's.")
     base_ffn_hidden: PositiveInt | None = Field(None, description="FFN width of the base; see docs.")
     weight_decay_rule: WeightDecayRule = Field("width", description="What weight_decay means for a matrix: see docs.")
