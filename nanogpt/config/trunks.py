@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from nanogpt.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, Shorthand
 
 MOST = 10_000  # far beyond any use: it answers a slip of the keyboard before it asks for all memory
+MOST_2D = 32
 # Trunks that take their counts in an arm of their own; with them `n_layer` is refused.
 COUNT_THEIR_OWN = {
     "recurrent": "prelude, core, coda and depth",
@@ -118,8 +119,9 @@ def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+Few = Annotated[PositiveInt, Field(le=MOST_2D)]  # along one of the two axes: they multiply
 # Drawn uniformly, both ends included.
-Range = Annotated[tuple[Count, Count], BeforeValidator(_pair), Field(description="Least and most, drawn uniformly.")]
+Range = Annotated[tuple[Few, Few], BeforeValidator(_pair), Field(description="Least and most, drawn uniformly.")]
 
 
 class Random2D(Section):
@@ -136,9 +138,9 @@ class Random2D(Section):
     vertical: Range = (1, 4)
     horizontal: Range = (1, 4)
     verifier: Range = (1, 4)
-    eval_vertical: Count | None = Field(None, description="Levels in evaluation; default: the mean, rounded up.")
-    eval_horizontal: Count | None = Field(None, description="Default: the mean, rounded down.")
-    eval_verifier: Count | None = Field(None, description="Default: the mean, rounded down.")
+    eval_vertical: Few | None = Field(None, description="Levels in evaluation; default: the mean, rounded up.")
+    eval_horizontal: Few | None = Field(None, description="Default: the mean, rounded down.")
+    eval_verifier: Few | None = Field(None, description="Default: the mean, rounded down.")
 
     def unique_ffns(self, n_layer: int | None) -> int:
         """How many feed-forward layers own parameters."""

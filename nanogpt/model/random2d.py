@@ -24,6 +24,7 @@ from nanogpt.config.model import Model
 from nanogpt.model.chance import Distribution, between, larger, mean_of, numbers_for, shifted, total, uniform
 from nanogpt.model.context import Context
 from nanogpt.model.trunk import Application, Plan, Schedule, Trunk
+from parametrization import Rules
 
 VERTICAL, HORIZONTAL, VERIFIER = range(3)
 
@@ -40,6 +41,11 @@ class Random2D(Trunk):
 
     drawn = True
     one_graph = False
+
+    def __init__(self, model: Model, rules: Rules, seed: int = 0) -> None:
+        super().__init__(model, rules, seed)
+        # A single level meets no verifier where only pairs do.
+        self.skips_blocks = self.arm.order == "hierarchical" and self.arm.vertical[0] == 1
 
     @staticmethod
     def blocks_of(model: Model) -> int:
@@ -78,8 +84,10 @@ class Random2D(Trunk):
 
     def parse_depth(self, text: str) -> Schedule:
         parts = text.split("x")
-        if len(parts) != 3 or not all(part.isdecimal() and 0 < int(part) <= config.MOST for part in parts):
-            raise UserError(f"depth {text}: expected VERTICALxHORIZONTALxVERIFIER, as in 3x2x2")
+        if len(parts) != 3 or not all(part.isdecimal() and 0 < int(part) <= config.MOST_2D for part in parts):
+            raise UserError(
+                f"depth {text}: expected VERTICALxHORIZONTALxVERIFIER, as in 3x2x2, each from 1 to {config.MOST_2D}"
+            )
         return _even(self.arm, *map(int, parts))
 
     def plan(self, schedule: Schedule = None) -> Plan:

@@ -37,6 +37,7 @@ class Trunk(nn.Module):
     """
 
     drawn = False  # does each step draw a schedule of its own?
+    skips_blocks = False  # whether some schedule leaves a block out altogether
     one_graph = True  # does every training step compute the same, so that one compiled graph serves them all?
 
     def __init__(self, model: Model, rules: Rules, seed: int = 0) -> None:

@@ -20,6 +20,7 @@ from nanogpt.model.random2d import Counts, Random2D
 from nanogpt.model.recurrent import Recurrent
 from nanogpt.model.trunks import TRUNKS
 from nanogpt.optim import build_optimizer
+from nanogpt.probes import Probes
 from parametrization import Role
 
 VOCAB, TOKENS, WIDTH, LAYERS = 37, 12, 32, 4
@@ -210,6 +211,29 @@ def test_muon_and_adamw_take_steps_that_leave_a_block_out(trunk: dict[str, Any])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@any_trunk
+def test_probes_see_every_application_and_every_block(trunk: dict[str, Any]) -> None:
+    model = build_model(make(trunk))
+    probes = Probes(model)
+    probes.enabled = True
+    for step in STEPS:
+        model.at_step(step)
+        for part in tokens(4).chunk(2):
+            model.loss(part, part).backward()
+        found = probes.collect()
+        applications = len(model.trunk.plan(model.trunk.schedule()))
+        assert sum(name.startswith("activation_rms.") for name in found) == applications
+        assert sum(name.startswith("gradient_norm.") for name in found) == len(model.trunk.unique())
+        model.zero_grad()
+
+
+@any_trunk
+def test_a_trunk_that_may_leave_a_block_out_says_so(trunk: dict[str, Any]) -> None:
+    built = build_model(make(trunk), "meta").trunk
+    used = [{application.block for application in built.plan(built.draw(step))} for step in range(200)]
+    assert built.skips_blocks == any(len(blocks) < len(built.unique()) for blocks in used)
 
 
 # ALBERT
