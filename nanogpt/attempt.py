@@ -112,6 +112,7 @@ def _figures(result: Result, flops_per_token: int) -> dict[str, Any]:
         "best_step": progress.best_step,
         "train_loss": progress.train_loss,
         "diverged_at_step": result.diverged_at_step,
+        "routing": progress.routing,
         "steps": progress.step,
         "tokens": progress.tokens,
         "flops": float(flops_per_token * progress.tokens),

@@ -41,7 +41,7 @@ class Memory:
 class ModelFacts:
     """What follows from the shape of a model alone. FLOPs are training FLOPs per token at full block_size."""
 
-    parameters: Mapping[str, int]  # embedding, position, hidden, norm, bias, readout: each tensor in one of them
+    parameters: Mapping[str, int]  # by role's group: each tensor in one of them
     n_params: int
     n_params_non_embedding: int
     n_params_active: int
@@ -212,11 +212,13 @@ def moments(config: Config, facts: ModelFacts) -> int:
 @cache
 def model_facts(model: Model) -> ModelFacts:
     """Counts and FLOPs of a model with a resolved vocabulary, from its shapes on the meta device."""
+    from nanogpt.model.gpt import PARAMETER_GROUPS
+
     gpt = _shapes(model)
     counts = gpt.parameter_counts()
     groups = counts.as_dict()
     return ModelFacts(
-        parameters={name: groups[name] for name in ("embedding", "position", "hidden", "norm", "bias", "readout")},
+        parameters={name: groups[name] for name in PARAMETER_GROUPS},
         n_params=counts.total,
         n_params_non_embedding=counts.non_embedding,
         n_params_active=counts.active,

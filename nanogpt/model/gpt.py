@@ -15,11 +15,15 @@ from nanogpt.config import Config, UserError
 from nanogpt.config.model import Model
 from nanogpt.config.parametrization import Parametrization
 from nanogpt.model.context import Context, Routed
+from nanogpt.model.dense import FeedForward
+from nanogpt.model.experts import Experts, Path
 from nanogpt.model.layers import TRAINING, Embedding, Layer, Linear, Norm, Rotation, rotation_table
+from nanogpt.model.router import Router
 from nanogpt.model.trunks import TRUNKS, Application
 from parametrization import Role, Rules, Shape, scaling_rules
 
 IGNORED = -1  # a target that is not scored
+PARAMETER_GROUPS = ("embedding", "position", "hidden", "norm", "bias", "readout", "router")
 EXPLICIT_UP_TO = 1024  # tokens; above it torch's fused kernel wins on CPUs too
 
 
@@ -27,7 +31,8 @@ EXPLICIT_UP_TO = 1024  # tokens; above it torch's fused kernel wins on CPUs too
 class ParameterCounts:
     """Parameters by group, each tensor counted once; a tied head is part of `embedding`.
 
-    `non_embedding` = total - token and position embeddings - head. `active` are those one token touches.
+    `non_embedding` = total - token and position embeddings - head. `active` are those that act on one token: of a
+    mixture's experts the chosen ones, once per unique router.
     """
 
     embedding: int
@@ -36,6 +41,7 @@ class ParameterCounts:
     norm: int
     bias: int
     readout: int
+    router: int
     total: int
     non_embedding: int
     active: int
@@ -55,6 +61,13 @@ class Losses(NamedTuple):
     def total(self) -> Tensor:
         """What is differentiated."""
         return self.cross_entropy if self.auxiliary is None else self.cross_entropy + self.auxiliary
+
+
+class Scores(NamedTuple):
+    """Sequences that were evaluated: their summed cross-entropy in nats, (B,), and what the routers did."""
+
+    loss_sum_B: Tensor
+    routed: list[Routed]
 
 
 def model_rules(model: Model, parametrization: Parametrization) -> Rules:
@@ -88,14 +101,20 @@ def _base_ffn_hidden(model: Model, base_n_embd: int) -> float:
 
 
 class GPT(nn.Module):
-    """A decoder-only language model. `attention` is auto, sdpa or explicit, as in `runtime.attention`."""
+    """A decoder-only language model. `attention` and `expert_matmul` are those of `runtime`."""
 
     causal_mask_TT: Tensor | None
     rope_cos_T1K: Tensor
     rope_sin_T1K: Tensor
 
     def __init__(
-        self, model: Model, parametrization: Parametrization, *, seed: int = 0, attention: str = "auto"
+        self,
+        model: Model,
+        parametrization: Parametrization,
+        *,
+        seed: int = 0,
+        attention: str = "auto",
+        expert_matmul: Path = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(model.vocab_size, int):
@@ -110,8 +129,19 @@ class GPT(nn.Module):
         self.final_norm = Norm(model.n_embd, model.norm, model.bias, final=True)
         tied = model.tie_embeddings
         self.head = None if tied else Linear(model.n_embd, model.vocab_size, Role.READOUT, bias=False)
+        self.routers = self._number_routers(expert_matmul)
         self._keep_constants()
         self.initialize(seed)
+
+    def _number_routers(self, expert_matmul: Path) -> tuple[Router, ...]:
+        """The unique routers, each of which is told its place; the experts are told how to multiply."""
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.path = expert_matmul
+        routers = tuple(module for module in self.modules() if isinstance(module, Router))
+        for number, router in enumerate(routers):
+            router.number = number
+        return routers
 
     def _keep_constants(self) -> None:
         """Tables that are functions of the shape alone: on the model's device, in no checkpoint."""
@@ -132,6 +162,7 @@ class GPT(nn.Module):
         | role                                      | value                                               |
         |-------------------------------------------|-----------------------------------------------------|
         | embedding, position, readout              | N(0, s^2), s = parametrization.init_std             |
+        | router                                    | N(0, s^2 / m^2), m as below                         |
         | hidden, attention_out, ffn_out            | N(0, s^2 / m), m the ratio of fan-ins to the base;  |
         |                                           | SP: the two outputs N(0, s^2 / (2 n_layer)) (GPT-2) |
         | gains of norms                            | 1                                                   |
@@ -211,10 +242,15 @@ class GPT(nn.Module):
 
     def loss_sums(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The cross-entropy of each sequence, summed over its scored targets, (B,): what a standard error needs."""
-        logits_BTV = self(idx_BT).float()
+        return self.scores(idx_BT, targets_BT).loss_sum_B
+
+    def scores(self, idx_BT: Tensor, targets_BT: Tensor) -> Scores:
+        """What an evaluation adds up."""
+        context = self._context(idx_BT)
+        logits_BTV = self._logits(idx_BT, context).float()
         targets = targets_BT.flatten()
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
-        return loss.view_as(targets_BT).sum(dim=1)
+        return Scores(loss.view_as(targets_BT).sum(dim=1), context.routed)
 
     def flops_per_token(self, tokens: int | None = None) -> int:
         """Exact training FLOPs (forward and backward) per token in a context of `tokens`; default block_size."""
@@ -246,12 +282,13 @@ class GPT(nn.Module):
     def parameter_counts(self) -> ParameterCounts:
         """Parameters by group. Every tensor is in exactly one group, so the groups add up to the total."""
         roles = self.roles()
-        groups = dict.fromkeys(("embedding", "position", "hidden", "norm", "bias", "readout"), 0)
+        groups = dict.fromkeys(PARAMETER_GROUPS, 0)
         for name, parameter in self.named_parameters():
             groups[roles[name].group] += parameter.numel()
         total = sum(groups.values())
         outside = groups["embedding"] + groups["position"] + groups["readout"]
-        return ParameterCounts(**groups, total=total, non_embedding=total - outside, active=total)
+        idle = sum(module.idle_parameters() for module in self.modules() if isinstance(module, FeedForward))
+        return ParameterCounts(**groups, total=total, non_embedding=total - outside, active=total - idle)
 
 
 def build_model(config: Config, device: str | torch.device = "cpu") -> GPT:
@@ -260,5 +297,11 @@ def build_model(config: Config, device: str | torch.device = "cpu") -> GPT:
     On the device `meta` it has shapes and no numbers.
     """
     with torch.device("meta" if torch.device(device).type == "meta" else "cpu"):
-        model = GPT(config.model, config.parametrization, seed=config.seed, attention=config.runtime.attention)
+        model = GPT(
+            config.model,
+            config.parametrization,
+            seed=config.seed,
+            attention=config.runtime.attention,
+            expert_matmul=config.runtime.expert_matmul,
+        )
     return model.to(device)

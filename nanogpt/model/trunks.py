@@ -39,7 +39,7 @@ class Trunk(nn.Module):
         self.model = model
         self.step: int | None = None
         count = max(application.block for application in self.plan()) + 1
-        self.blocks = nn.ModuleList(Block(model, rules) for _ in range(count))
+        self.blocks = nn.ModuleList(Block(model, rules, index) for index in range(count))
 
     @staticmethod
     def depth_of(model: Model) -> float:
