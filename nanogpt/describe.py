@@ -261,10 +261,11 @@ def _is_fused(config: Config) -> bool:
 def _saved_bytes(model: Model, sequences: int, fused: bool) -> int:
     """float32 bytes kept for the backward pass of a micro-batch.
 
-    Every application of a block keeps the same, so a deep model is told from two shallow ones.
+    Every application of a block keeps the same, so a deep model is told from two shallow ones; where only every
+    so-many-th block has experts, so many at a time.
     """
-    applications = _applications(model)
-    shallow, deeper = (model.model_copy(update={"n_layer": layers}) for layers in SHALLOW)
+    applications, period = _applications(model), getattr(model.ffn, "moe_every", 1)
+    shallow, deeper = (model.model_copy(update={"n_layer": period * layers}) for layers in SHALLOW)
     step = _applications(deeper) - _applications(shallow)
     if model.n_layer <= deeper.n_layer or step <= 0:
         saved = _kept_by_autograd(model, sequences)

@@ -98,8 +98,8 @@ class TopKRouter(Router):
 def switch_loss(probabilities_BTE: Tensor, chosen_BTE: Tensor, settings: TopKMoE) -> Tensor:
     """E sum_e f_e P_e (Switch, arXiv 2101.03961, equations 4 to 6), f the share of the choices, P the mean probability.
 
-    1 at balance, E at collapse for any k: f adds up to 1. Under `aux_scope: sequence` the mean over sequences, so that
-    it does not depend on how a batch is cut.
+    f adds up to 1, so the loss is 1 at balance, and E / k where the same k experts share all probability and choices.
+    Under `aux_scope: sequence` it is the mean over sequences, so that it does not depend on how a batch is cut.
     """
     over = (1,) if settings.aux_scope == "sequence" else (0, 1)
     shares, means = chosen_BTE.mean(dim=over) / settings.top_k, probabilities_BTE.mean(dim=over)
