@@ -61,6 +61,10 @@ class Experts(Layer):
             return self._layer(rows_MD, lambda rows, weight, bias: F.linear(rows, weight[0], _first(bias)))
         if self._takes_grouped(rows_MD):
             return self._layer(rows_MD, _grouped(expert_M, load_E.cumsum(0, dtype=torch.int32)))
+        return self._one_by_one(rows_MD, load_E)
+
+    @torch.compiler.disable  # the loads are other numbers at every step, and each would be compiled anew
+    def _one_by_one(self, rows_MD: Tensor, load_E: Tensor) -> Tensor:
         return self._layer(rows_MD, _looped(load_E.tolist()))
 
     def _takes_grouped(self, rows: Tensor) -> bool:

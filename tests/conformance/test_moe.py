@@ -4,6 +4,7 @@ Equal to the dense layer where it must be, causal, every router trained, FLOPs a
 """
 
 import itertools
+import shutil
 from typing import Any
 
 import pytest
@@ -300,6 +301,27 @@ def test_flops_are_exactly_those_torch_counts(trunk: str, ffn: dict[str, Any], p
     assert counter.get_total_flops() == 3 * 8 * model.flops_per_token(8)
     if path == "grouped" and ffn["kind"] == "topk_moe":
         assert counter.get_flop_counts()["Global"][torch.ops.aten._grouped_mm] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.parametrize("name", ["soft", "aux", "shared", "capacity"])
+def test_a_compiled_mixture_equals_the_eager_one_at_any_load(name: str) -> None:
+    config = make("stack", MIXTURES[name])
+    eager, compiled = perturbed(config), perturbed(config)
+    torch.compiler.reset()
+    losses = torch.compile(compiled.losses)
+    for seed in range(4):
+        left, right = (forward(tokens(seed=seed), tokens(seed=9)) for forward in (eager.losses, losses))
+        torch.testing.assert_close(left.total, right.total, rtol=1e-5, atol=1e-6)
+        for one, other in zip(left.routed, right.routed, strict=True):
+            assert (one.application, one.router) == (other.application, other.router)
+            torch.testing.assert_close(one.statistics, other.statistics, check_dtype=False)
+    left.total.backward()
+    right.total.backward()
+    for parameter, other in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
 def gpt2(ffn: dict[str, Any]) -> Config:
