@@ -16,24 +16,27 @@ from nanogpt.model.gpt import GPT
 
 SCALARS = ("tokens", "dropped", "logit_square")
 DEAD = 0.1  # an expert with less than this share of its even load, over a whole evaluation, is dead
-Reduce = Callable[[Tensor], Any]  # adds a tensor up over all processes, in place
+Reduce = Callable[[Tensor], Tensor]  # a tensor added up over all processes
 
 
 class RoutingSums:
-    """Sums of the routers' statistics by application; None of it waits for the device until it is read."""
+    """Sums of the routers' statistics by application; none of it waits for the device until it is read."""
 
     def __init__(self) -> None:
         self._sums: dict[int, Tensor] = {}
         self._routers: dict[int, int] = {}
 
-    def add(self, routed: Iterable[Routed]) -> None:
-        """Add what one forward pass left behind."""
+    def add(self, routed: Iterable[Routed], counted: bool = True) -> None:
+        """Add what one forward pass left behind. One that only goes through the motions beside other processes is not
+        `counted`: it makes the same message, of zeros."""
         for one in routed:
             found = one.statistics
             # float32 counts no further than 2^24; MPS has nothing wider.
             wide = torch.float32 if found["load"].device.type == "mps" else torch.float64
             scalars = torch.stack([found[name].to(wide) for name in SCALARS])
             sums = torch.cat([scalars, found["load"].to(wide), found["probability"].to(wide)])
+            if not counted:
+                sums = torch.zeros_like(sums)
             earlier = self._sums.get(one.application)
             self._sums[one.application] = sums if earlier is None else earlier + sums
             self._routers[one.application] = one.router
@@ -42,8 +45,7 @@ class RoutingSums:
         """Add up over all processes, in one message. Every process has the same applications."""
         if self._sums:
             order = sorted(self._sums)
-            together = torch.stack([self._sums[application] for application in order])
-            reduce(together)
+            together = reduce(torch.stack([self._sums[application] for application in order]))
             self._sums = dict(zip(order, together.unbind(), strict=True))
 
     def loads(self) -> dict[int, Tensor]:
@@ -89,10 +91,10 @@ def _finite(value: float) -> float | None:
 class Balancer:
     """Collects a training step's routing over its micro-batches and processes, then moves the selection biases once.
 
-    `reduce` adds a tensor up over all processes in place; a single process has nothing to add.
+    `reduce` adds a tensor up over all processes; a single one has nothing to add.
     """
 
-    def __init__(self, model: GPT, reduce: Reduce = lambda tensor: None) -> None:
+    def __init__(self, model: GPT, reduce: Reduce = lambda tensor: tensor) -> None:
         self._routers, self._reduce = model.routers, reduce
         self.step = RoutingSums()
 

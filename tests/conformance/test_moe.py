@@ -5,6 +5,7 @@ Equal to the dense layer where it must be, causal, every router trained, FLOPs a
 
 import itertools
 import shutil
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ MIXTURES = {
     "capacity": {"kind": "topk_moe", "experts": 4, "capacity_factor": 1.0},
     "swiglu": {"kind": "topk_moe", "experts": 4, "expert": "swiglu"},
 }
+OWN_DEPTH = {"recurrent", "random2d"}  # trunks that refuse n_layer
 any_trunk = pytest.mark.parametrize("trunk", TRUNKS)
 any_mixture = pytest.mark.parametrize("ffn", MIXTURES.values(), ids=list(MIXTURES))
 any_path = pytest.mark.parametrize("path", ["loop", "grouped"])
@@ -48,6 +50,8 @@ any_path = pytest.mark.parametrize("path", ["loop", "grouped"])
 def make(trunk: str, ffn: Any, **sections: Any) -> Config:
     model = {"n_layer": 2, "n_head": 4, "n_embd": WIDTH, "block_size": TOKENS, "vocab_size": VOCAB}
     model |= sections.pop("model", {}) | {"trunk": trunk, "ffn": ffn}
+    if trunk in OWN_DEPTH:
+        del model["n_layer"]
     return Config.model_validate({"model": model, "train": {"max_iters": 10}, **sections})
 
 
@@ -298,7 +302,8 @@ def test_flops_are_exactly_those_torch_counts(trunk: str, ffn: dict[str, Any], p
     mapping = {torch.ops.aten._grouped_mm: count_grouped}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         model.losses(tokens(3, 8), tokens(3, 8, seed=1)).total.backward()
-    assert counter.get_total_flops() == 3 * 8 * model.flops_per_token(8)
+    plan = Counter(model.trunk.plan(model.trunk.schedule()))
+    assert counter.get_total_flops() == 3 * 8 * sum(model.flops_of(plan, 8).values())
     if path == "grouped" and ffn["kind"] == "topk_moe":
         assert counter.get_flop_counts()["Global"][torch.ops.aten._grouped_mm] > 0
 

@@ -24,6 +24,7 @@ from nanogpt.train import accumulate_gradients
 
 Make = Callable[..., Config]
 TOP2 = {"kind": "topk_moe", "experts": 4}
+OWN_DEPTH = {"recurrent", "random2d"}  # trunks that refuse n_layer
 any_trunk = pytest.mark.parametrize("trunk", TRUNKS)
 
 
@@ -32,7 +33,11 @@ def settings(**keys: Any) -> Any:
 
 
 def routed(tiny: Make, trunk: str = "stack", model: Any = None, **ffn: Any) -> Config:
-    return tiny(model={"vocab_size": 32, "bias": True, "trunk": trunk, "ffn": TOP2 | ffn} | (model or {}))
+    return tiny(model=on(trunk) | {"vocab_size": 32, "bias": True, "ffn": TOP2 | ffn} | (model or {}))
+
+
+def on(trunk: str) -> dict[str, Any]:
+    return {"trunk": trunk} | ({"n_layer": None} if trunk in OWN_DEPTH else {})
 
 
 def batch(seed: int = 0, size: int = 4) -> Batch:
@@ -116,12 +121,18 @@ def test_the_bias_follows_the_loads_of_all_micro_batches_and_processes(tiny: Mak
     # Two processes with half the batch each: the hook adds up, in one message.
     halves = [Batch(batch().x_BT[rows], batch().y_BT[rows]) for rows in (slice(0, 2), slice(2, 4))]
     sent: list[torch.Tensor] = []
+
+    def send(sums: torch.Tensor) -> torch.Tensor:
+        sent.append(sums)
+        return sums
+
     models = [copy.deepcopy(start), copy.deepcopy(start)]
-    hooks: list[Any] = [lambda sums: sent.append(sums.clone()), lambda sums: sums.add_(sent[0])]
+    hooks: list[Any] = [send, lambda sums: sums + sent[0]]
     for model, half, hook in zip(models, halves, hooks, strict=True):
         balancer = Balancer(model, hook)
         losses = model.losses(torch.from_numpy(half.x_BT), torch.from_numpy(half.y_BT))
         balancer.step.add(losses.routed)
+        balancer.step.add(losses.routed, counted=False)
         balancer.finish()
     assert len(sent) == 1
     for one, both in zip(found[0], models[1].routers, strict=True):
@@ -242,7 +253,7 @@ def train(tiny: Make, folder: Path, *flags: str, **sections: Any) -> dict[str, A
 @any_trunk
 def test_load_entropy_and_drops_are_recorded_by_application(tiny: Make, tmp_path: Path, trunk: str, kind: str) -> None:
     ffn = {"kind": kind, "experts": 4} | ({"capacity_factor": 0.5} if kind == "topk_moe" else {})
-    metrics = train(tiny, tmp_path / "run", model={"trunk": trunk, "ffn": ffn})
+    metrics = train(tiny, tmp_path / "run", model=on(trunk) | {"ffn": ffn})
     assert read_record(tmp_path / "run" / "metrics.json").routing == metrics["routing"]
     history = read_history(tmp_path / "run" / "history.jsonl")
     assert all("routing" in line for line in history)
