@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import Config, UserError, run_id
+from nanogpt.config.ffns import Mixture, TopKMoE
 from nanogpt.config.model import Model
 
 if TYPE_CHECKING:
@@ -328,6 +329,7 @@ def format_description(description: Description, missing: str = "") -> str:
         "run": {
             "id": "unknown until the corpus is there" if missing else d.id,
             "model": f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
+            "feed-forward": _feed_forward(model),
             "corpus": f"{missing}; {model.vocab_size:,} kinds of tokens assumed"
             if missing
             else f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",
@@ -361,6 +363,20 @@ def format_description(description: Description, missing: str = "") -> str:
         },
     }
     return "\n\n".join(_format_part(title, rows) for title, rows in parts.items())
+
+
+def _feed_forward(model: Model) -> str:
+    """`topk_moe, 8 experts (gelu, 3072 wide), 2 per token, gate renorm, balance bias`."""
+    ffn = model.ffn
+    if not isinstance(ffn, Mixture):
+        return f"{ffn.kind}, {model.ffn_hidden} wide"
+    parts = [ffn.kind, f"{ffn.experts} experts ({ffn.expert}, {model.ffn_hidden} wide)"]
+    if isinstance(ffn, TopKMoE):
+        shared = f" and {ffn.shared_experts} shared" if ffn.shared_experts else ""
+        parts.append(f"{ffn.top_k}{shared} per token, gate {ffn.gate}, balance {ffn.balance}")
+    if ffn.moe_every > 1:
+        parts.append(f"in one unique block of {ffn.moe_every}")
+    return ", ".join(parts)
 
 
 def causal_flops_per_token(description: Description) -> float:
