@@ -7,6 +7,7 @@ from typing import Any
 from experiments.marks import Retry
 from experiments.outcomes import DISK_FULL, Ended
 from experiments.supervise import Supervise
+from nanogpt.config import why_cut_matters
 
 # Preempted and lost attempts are free as long as the checkpoint advances; else so many more follow.
 MOST_WITHOUT_ADVANCE = 5
@@ -75,8 +76,9 @@ def _with_less_memory(config: Mapping[str, Any]) -> Verdict:
     """Half the micro-batch, twice the accumulation: the same mathematics, unless the cut is part of the run."""
     batch = config["train"]["batch_size"]
     micro = config["runtime"].get("micro_batch_size") or batch
-    if (config["model"].get("dropout") or 0) > 0:
-        return Verdict(None, "out of memory, and with dropout another micro-batch would be another run")
+    reason = why_cut_matters(config["model"])
+    if reason is not None:
+        return Verdict(None, f"out of memory, and with {reason} another micro-batch would be another run")
     half = next((size for size in range(micro // 2, 0, -1) if batch % size == 0), None)
     if half is None:
         return Verdict(None, "out of memory with a micro-batch of 1")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lock import LockedRun
-from nanogpt.config import UserError
+from nanogpt.config import UserError, why_cut_matters
 from nanogpt.configfile import dump_yaml, load_yaml
 from nanogpt.record import launch_script, write_atomic
 
@@ -25,7 +25,7 @@ def write_run_files(
     if runtime.get("threads") is None:
         runtime["threads"] = earlier.get("threads") or threads
     cut = micro_batch_size or earlier.get("micro_batch_size")
-    if cut is not None and not run.config["model"].get("dropout"):
+    if cut is not None and why_cut_matters(run.config["model"]) is None:
         runtime["micro_batch_size"] = cut
     comment = f"# The run {run.name}, fully resolved; `sh launch.sh` trains it.\n"
     # Both come from the lock: after a power failure the next claim writes them again.

@@ -37,7 +37,7 @@ def shape_of(run: LockedRun) -> str:
     config, runtime = run.config, run.config["runtime"]
     micro_batch = runtime.get("micro_batch_size") or config["train"]["batch_size"]
     parts = [config["model"], config["parametrization"], micro_batch, config["train"]["precision"]]
-    parts += [runtime.get("device"), runtime.get("attention")]
+    parts += [runtime.get("device"), runtime.get("attention"), runtime.get("expert_matmul")]
     return sha256(canonical_json(parts).encode()).hexdigest()[:12]
 
 

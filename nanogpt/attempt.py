@@ -113,6 +113,7 @@ def _figures(result: Result) -> dict[str, Any]:
         "best_step": progress.best_step,
         "train_loss": progress.train_loss,
         "diverged_at_step": result.diverged_at_step,
+        "routing": progress.routing,
         "steps": progress.step,
         "tokens": progress.tokens,
         "flops": float(progress.flops),

@@ -21,6 +21,7 @@ from nanogpt.hardware import torch_device
 from nanogpt.model import GPT, build_model
 from nanogpt.model.trunks import TRUNKS
 from nanogpt.optim import build_optimizer, clip_gradients
+from nanogpt.routing import Balancer
 from parametrization import MODES
 
 Axis = Literal["width", "depth"]
@@ -186,6 +187,7 @@ def measure(
     model = build_model(config, device)
     optimizer = build_optimizer(model, config, device, steps=describe(config).steps)
     probe_BT = torch.from_numpy(stream.batch(PROBE_STEP).x_BT[:MOST_PROBED]).to(device)
+    balancer = Balancer(model)
     first = activations(model, probe_BT)
     for step in range(steps + 1):
         now = activations(model, probe_BT)
@@ -194,12 +196,15 @@ def measure(
             yield None, kinds
             return
         batch = stream.batch(step)
-        loss = model.loss(torch.from_numpy(batch.x_BT).to(device), torch.from_numpy(batch.y_BT).to(device))
-        yield loss.item(), kinds
+        losses = model.losses(torch.from_numpy(batch.x_BT).to(device), torch.from_numpy(batch.y_BT).to(device))
+        yield losses.cross_entropy.item(), kinds
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.total.backward()
         clip_gradients(model.parameters(), config.optimizer.grad_clip)
         optimizer.step()
+        balancer.begin()
+        balancer.step.add(losses.routed)
+        balancer.finish()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import Config, UserError, run_id
+from nanogpt.config.ffns import Mixture, TopKMoE
 from nanogpt.config.model import Model
 from nanogpt.config.trunks import Stack
 
@@ -43,7 +44,7 @@ class Memory:
 class ModelFacts:
     """What follows from the shape of a model alone. FLOPs are training FLOPs per token at full block_size."""
 
-    parameters: Mapping[str, int]  # embedding, position, hidden, norm, bias, readout: each tensor in one of them
+    parameters: Mapping[str, int]  # by role's group: each tensor in one of them
     n_params: int
     n_params_non_embedding: int
     n_params_active: int
@@ -223,11 +224,13 @@ def moments(config: Config, facts: ModelFacts) -> int:
 @cache
 def model_facts(model: Model) -> ModelFacts:
     """Counts and FLOPs of a model with a resolved vocabulary, from its shapes on the meta device."""
+    from nanogpt.model.gpt import PARAMETER_GROUPS
+
     gpt = _shapes(model)
     counts = gpt.parameter_counts()
     groups = counts.as_dict()
     return ModelFacts(
-        parameters={name: groups[name] for name in ("embedding", "position", "hidden", "norm", "bias", "readout")},
+        parameters={name: groups[name] for name in PARAMETER_GROUPS},
         n_params=counts.total,
         n_params_non_embedding=counts.non_embedding,
         n_params_active=counts.active,
@@ -273,10 +276,12 @@ def _is_fused(config: Config) -> bool:
 def _saved_bytes(model: Model, sequences: int, fused: bool) -> int:
     """float32 bytes kept for the backward pass of a micro-batch.
 
-    Every application of a block keeps the same, whatever the trunk, so a deep model is told from two shallow ones.
+    Every application of a block keeps the same, whatever the trunk, so a deep model is told from two shallow ones;
+    where only every so-many-th block has experts, so many at a time.
     """
     applications, between = _kept_applications(model)
-    shallow, deeper = (model.model_copy(update={"n_layer": layers, "trunk": Stack()}) for layers in SHALLOW)
+    period = getattr(model.ffn, "moe_every", 1)
+    shallow, deeper = (model.model_copy(update={"n_layer": period * layers, "trunk": Stack()}) for layers in SHALLOW)
     first, second = (_kept_by_autograd(each, sequences) for each in (shallow, deeper))
     saved = first + (second - first) * (applications - shallow.layers) // (deeper.layers - shallow.layers)
     saved += between * sequences * model.block_size * FLOAT_BYTES
@@ -337,6 +342,7 @@ def format_description(description: Description, missing: str = "") -> str:
             "id": "unknown until the corpus is there" if missing else d.id,
             "model": f"{_depth(model)}, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
             "trunk": _trunk(d),
+            "feed-forward": _feed_forward(model),
             "corpus": f"{missing}; {model.vocab_size:,} kinds of tokens assumed"
             if missing
             else f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",
@@ -399,6 +405,20 @@ def _realised(description: Description, gpt: "GPT") -> str:
     flops = sum(cost.flops_per_token for cost in costs) / steps / description.flops_per_token - 1
     which = "in this run" if steps == description.steps else f"in its first {steps:,} steps"
     return f", {applied:.6g} realised {which} ({flops:+.2%} FLOPs)"
+
+
+def _feed_forward(model: Model) -> str:
+    """`topk_moe, 8 experts (gelu, 3072 wide), 2 per token, gate renorm, balance bias`."""
+    ffn = model.ffn
+    if not isinstance(ffn, Mixture):
+        return f"{ffn.kind}, {model.ffn_hidden} wide"
+    parts = [ffn.kind, f"{ffn.experts} experts ({ffn.expert}, {model.ffn_hidden} wide)"]
+    if isinstance(ffn, TopKMoE):
+        shared = f" and {ffn.shared_experts} shared" if ffn.shared_experts else ""
+        parts.append(f"{ffn.top_k}{shared} per token, gate {ffn.gate}, balance {ffn.balance}")
+    if ffn.moe_every > 1:
+        parts.append(f"in one unique block of {ffn.moe_every}")
+    return ", ".join(parts)
 
 
 def causal_flops_per_token(description: Description) -> float:

@@ -3,11 +3,13 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from nanogpt.data.stream import UNSCORED, EvalSet
 from nanogpt.model import GPT
+from nanogpt.routing import RoutingSums
 
 TOKENS_AT_ONCE = 2**14
 LOGITS_AT_ONCE = 2**25
@@ -21,6 +23,7 @@ class Evaluation:
 
     loss: float
     stderr: float | None
+    routing: list[dict[str, Any]] | None = None  # by application, over all windows; None where nothing is routed
 
 
 @torch.no_grad()
@@ -33,12 +36,14 @@ def evaluate(model: GPT, eval_set: EvalSet, device: torch.device, autocast: Auto
     rows = max(1, tokens // x_WT.shape[1])
     was_training = model.training
     model.eval()
-    sums = []
+    sums, routing = [], RoutingSums()
     for start in range(0, len(x_WT), rows):
         with autocast():
-            sums.append(model.loss_sums(x_WT[start : start + rows], y_WT[start : start + rows]).double())
+            scores = model.scores(x_WT[start : start + rows], y_WT[start : start + rows])
+        sums.append(scores.loss_sum_B.double())
+        routing.add(scores.routed)
     model.train(was_training)
     sum_W, count_W = torch.cat(sums), (y_WT != UNSCORED).sum(dim=1).double()
     mean_W = sum_W / count_W
     stderr = float(mean_W.std(correction=1)) / len(mean_W) ** 0.5 if len(mean_W) > 1 else None
-    return Evaluation(float(sum_W.sum() / count_W.sum()), stderr)
+    return Evaluation(float(sum_W.sum() / count_W.sum()), stderr, routing.read(dead=True))

@@ -61,8 +61,12 @@ class Probes:
 
 
 def _matrices(block: torch.nn.Module) -> Tensor:
-    """A copy of all matrices of a block, end to end. Gains start at 1 and would hide what the matrices do."""
-    return torch.cat([parameter.detach().flatten() for parameter in block.parameters() if parameter.dim() > 1])
+    """A copy of all matrices of a block, end to end. Gains start at 1 and would hide what the matrices do.
+
+    The biases of experts are stacked, and no matrix for that.
+    """
+    named = block.named_parameters()
+    return torch.cat([p.detach().flatten() for name, p in named if p.dim() > 1 and not name.endswith("bias")])
 
 
 def _read(statistics: dict[str, Tensor]) -> dict[str, float]:

@@ -23,6 +23,7 @@ class Progress:
     val_loss_stderr: float | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
+    routing: dict[str, Any] | None = None  # of the last evaluation, see nanogpt/routing.py:summary
     step_seconds: float = 0.0  # inside optimizer steps, so without evaluation and checkpoints
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0

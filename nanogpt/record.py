@@ -65,6 +65,7 @@ class Record(BaseModel):
     config: dict[str, Any]
     factors: dict[str, Any] = {}
     parameters: dict[str, int]
+    routing: dict[str, Any] | None = None
     environment: dict[str, Any]
     error: dict[str, Any] | None = None
 

@@ -108,6 +108,7 @@ class _Work:
         from nanogpt.data.stream import Batch, TrainStream, make_eval_set
         from nanogpt.model import build_model, compiled_losses
         from nanogpt.optim import build_optimizer
+        from nanogpt.routing import Balancer
         from nanogpt.train import autocast_for
 
         self.config, self.device, self.done = config, device, 0
@@ -123,6 +124,7 @@ class _Work:
         self.model = build_model(config, device)
         self.forward: Any = compiled_losses(self.model) if config.runtime.compile else self.model.losses
         self.optimizer = build_optimizer(self.model, config, device, steps=WARM_UP_STEPS)
+        self.balancer = Balancer(self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
 
     def step(self) -> None:
@@ -134,12 +136,19 @@ class _Work:
         batch = self.stream.batch(self.done)
         micro_batch = self.config.micro_batch_size
         loss = accumulate_gradients(
-            self.forward, batch, micro_batch, scaler=self.scaler, autocast=self.autocast, device=self.device
+            self.forward,
+            batch,
+            micro_batch,
+            scaler=self.scaler,
+            autocast=self.autocast,
+            device=self.device,
+            balancer=self.balancer,
         )
         self.scaler.unscale_(self.optimizer)
         clip_gradients(list(self.model.parameters()), self.config.optimizer.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.balancer.finish()
         self.optimizer.zero_grad(set_to_none=True)
         loss.item()
         self.done += 1

@@ -23,6 +23,7 @@ from nanogpt.optim import build_optimizer, clip_gradients, lr_factor, set_learni
 from nanogpt.probes import Probes
 from nanogpt.progress import Clock, Progress, pack, unpack
 from nanogpt.record import attempt_folder
+from nanogpt.routing import Balancer, summary
 from nanogpt.saving import Saver
 from nanogpt.stop import StopRequest, check_fence
 
@@ -95,6 +96,7 @@ def train(
         lambda: pack(description.id, clock, model, optimizer, scaler),
     )
     probes = Probes(model)
+    balancer = Balancer(model)
     meter = NoiseMeter(parameters, config.train.batch_size, config.micro_batch_size, config.model.block_size)
 
     def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
@@ -116,7 +118,13 @@ def train(
             model.at_step(progress.step)
             batch = stream.batch(progress.step)
             accumulate = functools.partial(
-                accumulate_gradients, forward, batch, scaler=scaler, autocast=autocast, device=device
+                accumulate_gradients,
+                forward,
+                batch,
+                scaler=scaler,
+                autocast=autocast,
+                device=device,
+                balancer=balancer,
             )
             noise = None
             if _falls_on(settings.noise_scale_interval, progress.step + 1):
@@ -129,6 +137,7 @@ def train(
             scaler.step(optimizer)
             statistics |= probes.collect_updates()
             scaler.update()
+            balancer.finish()
             optimizer.zero_grad(set_to_none=True)
             loss_value = loss.item()
             cost = model.step_cost(progress.step)
@@ -154,12 +163,15 @@ def train(
                     "grad_norm": float(grad_norm),
                     "tokens_per_second": (progress.tokens - line_tokens) / (progress.step_seconds - line_seconds),
                     "probes": statistics or None,
+                    "routing": balancer.step.read(),
                     **(noise.as_line() if noise is not None else {}),
                 }
                 line_tokens, line_seconds = progress.tokens, progress.step_seconds
                 if evaluating:
                     evaluation = evaluate(model, eval_set, device, autocast)
                     line["val_loss"] = evaluation.loss
+                    line["val_routing"] = evaluation.routing
+                    progress.routing = summary(line["routing"], evaluation.routing)
                     best = progress.note_evaluation(evaluation.loss, evaluation.stderr)
                 history.write(line)
                 say(line)
@@ -179,10 +191,11 @@ def accumulate_gradients(
     scaler: torch.amp.GradScaler,
     autocast: Autocast,
     device: torch.device,
+    balancer: Balancer | None = None,
 ) -> torch.Tensor:
     """Gradients of the batch's mean loss, one micro-batch at a time; returns the cross-entropy, a detached scalar.
 
-    Auxiliary losses are differentiated and not reported.
+    Auxiliary losses are differentiated and not reported; `balancer` collects what the routers did.
 
     `after_part` is called when the gradients of a micro-batch have been added to the others.
     Every sequence has the same number of scored targets, so the mean of the micro-batches' means is the batch's mean.
@@ -190,12 +203,16 @@ def accumulate_gradients(
     x_BT, y_BT = torch.from_numpy(batch.x_BT).to(device), torch.from_numpy(batch.y_BT).to(device)
     parts = len(x_BT) // micro_batch_size
     total = torch.zeros((), device=device)
+    if balancer is not None:
+        balancer.begin()
     for x_MT, y_MT in zip(x_BT.split(micro_batch_size), y_BT.split(micro_batch_size), strict=True):
         with autocast():
             losses = forward(x_MT, y_MT)
             loss = losses.total / parts
         scaler.scale(loss).backward()
         total += losses.cross_entropy.detach() / parts
+        if balancer is not None:
+            balancer.step.add(losses.routed)
         if after_part is not None:
             after_part()
     return total

@@ -12,6 +12,7 @@ class Role(StrEnum):
     ATTENTION_OUT = "attention_out"  # writes to the residual stream, fan-in n_embd
     FFN_OUT = "ffn_out"  # writes to the residual stream, fan-in ffn_hidden
     READOUT = "readout"  # an untied head
+    ROUTER = "router"  # scores the experts, n_embd x experts: an output as far as width goes, its size does not grow
     HIDDEN_BIAS = "hidden_bias"
     NORM_GAIN = "norm_gain"  # in the backbone, QK-norm's gains among them
     NORM_BIAS = "norm_bias"
@@ -30,11 +31,13 @@ class Role(StrEnum):
 
     @property
     def group(self) -> str:
-        """The heading under which parameters are counted: embedding, position, hidden, readout, norm or bias."""
+        """What parameters are counted under: embedding, position, hidden, readout, router, norm or bias."""
         return _GROUPS[self]
 
 
-_MATRICES = frozenset({Role.EMBEDDING, Role.POSITION, Role.HIDDEN, Role.ATTENTION_OUT, Role.FFN_OUT, Role.READOUT})
+_MATRICES = frozenset(
+    {Role.EMBEDDING, Role.POSITION, Role.HIDDEN, Role.ATTENTION_OUT, Role.FFN_OUT, Role.READOUT, Role.ROUTER}
+)
 
 _GROUPS = {
     Role.EMBEDDING: "embedding",
@@ -43,6 +46,7 @@ _GROUPS = {
     Role.ATTENTION_OUT: "hidden",
     Role.FFN_OUT: "hidden",
     Role.READOUT: "readout",
+    Role.ROUTER: "router",
     Role.HIDDEN_BIAS: "bias",
     Role.NORM_GAIN: "norm",
     Role.NORM_BIAS: "norm",

@@ -12,6 +12,7 @@ a = 1/2 (depth_mup) or 1 (completep):
 | hidden_bias, norm_gain, _bias   | constant         | m_L^(a-1)          | not decayed   | m_N^-1 m_L^-a    |
 | final_norm_gain, _bias          | constant         | 1                  | not decayed   | 1                |
 | readout (untied)                | s                | 1                  | 1             | 1                |
+| router (of experts)             | s / m_N          | m_N^-1 m_L^(a-1)   | m_N           | m_L^-a           |
 
 * under the rule `width`; see WEIGHT_DECAY_RULES. Forward: the input is multiplied by alpha_in, each residual branch by
 m_L^-a, what enters the head by alpha_out / m_N, and q.k by sqrt(base head size) / head size, so that at the base
@@ -21,11 +22,15 @@ one block adds in N applications is fully correlated, so that alpha = 1 is the o
 gradients add up over the loops and leave its learning rate alone (arXiv 2606.18524). SP has every factor 1, and
 GPT-2's std s / sqrt(2 n_layer) for the two output matrices, by applications, unless residual_init is `plain`. muP has
 no depth factor at all, which is not the same as a = 0.
+
+The router is not in table 1. It maps n_embd numbers to a fixed number of logits, an output weight of Tensor Programs V
+(arXiv 2203.03466, table 3: init variance 1 / fan_in^2, Adam's rate 1 / fan_in). Its gradient is a sum over n_embd
+aligned terms of size 1 / n_embd, so that eps has no width in it. Experts are hidden matrices; their number is fixed.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -138,6 +143,8 @@ def scaling_rules(
         eps = ratios.depth_eps / width
         return RoleRule(std / math.sqrt(width), lr, decay, eps, fan_in_ratio=width, depth_lr=ratios.depth_lr)
 
+    router = matrix(init_std, ratios.width)
+    router = replace(router, init_std=init_std / ratios.width, eps_multiplier=ratios.depth_eps)
     outside = RoleRule(init_std)
     vector = RoleRule(0.0, ratios.depth_lr, 0.0, ratios.depth_eps / ratios.width)
     final_vector = RoleRule(0.0, weight_decay_multiplier=0.0)
@@ -150,6 +157,7 @@ def scaling_rules(
             Role.ATTENTION_OUT: matrix(residual_std, ratios.width),
             Role.FFN_OUT: matrix(residual_std, ratios.ffn),
             Role.READOUT: outside,
+            Role.ROUTER: router,
             Role.HIDDEN_BIAS: vector,
             Role.NORM_GAIN: vector,
             Role.NORM_BIAS: vector,

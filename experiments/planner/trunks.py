@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.lock import LockedRun
-from nanogpt.config import canonical_json
+from nanogpt.config import canonical_json, why_cut_matters
 from nanogpt.config.identity import trunk_identity
 from nanogpt.config.training import WSD
 
@@ -50,8 +50,7 @@ def _key(run: LockedRun) -> str:
     tree = {key: value for key, value in run.config.items() if key != "runtime"}
     corpus = {key: value for key, value in tree["data"]["corpus"].items() if key != "path"}
     tree["data"] = {**tree["data"], "corpus": corpus}
-    # With dropout, every micro-batch draws its own mask.
-    cut = run.config["runtime"].get("micro_batch_size") if run.config["model"].get("dropout") else None
+    cut = run.config["runtime"].get("micro_batch_size") if why_cut_matters(run.config["model"]) else None
     return canonical_json([trunk_identity(tree), cut])
 
 

@@ -10,7 +10,7 @@ from nanogpt.config.diskfull import (
     os_reason,
 )
 from nanogpt.config.errors import OneLineParser, UserError, did_you_mean
-from nanogpt.config.identity import canonical_json, identity, run_id
+from nanogpt.config.identity import canonical_json, identity, run_id, why_cut_matters
 from nanogpt.config.run import Config
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "os_problem",
     "os_reason",
     "run_id",
+    "why_cut_matters",
 ]

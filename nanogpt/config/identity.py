@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from nanogpt.config.run import Config
@@ -24,16 +25,31 @@ def canonical_json(value: Any) -> str:
 def identity(config: Config) -> dict[str, Any]:
     """The identity part of a validated config with every default written out.
 
-    The micro-batch enters only where it changes the result: dropout draws one mask per micro-batch.
+    The micro-batch enters only where it changes the result, see `why_cut_matters`.
     A `bin` corpus is known by its content, not by its path.
     """
     tree = config.model_dump(mode="json", exclude={"runtime"})
     tree["data"]["corpus"].pop("path", None)
-    if config.model.dropout > 0:
+    if why_cut_matters(tree["model"]) is not None:
         tree["micro_batch_size"] = config.micro_batch_size
     for dotted, old in LATER_FIELDS.items():
         _drop_if_equal(tree, dotted.split("."), old)
     return tree
+
+
+def why_cut_matters(model: Mapping[str, Any]) -> str | None:
+    """What makes a result depend on how its batches are cut into micro-batches, in the `model` section of a run.
+
+    None where nothing does: then a micro-batch that is too large for the memory may be halved.
+    """
+    ffn = model.get("ffn") or {}
+    if model.get("dropout"):
+        return "dropout"  # draws one mask per micro-batch
+    if ffn.get("capacity_factor") is not None:
+        return "ffn.capacity_factor"  # is a share of a micro-batch
+    if ffn.get("balance") == "aux" and ffn.get("aux_scope") == "micro_batch":
+        return "ffn.aux_scope=micro_batch"  # means over a micro-batch, whose product is no mean over the batch
+    return None
 
 
 def trunk_identity(tree: dict[str, Any]) -> dict[str, Any]:

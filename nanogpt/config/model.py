@@ -4,42 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nanogpt.config.section import PositiveFloat, PositiveInt, Section, Shorthand
+from nanogpt.config.ffns import FFN, Gelu, Mixture
+from nanogpt.config.section import PositiveFloat, PositiveInt, Section
 from nanogpt.config.trunks import COUNT_THEIR_OWN, Shared, Stack, Trunk
-
-
-class Gelu(Section):
-    """GPT-2's feed-forward layer: the tanh approximation of GELU."""
-
-    kind: Literal["gelu"] = "gelu"
-    hidden: PositiveInt | None = Field(None, le=2**24, description="Width of the layer; default 4 * n_embd.")
-
-
-class GeluExact(Section):
-    """nanoGPT's feed-forward layer: GELU by the error function."""
-
-    kind: Literal["gelu_exact"] = "gelu_exact"
-    hidden: PositiveInt | None = Field(None, le=2**24, description="Width of the layer; default 4 * n_embd.")
-
-
-class Relu2(Section):
-    """Squared ReLU (Primer, arXiv 2109.08668)."""
-
-    kind: Literal["relu2"] = "relu2"
-    hidden: PositiveInt | None = Field(None, le=2**24, description="Width of the layer; default 4 * n_embd.")
-
-
-class SwiGLU(Section):
-    """SwiGLU (arXiv 2002.05202): silu(x W_gate) * (x W_up), three matrices."""
-
-    kind: Literal["swiglu"] = "swiglu"
-    hidden: PositiveInt | None = Field(
-        None, le=2**24, description="Width; default 8/3 * n_embd rounded up to `multiple_of`."
-    )
-    multiple_of: PositiveInt = 32
-
-
-FFN = Annotated[Gelu | GeluExact | Relu2 | SwiGLU, Field(discriminator="kind"), Shorthand("kind", "gelu")]
 
 
 def kind_of(section: Any) -> str | None:
@@ -84,16 +51,12 @@ class Model(Section):
 
     @property
     def ffn_hidden(self) -> int:
-        """Width of the feed-forward layer after its default is applied."""
+        """Width of the feed-forward layer, or of one expert, after its default is applied."""
         return self.ffn.hidden if self.ffn.hidden is not None else self.default_ffn_hidden(self.n_embd)
 
     def default_ffn_hidden(self, n_embd: int) -> int:
-        """Width of the feed-forward layer of a model of this kind and some width, when none is named."""
-        if isinstance(self.ffn, SwiGLU):
-            multiple = self.ffn.multiple_of
-            # 8/3 d in whole numbers: a float 8 / 3 * 768 may land a hair above 2048 and round up a whole step.
-            return -(-8 * n_embd // (3 * multiple)) * multiple
-        return 4 * n_embd
+        """Width of the feed-forward layer, or of one expert, at some width of the model, when none is named."""
+        return self.ffn.default_hidden(n_embd)
 
     @property
     def layers(self) -> int:
@@ -130,4 +93,16 @@ class Model(Section):
             raise ValueError(f"n_head={self.n_head} is not divisible by n_kv_head={self.n_kv_head}")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"position=rope needs an even head size; n_embd/n_head is {self.head_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_experts(self) -> Self:
+        every = self.ffn.moe_every if isinstance(self.ffn, Mixture) else 1
+        unique = self.trunk.unique_ffns(self.n_layer)
+        if every > unique:
+            only = "there is only one" if unique == 1 else f"there are {unique}"
+            raise ValueError(
+                f"ffn.moe_every={every} counts the blocks that own a feed-forward layer, and {only}: "
+                "no layer would have experts"
+            )
         return self

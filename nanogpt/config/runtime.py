@@ -38,6 +38,9 @@ class Runtime(Section):
     attention: Literal["auto", "sdpa", "explicit"] = Field(
         "auto", description="auto: explicit matmuls on a CPU up to 1024 tokens, else torch's fused kernel."
     )
+    expert_matmul: Literal["auto", "grouped", "loop"] = Field(
+        "auto", description="auto: one grouped matmul over all experts where the device has it, else one per expert."
+    )
     checkpoint: Annotated[Checkpoint, Shorthand("policy", "last")] = Checkpoint()
     probe_interval: PositiveInt | None = Field(None, description="Steps between activation and gradient statistics.")
     noise_scale_interval: PositiveInt | None = Field(None, description="Steps between gradient noise measurements.")

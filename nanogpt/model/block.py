@@ -10,22 +10,25 @@ from torch import Tensor, nn
 from nanogpt.config.model import Model
 from nanogpt.model.attention import Attention
 from nanogpt.model.context import Context
-from nanogpt.model.ffn import FFNS
+from nanogpt.model.ffn import build_ffn
 from nanogpt.model.layers import Norm
 from parametrization import Rules
 
 
 class Block(nn.Module):
-    """x + m attention(norm(x)), then x + m ffn(norm(x)), with m the parametrization's residual multiplier."""
+    """x + m attention(norm(x)), then x + m ffn(norm(x)), with m the parametrization's residual multiplier.
 
-    def __init__(self, model: Model, rules: Rules) -> None:
+    `index` is the block's number among the unique ones: `ffn.moe_every` counts them.
+    """
+
+    def __init__(self, model: Model, rules: Rules, index: int = 0) -> None:
         super().__init__()
         self.residual_multiplier = rules.residual_multiplier
         self.dropout = model.dropout
         self.attention_norm = Norm(model.n_embd, model.norm, model.bias)
         self.attention = Attention(model, rules)
         self.ffn_norm = Norm(model.n_embd, model.norm, model.bias)
-        self.ffn = FFNS[model.ffn.kind](model)
+        self.ffn = build_ffn(model, index)
 
     def forward(self, x_BTD: Tensor, context: Context, application: int) -> Tensor:
         x_BTD = self._add(x_BTD, self.attention(self.attention_norm(x_BTD), context, application))

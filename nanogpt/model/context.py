@@ -16,7 +16,8 @@ class Routed(NamedTuple):
 
     application: int
     auxiliary_loss: Tensor | None  # weighted, to be added to the cross-entropy; None where there is none
-    statistics: dict[str, Tensor]  # detached
+    statistics: dict[str, Tensor]  # detached sums over the tokens, see nanogpt/model/router.py:statistics
+    router: int  # index in GPT.routers: the applications of a shared block have one router
 
 
 @dataclass

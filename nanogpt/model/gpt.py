@@ -16,11 +16,15 @@ from nanogpt.config.model import Model
 from nanogpt.config.parametrization import Parametrization
 from nanogpt.model.block import Block
 from nanogpt.model.context import Context, Routed
+from nanogpt.model.dense import FeedForward
+from nanogpt.model.experts import Experts, Path
 from nanogpt.model.layers import TRAINING, Embedding, Layer, Linear, Norm, Rotation, rotation_table
+from nanogpt.model.router import Router
 from nanogpt.model.trunks import TRUNKS, Application
 from parametrization import Role, Rules, Shape, scaling_rules
 
 IGNORED = -1  # a target that is not scored
+PARAMETER_GROUPS = ("embedding", "position", "hidden", "norm", "bias", "readout", "router")
 EXPLICIT_UP_TO = 1024  # tokens; above it torch's fused kernel wins on CPUs too
 
 
@@ -28,8 +32,9 @@ EXPLICIT_UP_TO = 1024  # tokens; above it torch's fused kernel wins on CPUs too
 class ParameterCounts:
     """Parameters by group, each tensor counted once; a tied head is part of `embedding`.
 
-    `non_embedding` = total - token and position embeddings - head. `active` are those one token touches. `applied`
-    counts the active ones of a block once per application, in expectation.
+    `non_embedding` = total - token and position embeddings - head. `active` are those that act on one token: of a
+    mixture's experts the chosen ones, once per unique router. `applied` counts
+    the active ones of a block once per application, in expectation.
     """
 
     embedding: int
@@ -38,6 +43,7 @@ class ParameterCounts:
     norm: int
     bias: int
     readout: int
+    router: int
     total: int
     non_embedding: int
     active: int
@@ -65,6 +71,13 @@ class Losses(NamedTuple):
     def total(self) -> Tensor:
         """What is differentiated."""
         return self.cross_entropy if self.auxiliary is None else self.cross_entropy + self.auxiliary
+
+
+class Scores(NamedTuple):
+    """Sequences that were evaluated: their summed cross-entropy in nats, (B,), and what the routers did."""
+
+    loss_sum_B: Tensor
+    routed: list[Routed]
 
 
 def model_rules(model: Model, parametrization: Parametrization) -> Rules:
@@ -100,14 +113,20 @@ def _base_ffn_hidden(model: Model, base_n_embd: int) -> float:
 
 
 class GPT(nn.Module):
-    """A decoder-only language model. `attention` is auto, sdpa or explicit, as in `runtime.attention`."""
+    """A decoder-only language model. `attention` and `expert_matmul` are those of `runtime`."""
 
     causal_mask_TT: Tensor | None
     rope_cos_T1K: Tensor
     rope_sin_T1K: Tensor
 
     def __init__(
-        self, model: Model, parametrization: Parametrization, *, seed: int = 0, attention: str = "auto"
+        self,
+        model: Model,
+        parametrization: Parametrization,
+        *,
+        seed: int = 0,
+        attention: str = "auto",
+        expert_matmul: Path = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(model.vocab_size, int):
@@ -122,9 +141,20 @@ class GPT(nn.Module):
         self.final_norm = Norm(model.n_embd, model.norm, model.bias, final=True)
         tied = model.tie_embeddings
         self.head = None if tied else Linear(model.n_embd, model.vocab_size, Role.READOUT, bias=False)
+        self.routers = self._number_routers(expert_matmul)
         self._known_costs: dict[frozenset[tuple[Application, float]], StepCost] = {}
         self._keep_constants()
         self.initialize(seed)
+
+    def _number_routers(self, expert_matmul: Path) -> tuple[Router, ...]:
+        """The unique routers, each of which is told its place; the experts are told how to multiply."""
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.path = expert_matmul
+        routers = tuple(module for module in self.modules() if isinstance(module, Router))
+        for number, router in enumerate(routers):
+            router.number = number
+        return routers
 
     def _keep_constants(self) -> None:
         """Tables that are functions of the shape alone: on the model's device, in no checkpoint."""
@@ -145,6 +175,7 @@ class GPT(nn.Module):
         | role                                      | value                                               |
         |-------------------------------------------|-----------------------------------------------------|
         | embedding, position, readout              | N(0, s^2), s = parametrization.init_std             |
+        | router                                    | N(0, s^2 / m^2), m as below                         |
         | hidden, attention_out, ffn_out            | N(0, s^2 / m), m the ratio of fan-ins to the base;  |
         |                                           | SP: the two outputs N(0, s^2 / (2 A)) (GPT-2), A    |
         |                                           | the expected applications of blocks, n_layer        |
@@ -225,10 +256,15 @@ class GPT(nn.Module):
 
     def loss_sums(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The cross-entropy of each sequence, summed over its scored targets, (B,): what a standard error needs."""
-        logits_BTV = self(idx_BT).float()
+        return self.scores(idx_BT, targets_BT).loss_sum_B
+
+    def scores(self, idx_BT: Tensor, targets_BT: Tensor) -> Scores:
+        """What an evaluation adds up."""
+        context = self._context(idx_BT)
+        logits_BTV = self._logits(idx_BT, context).float()
         targets = targets_BT.flatten()
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
-        return loss.view_as(targets_BT).sum(dim=1)
+        return Scores(loss.view_as(targets_BT).sum(dim=1), context.routed)
 
     def flops_per_token(self, tokens: int | None = None) -> int:
         """Exact training FLOPs (forward and backward) per token in a context of `tokens`; default block_size."""
@@ -270,19 +306,25 @@ class GPT(nn.Module):
     def parameter_counts(self) -> ParameterCounts:
         """Parameters by group. Every tensor is in exactly one group, so the groups add up to the total."""
         roles = self.roles()
-        groups = dict.fromkeys(("embedding", "position", "hidden", "norm", "bias", "readout"), 0)
+        groups = dict.fromkeys(PARAMETER_GROUPS, 0)
         for name, parameter in self.named_parameters():
             groups[roles[name].group] += parameter.numel()
         total = sum(groups.values())
         outside = groups["embedding"] + groups["position"] + groups["readout"]
+        idle = sum(module.idle_parameters() for module in self.modules() if isinstance(module, FeedForward))
         return ParameterCounts(
-            **groups, total=total, non_embedding=total - outside, active=total, applied=self._applied(total)
+            **groups,
+            total=total,
+            non_embedding=total - outside,
+            active=total - idle,
+            applied=self._applied(total - idle),
         )
 
     def _applied(self, active: int) -> int:
         """Active parameters, those of each block as often as it is applied, and an adapter's once per loop."""
         trunk, usage = self.trunk, self.trunk.usage()
-        outside = active - sum(parameter.numel() for parameter in trunk.parameters())
+        idle = sum(m.idle_parameters() for m in trunk.modules() if isinstance(m, FeedForward))
+        outside = active - sum(parameter.numel() for parameter in trunk.parameters()) + idle
         blocks = [_active_of(block) for block in trunk.unique()]
         within = sum(times * blocks[block] for (block, _), times in usage.items())
         within += trunk.parameters_between(usage)
@@ -291,7 +333,7 @@ class GPT(nn.Module):
 
 def _active_of(block: Block) -> int:
     """Parameters of one application of a block that act on one token."""
-    return sum(parameter.numel() for parameter in block.parameters())
+    return sum(parameter.numel() for parameter in block.parameters()) - block.ffn.idle_parameters()
 
 
 def build_model(config: Config, device: str | torch.device = "cpu") -> GPT:
@@ -300,5 +342,11 @@ def build_model(config: Config, device: str | torch.device = "cpu") -> GPT:
     On the device `meta` it has shapes and no numbers.
     """
     with torch.device("meta" if torch.device(device).type == "meta" else "cpu"):
-        model = GPT(config.model, config.parametrization, seed=config.seed, attention=config.runtime.attention)
+        model = GPT(
+            config.model,
+            config.parametrization,
+            seed=config.seed,
+            attention=config.runtime.attention,
+            expert_matmul=config.runtime.expert_matmul,
+        )
     return model.to(device)

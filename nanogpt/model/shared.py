@@ -2,6 +2,7 @@
 
 from nanogpt.config import trunks as config
 from nanogpt.config.model import Model
+from nanogpt.model.block import Block
 from nanogpt.model.trunk import Application, Plan, Schedule, Trunk
 from parametrization import Rules
 
@@ -30,6 +31,11 @@ class Shared(Trunk):
                 block.attention = owner.attention
             else:
                 block.ffn = owner.ffn
+
+    def new_block(self, model: Model, rules: Rules, number: int) -> Block:
+        """Shared feed-forward layers are counted by group: `ffn.moe_every` counts those that own weights."""
+        arm = _arm(model)
+        return Block(model, rules, group_of(number, model.layers, arm) if arm.scope == "ffn" else number)
 
     @staticmethod
     def blocks_of(model: Model) -> int:

@@ -49,7 +49,7 @@ class Trunk(nn.Module):
 
     def new_block(self, model: Model, rules: Rules, number: int) -> Block:
         """The block of that number among those that own parameters."""
-        return Block(model, rules)
+        return Block(model, rules, number)
 
     @staticmethod
     def blocks_of(model: Model) -> int:

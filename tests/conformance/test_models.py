@@ -15,6 +15,7 @@ from nanogpt.config.model import kind_of
 from nanogpt.config.trunks import COUNT_THEIR_OWN
 from nanogpt.model import GPT, build_model
 from nanogpt.model.ffn import FFNS
+from nanogpt.model.gpt import PARAMETER_GROUPS
 from nanogpt.model.trunks import TRUNKS
 from nanogpt.optim import build_optimizer
 from parametrization import MODES, Role
@@ -111,8 +112,12 @@ def test_flops_are_exactly_those_torch_counts(model: dict[str, Any], attention: 
 def test_counts_are_a_partition_and_agree_with_the_tensors(model: dict[str, Any]) -> None:
     gpt = build_model(make(model))
     counts = gpt.parameter_counts()
-    groups = (counts.embedding, counts.position, counts.hidden, counts.norm, counts.bias, counts.readout)
-    assert sum(groups) == counts.total == sum(parameter.numel() for parameter in gpt.parameters())
+    groups = counts.as_dict()
+    assert (
+        sum(groups[name] for name in PARAMETER_GROUPS)
+        == counts.total
+        == sum(parameter.numel() for parameter in gpt.parameters())
+    )
     backbone = [*gpt.trunk.parameters(), *gpt.final_norm.parameters()]
     assert counts.non_embedding == sum(parameter.numel() for parameter in backbone)
     assert gpt.roles().keys() == dict(gpt.named_parameters()).keys()
@@ -200,5 +205,5 @@ def test_bf16_autocast_runs_without_warnings_and_stays_close(model: dict[str, An
 @pytest.mark.parametrize("mode", MODES)
 def test_all_roles_appear_in_a_full_model(mode: str) -> None:
     base = {"mode": mode, "base_n_embd": 16, "base_n_layer": 1}
-    gpt = build_model(make({"tie_embeddings": False}, parametrization=base), "meta")
+    gpt = build_model(make({"tie_embeddings": False, "ffn": "topk_moe"}, parametrization=base), "meta")
     assert set(gpt.roles().values()) == set(Role)

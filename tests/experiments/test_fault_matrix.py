@@ -114,7 +114,16 @@ def test_memory_that_runs_out_halves_the_micro_batch(study, capsys):
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [("{dropout: 0.1}", "with dropout another micro-batch"), ("{batch_size: 4, micro_batch_size: 4}", "")],
+    [
+        ("{dropout: 0.1}", "with dropout another micro-batch"),
+        ("{ffn: {kind: topk_moe, capacity_factor: 1.25}}", "with ffn.capacity_factor another micro-batch"),
+        (
+            "{ffn: {kind: topk_moe, balance: aux, aux_scope: micro_batch}}",
+            "with ffn.aux_scope=micro_batch another micro-batch",
+        ),
+        ("{batch_size: 4, micro_batch_size: 4, ffn: {kind: topk_moe, balance: aux}}", ""),
+        ("{batch_size: 4, micro_batch_size: 4}", ""),
+    ],
 )
 def test_memory_that_runs_out_where_no_cut_helps(study, capsys, config, reason):
     tiny = study(GOOD, 106, config=config)
