@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from nanogpt.config.errors import UserError
 from nanogpt.config.model import Model
 from nanogpt.model.block import Block
 from nanogpt.model.context import Context
@@ -53,6 +54,13 @@ class Trunk(nn.Module):
     def plan(self, schedule: Schedule = None) -> Plan:
         """The applications of one pass, in order."""
         raise AssertionError("a trunk says in which order its blocks are applied")
+
+    def evaluate_at(self, depth: int) -> None:
+        """Take another depth from now on in evaluation and generation, where a trunk's depth is chosen freely.
+
+        Raises UserError for a trunk whose depth is not, naming it, and for a depth that it cannot have.
+        """
+        raise UserError(f"the trunk {self.model.trunk.kind!r} has no depth to choose: its applications are fixed")
 
     def usage(self) -> Mapping[Application, float]:
         """How often each block is applied in training, in expectation over the schedules."""

@@ -1,0 +1,92 @@
+"""Every model that can be configured generates with a cache exactly as without; parametrized over the registries."""
+
+import itertools
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+from test_models import MODELS, TOKENS, VOCAB, make, perturbed, tokens
+
+from nanogpt.model import GPT, Cache
+from nanogpt.model.block import Block
+from nanogpt.model.ffn import FFNS
+from nanogpt.model.trunks import TRUNKS
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "learned positions": {"position": "learned"},
+    "rope": {"position": "rope"},
+    "no positions": {"position": "none"},
+    "grouped queries, qk norm": {"position": "rope", "n_kv_head": 2, "qk_norm": True},
+}
+CELLS = {
+    f"{trunk}-{ffn}, {name}": MODELS[f"{trunk}-{ffn}"] | variant
+    for trunk, ffn in itertools.product(TRUNKS, FFNS)
+    for name, variant in VARIANTS.items()
+}
+# The further models of the table of all models: other norms, heads and caps, and whatever trunks and layers add to it.
+EVERY = CELLS | {name: model for name, model in MODELS.items() if f"{name}, rope" not in CELLS}
+any_model = pytest.mark.parametrize("model", EVERY.values(), ids=list(EVERY))
+any_attention = pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+
+
+def cached_logits(gpt: GPT, idx: torch.Tensor, parts: list[int]) -> torch.Tensor:
+    """Logits of all positions, the tokens handed over in parts, each pass on top of the cache."""
+    cache = Cache(idx.shape[1])
+    return torch.cat([gpt(part, cache) for part in idx.split(parts, dim=1)], dim=1)
+
+
+@any_attention
+@any_model
+@torch.no_grad()
+def test_logits_with_a_cache_are_those_of_the_whole_sequence(model: dict[str, Any], attention: str) -> None:
+    gpt = perturbed(make(model, runtime={"attention": attention})).eval()
+    idx = tokens(3)
+    whole = gpt(idx)
+    for parts in ([1] * TOKENS, [7, *[1] * (TOKENS - 7)], [3, 4, TOKENS - 7]):
+        torch.testing.assert_close(cached_logits(gpt, idx, parts), whole, rtol=0, atol=1e-5)
+
+
+@any_model
+@torch.no_grad()
+def test_the_cache_has_a_slot_per_application_and_the_schedule_stays(model: dict[str, Any]) -> None:
+    """A block used twice fills two slots; every pass applies the same blocks in the same order, whatever the step."""
+    gpt = perturbed(make(model)).eval()
+    blocks, passes = {block: name for name, block in gpt.named_modules() if isinstance(block, Block)}, []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda module, inputs: passes[-1].append((blocks[module], inputs[2])))
+    cache = Cache(TOKENS)
+    for position in range(TOKENS):
+        gpt.at_step(position)
+        passes.append([])
+        gpt(tokens(1)[:, position : position + 1], cache)
+    assert all(applied == passes[0] for applied in passes)
+    applications = [application for _, application in passes[0]]
+    assert len(set(applications)) == len(applications), "two uses of a block write to one slot"
+    assert cache.applications == set(applications)
+    assert cache.length == TOKENS
+
+
+@any_model
+@torch.no_grad()
+def test_the_rows_of_a_batch_do_not_meet(model: dict[str, Any]) -> None:
+    gpt = perturbed(make(model)).eval()
+    idx = tokens(3)
+    together = cached_logits(gpt, idx, [5, *[1] * (TOKENS - 5)])
+    for row in range(3):
+        alone = cached_logits(gpt, idx[row : row + 1], [5, *[1] * (TOKENS - 5)])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
+
+
+@any_model
+@torch.no_grad()
+def test_a_pass_with_a_cache_computes_the_new_tokens_alone(model: dict[str, Any]) -> None:
+    gpt = perturbed(make(model)).eval()
+    widths: dict[int, set[int]] = defaultdict(set)
+    for block in gpt.modules():
+        if isinstance(block, Block):
+            block.register_forward_pre_hook(lambda module, inputs: widths[cache.length].add(inputs[0].shape[1]))
+    cache = Cache(TOKENS)
+    assert gpt.next_logits(tokens(2, 5), cache).shape == (2, VOCAB)
+    gpt.next_logits(tokens(2, 1), cache)
+    assert widths == {0: {5}, 5: {1}}
