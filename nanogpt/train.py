@@ -89,7 +89,7 @@ def train(
         settings.checkpoint,
         fence,
         progress,
-        lambda: pack(description.id, clock, model, optimizer, scaler),
+        lambda: pack(description.id, clock, model, optimizer, scaler) | {"config": config.model_dump(mode="json")},
     )
     probes = Probes(model)
     meter = NoiseMeter(parameters, config.train.batch_size, config.micro_batch_size, config.model.block_size)

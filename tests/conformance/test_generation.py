@@ -8,10 +8,12 @@ import pytest
 import torch
 from test_models import MODELS, TOKENS, VOCAB, make, perturbed, tokens
 
+from nanogpt.generation import generate, row_generators
 from nanogpt.model import GPT, Cache
 from nanogpt.model.block import Block
 from nanogpt.model.ffn import FFNS
 from nanogpt.model.trunks import TRUNKS
+from nanogpt.sampling import Sampling
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "learned positions": {"position": "learned"},
@@ -90,3 +92,46 @@ def test_a_pass_with_a_cache_computes_the_new_tokens_alone(model: dict[str, Any]
     assert gpt.next_logits(tokens(2, 5), cache).shape == (2, VOCAB)
     gpt.next_logits(tokens(2, 1), cache)
     assert widths == {0: {5}, 5: {1}}
+
+
+class Recorded:
+    """The model's logits of the next token, kept as generation asks for them."""
+
+    def __init__(self, gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.logits: list[torch.Tensor] = []
+        monkeypatch.setattr(gpt, "next_logits", lambda *inputs, ask=gpt.next_logits: self._keep(ask(*inputs)))
+
+    def _keep(self, logits: torch.Tensor) -> torch.Tensor:
+        self.logits.append(logits.clone())
+        return logits
+
+
+@any_attention
+@any_model
+def test_generated_logits_are_those_of_the_whole_window_also_past_it(
+    model: dict[str, Any], attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cached generation over three windows against a pass over the last block_size tokens, at every step."""
+    gpt = perturbed(make(model, runtime={"attention": attention}))
+    gpt.at_step(3)
+    recorded = Recorded(gpt, monkeypatch)
+    idx = tokens(2, 4)
+    steps = generate(gpt, idx, Sampling(max_new_tokens=3 * TOKENS), row_generators(0, range(2)))
+    for position, next_tokens in enumerate(steps):
+        with torch.no_grad():
+            whole = gpt.eval()(idx[:, -TOKENS:])[:, -1]
+        torch.testing.assert_close(recorded.logits[position], whole, rtol=0, atol=1e-5)
+        idx = torch.cat([idx, next_tokens[:, None]], dim=1)
+    assert idx.shape == (2, 4 + 3 * TOKENS)
+
+
+@any_model
+def test_a_seed_gives_equal_tokens_with_the_cache_and_without(model: dict[str, Any]) -> None:
+    gpt = perturbed(make(model))
+    how = Sampling(max_new_tokens=2 * TOKENS, temperature=0.8, top_k=20)
+    texts = [
+        torch.stack(list(generate(gpt, tokens(2, 3), how, row_generators(1, range(2)), cached=cached)))
+        for cached in (True, True, False)
+    ]
+    assert torch.equal(texts[0], texts[1])
+    assert torch.equal(texts[0], texts[2])
