@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, TINY
 
 from nanogpt import checkpoint, samples
-from nanogpt.__main__ import main
+from nanogpt.__main__ import _parser, main
 from nanogpt.configfile import dump_yaml
 from nanogpt.model import build_model
 from nanogpt.trained import load_trained
@@ -220,6 +220,14 @@ def test_a_corpus_without_characters_is_written_as_ids(capsys: Capture, tmp_path
     assert text.startswith("1 2 ")
     assert len(text.split()) == 6
     assert "'32' is no token id" in refused(capsys, tmp_path / "run", "--prompt", "32")
+
+
+def test_every_flag_is_described() -> None:
+    text = (ROOT / "docs" / "generation.md").read_text()
+    described = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `--")}
+    arguments, _ = _parser().parse_known_args(["sample", "run"])
+    flags = {f"--{name}" for name in vars(arguments)} - {"--command", "--run", "--place"}
+    assert described == flags
 
 
 def process(run: Path, *words: str, **settings: Any) -> "subprocess.Popen[bytes]":
