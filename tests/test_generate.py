@@ -8,7 +8,8 @@ import torch
 
 from nanogpt.config import Config, UserError
 from nanogpt.generation import generate, row_generators
-from nanogpt.model import GPT, build_model
+from nanogpt.model import GPT, Cache, build_model
+from nanogpt.model.trunks import Application, Stack
 from nanogpt.sampling import Sampling, next_tokens
 
 Make = Callable[..., Config]
@@ -140,3 +141,16 @@ def test_the_mode_of_the_model_is_given_back(tiny: Make) -> None:
     assert torch.is_grad_enabled()
     steps.close()
     assert model.training
+
+
+def test_a_block_used_several_times_has_a_slot_for_each_use(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slot per block would let the second use overwrite the keys of the first."""
+    order = (0, 1, 0, 0)
+    monkeypatch.setattr(Stack, "plan", lambda trunk, schedule=None: tuple(map(Application, order)))
+    model, cache = small(tiny), Cache(8)
+    idx = torch.randint(5, (2, 8), generator=torch.Generator().manual_seed(0))
+    assert len(model.trunk.unique()) == 2
+    with torch.no_grad():
+        parts = torch.cat([model(part, cache) for part in idx.split([3, 1, 1, 2, 1], dim=1)], dim=1)
+        torch.testing.assert_close(parts, model(idx), rtol=0, atol=1e-5)
+    assert cache.applications == {0, 1, 2, 3}

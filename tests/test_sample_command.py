@@ -16,6 +16,7 @@ from nanogpt import checkpoint, samples
 from nanogpt.__main__ import _parser, main
 from nanogpt.configfile import dump_yaml
 from nanogpt.model import build_model
+from nanogpt.model.trunks import Application, Stack
 from nanogpt.trained import load_trained
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, Caf\u00e9.\n\n" * 60
@@ -172,6 +173,20 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(run: Path, capsys: Capture, t
     later.with_name(later.name + ".sha256").write_text("0" * 64 + "\n")
     assert main(["sample", str(tmp_path / "run"), "--max_new_tokens", "5"]) == 0
     assert "passed over" in capsys.readouterr().err
+
+
+def test_a_depth_is_chosen_where_the_trunk_lets_one(
+    run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(trunk: Stack, schedule: Any = None) -> tuple[Application, ...]:
+        return tuple(map(Application, (0, 1) * getattr(trunk, "loops", 1)))
+
+    monkeypatch.setattr(Stack, "plan", plan)
+    monkeypatch.setattr(Stack, "evaluate_at", lambda trunk, depth: setattr(trunk, "loops", depth))
+    words = (run, "--max_new_tokens", "40")
+    plain = sampled(capsys, *words)
+    assert sampled(capsys, *words, "--recurrent_depth", "1") == plain
+    assert sampled(capsys, *words, "--recurrent_depth", "3") != plain
 
 
 @pytest.mark.parametrize(
