@@ -102,7 +102,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     add("--greedy", action="store_true", help="always take the likeliest token, as --no-do_sample")
     add("--do_sample", action=argparse.BooleanOptionalAction, help="draw (the default), or take the likeliest token")
     add("--no_do_sample", dest="do_sample", action="store_false", default=None, help=argparse.SUPPRESS)
-    add("--recurrent_depth", type=int, metavar="N", help="loops of a trunk whose depth is chosen freely")
+    add("--recurrent_depth", metavar="N", help="loops, for a trunk whose depth is chosen freely")
     add("--device", help="default: the run's")
 
 
@@ -239,9 +239,10 @@ def _described(config: Config) -> tuple["Description", str]:
 
 
 def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.hardware import calm_threads
+    from nanogpt.hardware import calm_threads, keep_freed_memory
 
     calm_threads()
+    keep_freed_memory()
     from nanogpt.samples import Wanted, write_samples
     from nanogpt.trained import load_trained
 
@@ -279,7 +280,7 @@ def _sampling(arguments: argparse.Namespace) -> "Sampling":
     return how
 
 
-def _choose_depth(trained: "Trained", depth: int) -> None:
+def _choose_depth(trained: "Trained", depth: str) -> None:
     try:
         trained.model.trunk.evaluate_at(depth)
     except UserError as error:

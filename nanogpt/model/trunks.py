@@ -55,8 +55,8 @@ class Trunk(nn.Module):
         """The applications of one pass, in order."""
         raise AssertionError("a trunk says in which order its blocks are applied")
 
-    def evaluate_at(self, depth: int) -> None:
-        """Take another depth from now on in evaluation and generation, where a trunk's depth is chosen freely.
+    def evaluate_at(self, depth: str | int | None) -> None:
+        """Take another depth from now on in evaluation and generation, by what a person writes; None: the config's.
 
         Raises UserError for a trunk whose depth is not, naming it, and for a depth that it cannot have.
         """
