@@ -1,13 +1,18 @@
 """Every model that can be configured generates with a cache exactly as without; parametrized over the registries."""
 
+import contextlib
 import itertools
 from collections import defaultdict
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
+from pydantic import ValidationError
 from test_models import MODELS, TOKENS, VOCAB, make, perturbed, tokens
 
+from nanogpt.config.keys import arms
+from nanogpt.config.model import Model
 from nanogpt.generation import generate, row_generators
 from nanogpt.model import GPT, Cache
 from nanogpt.model.block import Block
@@ -26,8 +31,26 @@ CELLS = {
     for trunk, ffn in itertools.product(TRUNKS, FFNS)
     for name, variant in VARIANTS.items()
 }
-# The further models of the table of all models: other norms, heads and caps, and whatever trunks and layers add to it.
+
+
+def options(axis: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every arm of `model.<axis>` with each choice that is not its default, one at a time, where the config takes it."""
+    for arm in arms(Model.model_fields[axis].annotation):
+        kind = {"kind": arm.model_fields["kind"].default}
+        for key, field in arm.model_fields.items():
+            values: list[Any] = [{"kind": each.model_fields["kind"].default} for each in arms(field.annotation)]
+            if get_origin(field.annotation) is Literal and key != "kind":
+                values = [value for value in get_args(field.annotation) if value != field.default]
+            for value in values:
+                model = {axis: kind | {key: value}, "position": "rope"}
+                with contextlib.suppress(ValidationError):
+                    make(model)
+                    yield f"{kind['kind']}, {key}={value}", model
+
+
+# The other models of the table of all models (norms, heads, caps), and the choices within trunks and layers.
 EVERY = CELLS | {name: model for name, model in MODELS.items() if f"{name}, rope" not in CELLS}
+EVERY |= dict(options("trunk")) | dict(options("ffn"))
 any_model = pytest.mark.parametrize("model", EVERY.values(), ids=list(EVERY))
 any_attention = pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 
