@@ -34,7 +34,7 @@ CELLS = {
 
 
 def options(axis: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every arm of `model.<axis>` with each choice that is not its default, one at a time, where the config takes it."""
+    """Every arm of `model.<axis>` with each choice but its default, one at a time, where the config takes it."""
     for arm in arms(Model.model_fields[axis].annotation):
         kind = {"kind": arm.model_fields["kind"].default}
         for key, field in arm.model_fields.items():
