@@ -182,7 +182,7 @@ def test_a_depth_is_chosen_where_the_trunk_lets_one(
         return tuple(map(Application, (0, 1) * getattr(trunk, "loops", 1)))
 
     monkeypatch.setattr(Stack, "plan", plan)
-    monkeypatch.setattr(Stack, "evaluate_at", lambda trunk, depth: setattr(trunk, "loops", depth))
+    monkeypatch.setattr(Stack, "evaluate_at", lambda trunk, depth: setattr(trunk, "loops", int(depth)))
     words = (run, "--max_new_tokens", "40")
     plain = sampled(capsys, *words)
     assert sampled(capsys, *words, "--recurrent_depth", "1") == plain
@@ -205,7 +205,7 @@ def test_a_depth_is_chosen_where_the_trunk_lets_one(
         (["--repetition_penalty", "0"], "repetition_penalty: expected more than 0"),
         (["--seed", "one"], "--seed: invalid int value: 'one'"),
         (["--device", "cuda:x"], "no such device 'cuda:x'; allowed: auto, cpu, mps, cuda, cuda:N"),
-        (["--recurrent_depth", "4"], "--recurrent_depth 4: the trunk 'stack' has no depth to choose"),
+        (["--recurrent_depth", "4"], "sample: --recurrent_depth 4: "),
         (["--topk", "3"], "--topk: not understood; did you mean '--top_k'?"),
         (["--max-new-tokens=3"], "did you mean '--max_new_tokens'?"),
     ],
