@@ -1,6 +1,7 @@
 """The engine's command line, `python -m nanogpt train | sample | eval | describe | rules | coord-check | ...`."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import Config, OneLineParser, UserError, os_problem
+from nanogpt.config.errors import did_you_mean
 from nanogpt.configfile import build_config, lay_overrides, load_layers
 
 if TYPE_CHECKING:
     from nanogpt.describe import Description
+    from nanogpt.sampling import Sampling
+    from nanogpt.trained import Trained
 
 EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 75
+EXIT_STOPPED = 130  # a shell's for Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [text for text in rest if "=" in text]
     if len(overrides) < len(rest) or (overrides and not hasattr(arguments, "target")):
         unknown = next(text for text in rest if text not in overrides or not hasattr(arguments, "target"))
-        print(f"nanogpt: {unknown}: not understood; settings are written --key=value", file=sys.stderr)
+        print(f"nanogpt: {unknown}: not understood{_nearest_flag(unknown, arguments)}", file=sys.stderr)
         return EXIT_USER
     try:
         return arguments.run(arguments, overrides)
@@ -36,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder deleted while training: no bug of ours to trace
         print(f"nanogpt: {os_problem(error)}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _nearest_flag(unknown: str, arguments: argparse.Namespace) -> str:
+    flags = [f"--{name}" for name in vars(arguments) if name not in ("command", "run", "target", "place")]
+    word = unknown.partition("=")[0].lstrip("-").replace("-", "_")
+    hint = did_you_mean(f"--{word}", flags) if unknown.startswith("-") else ""
+    return hint if "did you mean" in hint else "; settings are written --key=value"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,9 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
     train.add_argument("--fence", type=Path, help=argparse.SUPPRESS)
     train.add_argument("--parent_fd", type=int, help=argparse.SUPPRESS)
-    _add_sample(command("sample", _sample, "text from a trained run's model"))
+    _add_sample(command("sample", _sample, "text from a trained model"))
     evaluation = command("eval", _eval, "a trained run's validation loss, at any evaluation depth of its trunk")
-    evaluation.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
+    evaluation.add_argument("folder", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or one checkpoint")
     evaluation.add_argument("--depths", metavar="N,N,...", help="loops, such as 1,2,4,8; 3x2x2 under random2d")
     evaluation.add_argument("--device", help="default: the run's")
     describe = command("describe", _describe, "parameters, FLOPs and memory of a config, without training it")
@@ -78,14 +90,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--prompt", default="", help="how the text begins (token ids where there are no characters)")
-    parser.add_argument("--num_samples", type=int, default=1, metavar="N")
-    parser.add_argument("--max_new_tokens", type=int, default=200, metavar="N")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 always takes the likeliest token")
-    parser.add_argument("--top_k", type=int, metavar="K", help="choose among the K likeliest")
-    parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--device", help="default: the run's")
+    add = parser.add_argument
+    add("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or one of its checkpoint-*.pt files")
+    add("--prompt", default="", metavar="TEXT", help="how the text begins (token ids where there are no characters)")
+    add("--num_samples", type=int, default=1, metavar="N", help="default %(default)s")
+    add("--max_new_tokens", type=int, default=200, metavar="N", help="length beyond the prompt; default %(default)s")
+    add("--temperature", type=float, metavar="T", help="default 1; 0 always takes the likeliest token")
+    add("--top_k", type=int, metavar="K", help="draw among the K likeliest; 0 is off, the default")
+    add(
+        "--top_p", type=float, metavar="P", help="draw among the likeliest that together reach P; 1 is off, the default"
+    )
+    add("--min_p", type=float, metavar="P", help="draw among those at least P times as likely as the likeliest")
+    add("--repetition_penalty", type=float, metavar="X", help="lower tokens seen before; 1 is off, the default")
+    add("--seed", type=int, default=1337, help="default %(default)s; the same seed gives the same text")
+    add("--greedy", action="store_true", help="always take the likeliest token, as --no-do_sample")
+    add("--do_sample", action=argparse.BooleanOptionalAction, help="draw (the default), or take the likeliest token")
+    add("--no_do_sample", dest="do_sample", action="store_false", default=None, help=argparse.SUPPRESS)
+    add("--recurrent_depth", metavar="N", help="loops, for a trunk whose depth is chosen freely")
+    add("--device", help="default: the run's")
 
 
 def _add_coord_check(parser: argparse.ArgumentParser) -> None:
@@ -221,12 +243,27 @@ def _described(config: Config) -> tuple["Description", str]:
 
 
 def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.sampling import Sampling, sample
+    from nanogpt.hardware import calm_threads, keep_freed_memory
 
-    how = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_k)
-    pieces = sample(arguments.folder, arguments.prompt, how, arguments.num_samples, arguments.seed, arguments.device)
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    calm_threads()
+    keep_freed_memory()
+    from nanogpt.samples import Wanted, write_samples
+    from nanogpt.trained import load_trained
+
+    wanted = Wanted(arguments.prompt, arguments.num_samples, arguments.seed, _sampling(arguments))
+    trained = load_trained(arguments.place, arguments.device)
+    for note in trained.damaged:
+        print(f"nanogpt: passed over: {note}", file=sys.stderr)
+    if arguments.recurrent_depth is not None:
+        _choose_depth(trained, arguments.recurrent_depth)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the others
+    try:
+        for piece in write_samples(trained, wanted):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print()
+        return EXIT_STOPPED
     return 0
 
 
@@ -240,6 +277,30 @@ def _eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     for line in table_lines(losses_by_depth(arguments.folder, depths, arguments.device)):
         print(line, flush=True)
     return 0
+
+
+def _sampling(arguments: argparse.Namespace) -> "Sampling":
+    """The settings that the flags say. A greedy choice leaves the others out of account, and says which were given."""
+    from nanogpt.sampling import Sampling
+
+    if arguments.greedy and arguments.do_sample:
+        raise UserError("sample: --greedy and --do_sample contradict each other; give one of them")
+    filters = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {name: getattr(arguments, name) for name in filters if getattr(arguments, name) is not None}
+    how = Sampling(
+        arguments.max_new_tokens, do_sample=not arguments.greedy and arguments.do_sample is not False, **given
+    )
+    idle = [f"--{name}" for name in given if name != "temperature" or how.temperature > 0]
+    if how.is_greedy and idle:
+        print(f"nanogpt: sample: the likeliest token is taken, {', '.join(idle)} left out of account", file=sys.stderr)
+    return how
+
+
+def _choose_depth(trained: "Trained", depth: str) -> None:
+    try:
+        trained.model.trunk.evaluate_at(depth)
+    except UserError as error:
+        raise UserError(f"sample: --recurrent_depth {depth}: {error}") from None
 
 
 def _rules(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -17,6 +17,10 @@ PROBE_BYTES = 2**20
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is not what was once saved."""
+
+
 @dataclass(frozen=True)
 class CheckpointFile:
     """A checkpoint on disk: the attempt that wrote it, the optimizer steps behind it, and its file."""
@@ -97,20 +101,39 @@ def load_latest(folder: Path, before_step: int | None = None) -> Loaded | None:
     candidates = [c for c in listed(folder) if before_step is None or c.step <= before_step]
     damaged: list[str] = []
     for candidate in candidates:
-        problem = _damage(candidate)
-        if problem is None:
-            try:
-                return Loaded(candidate, _read(candidate.path), tuple(damaged))
-            except UserError:
-                raise
-            except Exception as error:  # a file of other content may raise nearly anything in the unpickler
-                problem = f"its digest is right, but it is no checkpoint: {type(error).__name__}"
-        damaged.append(f"{candidate.path}: damaged checkpoint ({problem})")
+        try:
+            return Loaded(candidate, _verified(candidate), tuple(damaged))
+        except DamagedCheckpoint as problem:
+            damaged.append(str(problem))
     if damaged:
         raise UserError(
             f"{folder}: no good checkpoint to resume from ({'; '.join(damaged)}); start it clean with --reset"
         )
     return None
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The state in one checkpoint file, verified by the sha256 beside it. Raises UserError when it is not whole."""
+    match = _NAME.fullmatch(path.name)
+    checkpoint = CheckpointFile(0, int(match[1]) if match else 0, path)
+    if not checkpoint.digest.is_file():
+        raise UserError(
+            f"{path}: no {checkpoint.digest.name} beside it: a torn write, or a copy without its digest; "
+            "nothing is loaded unverified"
+        )
+    return _verified(checkpoint)
+
+
+def _verified(checkpoint: CheckpointFile) -> dict[str, Any]:
+    problem = _damage(checkpoint)
+    if problem is None:
+        try:
+            return _read(checkpoint.path)
+        except UserError:
+            raise
+        except Exception as error:  # a file of other content may raise nearly anything in the unpickler
+            problem = f"its digest is right, but it is no checkpoint: {type(error).__name__}"
+    raise DamagedCheckpoint(f"{checkpoint.path}: damaged checkpoint ({problem})")
 
 
 def _damage(checkpoint: CheckpointFile) -> str | None:

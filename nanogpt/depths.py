@@ -11,8 +11,8 @@ from nanogpt.evaluate import Evaluation, evaluate
 from nanogpt.model import GPT
 from nanogpt.model.layers import TRAINING
 from nanogpt.model.trunks import Application
-from nanogpt.sampling import load_trained
 from nanogpt.train import autocast_for
+from nanogpt.trained import load_trained
 
 HEADINGS = ("depth", "applications", "forward FLOPs per token", "val loss", "stderr")
 

@@ -93,7 +93,7 @@ def train(
         settings.checkpoint,
         fence,
         progress,
-        lambda: pack(description.id, clock, model, optimizer, scaler),
+        lambda: pack(description.id, clock, model, optimizer, scaler) | {"config": config.model_dump(mode="json")},
     )
     probes = Probes(model)
     balancer = Balancer(model)

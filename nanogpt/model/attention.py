@@ -1,6 +1,7 @@
 """Causal self-attention with grouped key/value heads, computed by explicit matmuls or by torch's fused kernel.
 
-Shapes: B batch, T tokens, D n_embd, H query heads, J key/value heads, G = H / J queries per key, K head size.
+Shapes: B batch, T tokens, S tokens they may look at (themselves and those in the cache), D n_embd, H query heads,
+J key/value heads, G = H / J queries per key, K head size.
 """
 
 import torch
@@ -39,12 +40,14 @@ class Attention(nn.Module):
         if context.rotation is not None:
             q_BTHK, k_BTJK = rotate(q_BTHK, context.rotation), rotate(k_BTJK, context.rotation)
         # Norm and rotation compute in float32 under autocast; the matmuls want the values' type.
-        q_BTHK, k_BTJK = q_BTHK.to(v_BTJK.dtype), k_BTJK.to(v_BTJK.dtype)
+        q_BTHK, k_BSJK, v_BSJK = q_BTHK.to(v_BTJK.dtype), k_BTJK.to(v_BTJK.dtype), v_BTJK
+        if context.cache is not None:
+            k_BSJK, v_BSJK = context.cache.extend(application, k_BSJK, v_BSJK)
         dropout = self.dropout if self.training else 0.0
-        if context.mask_TT is None:
-            y_BTHK = fused_attention(q_BTHK, k_BTJK, v_BTJK, self.scale, dropout)
+        if context.mask_TS is None:
+            y_BTHK = fused_attention(q_BTHK, k_BSJK, v_BSJK, self.scale, dropout)
         else:
-            y_BTHK = explicit_attention(q_BTHK, k_BTJK, v_BTJK, context.mask_TT, self.scale, dropout)
+            y_BTHK = explicit_attention(q_BTHK, k_BSJK, v_BSJK, context.mask_TS, self.scale, dropout)
         return self.out(y_BTHK.reshape(batch, tokens, -1))
 
     def score_flops_per_token(self, tokens: int) -> int:
@@ -57,20 +60,20 @@ class Attention(nn.Module):
 
 
 def explicit_attention(
-    q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor, mask_TT: Tensor, scale: float, dropout: float
+    q_BTHK: Tensor, k_BSJK: Tensor, v_BSJK: Tensor, mask_TS: Tensor, scale: float, dropout: float
 ) -> Tensor:
     """softmax(scale q k^T + mask) v by batched matmuls: on CPUs the fastest path up to about 1024 tokens.
 
     The queries that share a key head are stacked along the token axis, so that keys are never repeated.
     """
     batch, tokens, n_head, size = q_BTHK.shape
-    n_kv_head = k_BTJK.shape[2]
+    seen, n_kv_head = k_BSJK.shape[1:3]
     group = n_head // n_kv_head
     q = q_BTHK.view(batch, tokens, n_kv_head, group, size).permute(0, 2, 3, 1, 4)
     q = q.reshape(batch * n_kv_head, group * tokens, size)
-    k = k_BTJK.transpose(1, 2).reshape(batch * n_kv_head, tokens, size)
-    v = v_BTJK.transpose(1, 2).reshape(batch * n_kv_head, tokens, size)
-    mask = mask_TT.to(q.dtype)
+    k = k_BSJK.transpose(1, 2).reshape(batch * n_kv_head, seen, size)
+    v = v_BSJK.transpose(1, 2).reshape(batch * n_kv_head, seen, size)
+    mask = mask_TS.to(q.dtype)
     if group > 1:
         mask = mask.repeat(group, 1)
     probabilities = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)
@@ -81,15 +84,24 @@ def explicit_attention(
     return y_BTHK.reshape(batch, tokens, n_head, size)
 
 
-def fused_attention(q_BTHK: Tensor, k_BTJK: Tensor, v_BTJK: Tensor, scale: float, dropout: float) -> Tensor:
-    """The same by torch's scaled_dot_product_attention (FlashAttention where the device has it)."""
+def fused_attention(q_BTHK: Tensor, k_BSJK: Tensor, v_BSJK: Tensor, scale: float, dropout: float) -> Tensor:
+    """The same by torch's scaled_dot_product_attention (FlashAttention where the device has it).
+
+    The queries are the last T of the S tokens. torch's own causal mask takes them for the first T, so it serves only
+    where the two are the same; a single query sees everything and needs no mask.
+    """
+    tokens, seen = q_BTHK.shape[1], k_BSJK.shape[1]
+    mask_TS = None
+    if 1 < tokens < seen:
+        mask_TS = torch.ones(tokens, seen, dtype=torch.bool, device=q_BTHK.device).tril(seen - tokens)
     y_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
-        k_BTJK.transpose(1, 2),
-        v_BTJK.transpose(1, 2),
+        k_BSJK.transpose(1, 2),
+        v_BSJK.transpose(1, 2),
+        attn_mask=mask_TS,
         dropout_p=dropout,
-        is_causal=True,
+        is_causal=tokens == seen,
         scale=scale,
-        enable_gqa=q_BTHK.shape[2] != k_BTJK.shape[2],
+        enable_gqa=q_BTHK.shape[2] != k_BSJK.shape[2],
     )
     return y_BHTK.transpose(1, 2)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from nanogpt.model.cache import Cache
 from nanogpt.model.layers import Rotation
 
 
@@ -22,13 +23,14 @@ class Routed(NamedTuple):
 
 @dataclass
 class Context:
-    """One forward pass. `routed` is filled as it goes along."""
+    """One forward pass over T tokens, which come after S tokens in the cache. `routed` is filled as it goes along."""
 
-    mask_TT: Tensor | None  # 0 on and below the diagonal, -inf above; None selects the fused kernel
-    rotation: Rotation | None
+    mask_TS: Tensor | None  # (T, S + T): 0 where a token may look, -inf after it; None selects the fused kernel
+    rotation: Rotation | None  # of the new tokens
     routed: list[Routed] = field(default_factory=list)
+    cache: Cache | None = None  # None where nothing is kept, as in training
 
     @property
     def start(self) -> int:
-        """The position of the first of the tokens; anything that depends on positions counts from here."""
-        return 0
+        """The position of the first of the new tokens; anything that depends on positions counts from here."""
+        return 0 if self.cache is None else self.cache.length

@@ -1,6 +1,6 @@
 """The GPT: embeddings, a trunk of blocks, a final norm and a head, with its initialisation, counts and FLOPs.
 
-Shapes: B batch, T tokens, D n_embd, V vocabulary.
+Shapes: B batch, T tokens, S tokens they may look at, D n_embd, V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from nanogpt.config import Config, UserError
 from nanogpt.config.model import Model
 from nanogpt.config.parametrization import Parametrization
 from nanogpt.model.block import Block
+from nanogpt.model.cache import Cache
 from nanogpt.model.context import Context, Routed
 from nanogpt.model.dense import FeedForward
 from nanogpt.model.experts import Experts, Path
@@ -206,37 +207,54 @@ class GPT(nn.Module):
         assert roles.keys() == dict(self.named_parameters()).keys(), "every parameter belongs to exactly one Layer"
         return roles
 
-    def forward(self, idx_BT: Tensor) -> Tensor:
-        """Logits of the next token at each position, (B, T, V). At most block_size tokens."""
-        return self._logits(idx_BT, self._context(idx_BT))
+    def forward(self, idx_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits of the next token at each position, (B, T, V). At most block_size tokens, those in the cache included.
+
+        With a cache the tokens come after those it holds, and are added to it.
+        """
+        return self._logits(idx_BT, self._context(idx_BT, cache))
+
+    def next_logits(self, idx_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits of the token after the last, (B, V): `forward` with the head applied to one position alone."""
+        return self._readout(self._hidden(idx_BT, self._context(idx_BT, cache))[:, -1])
 
     def _logits(self, idx_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = self.final_norm(self.trunk(self._embed(idx_BT), context))
+        return self._readout(self._hidden(idx_BT, context))
+
+    def _hidden(self, idx_BT: Tensor, context: Context) -> Tensor:
+        x_BTD = self.trunk(self._embed(idx_BT, context.start), context)
+        if context.cache is not None:
+            context.cache.advance(idx_BT.shape[1])
+        return self.final_norm(x_BTD)
+
+    def _readout(self, x_BTD: Tensor) -> Tensor:
+        """Logits of what the final norm gives; the head takes any leading shape."""
         if self.rules.output_multiplier != 1.0:
             x_BTD = x_BTD * self.rules.output_multiplier
         logits_BTV = F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
         cap = self.config.logit_softcap
         return logits_BTV if cap is None else cap * torch.tanh(logits_BTV.float() / cap)
 
-    def _embed(self, idx_BT: Tensor) -> Tensor:
+    def _embed(self, idx_BT: Tensor, start: int) -> Tensor:
         x_BTD = self.embedding(idx_BT)
         if self.position is not None:
-            x_BTD = x_BTD + self.position.weight[: idx_BT.shape[1]]
+            x_BTD = x_BTD + self.position.weight[start : start + idx_BT.shape[1]]
         if self.rules.input_multiplier != 1.0:
             x_BTD = x_BTD * self.rules.input_multiplier
         if self.training and self.config.dropout > 0:
             x_BTD = F.dropout(x_BTD, self.config.dropout)
         return x_BTD
 
-    def _context(self, idx_BT: Tensor) -> Context:
-        tokens = idx_BT.shape[1]
-        assert tokens <= self.config.block_size, f"{tokens} tokens in a context of {self.config.block_size}"
+    def _context(self, idx_BT: Tensor, cache: Cache | None = None) -> Context:
+        start = 0 if cache is None else cache.length
+        end = start + idx_BT.shape[1]
+        assert end <= self.config.block_size, f"{end} tokens in a context of {self.config.block_size}"
         rotation = None
         if self.config.position == "rope":
-            rotation = Rotation(self.rope_cos_T1K[:tokens], self.rope_sin_T1K[:tokens])
+            rotation = Rotation(self.rope_cos_T1K[start:end], self.rope_sin_T1K[start:end])
         explicit = self.attention == "explicit" or (self.attention == "auto" and idx_BT.device.type == "cpu")
-        mask = self.causal_mask_TT[:tokens, :tokens] if explicit and self.causal_mask_TT is not None else None
-        return Context(mask, rotation)
+        mask = self.causal_mask_TT[start:end, :end] if explicit and self.causal_mask_TT is not None else None
+        return Context(mask, rotation, cache=cache)
 
     def loss(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy in nats over the targets that are not -1; the logits enter it as float32."""

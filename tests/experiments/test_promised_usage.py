@@ -24,7 +24,7 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_promised_usage(project):
+def test_the_promised_usage(project, capsys):
     # fmt: off
     runner = ExperimentRunner(base_config_path='configs/shakespeare_char.yaml', output_root='experiments_out')
     table = runner.run_grid(
@@ -42,3 +42,13 @@ def test_the_promised_usage(project):
     shutil.copytree(run.with_name(f"n_layer=88.{run.name[-12:]}"), run.with_name("n_layer=2.aaaaaaaaaaaa"))
     again = runner.load_metrics("depth_study")
     assert again.drop(columns="folder").equals(table.drop(columns="folder"))
+    # The folders of a study's runs hold models: text comes out of each, the same from a checkpoint's file.
+    for folder in map(Path, again["folder"]):
+        (file,) = folder.glob("attempts/*/checkpoint-*.pt")
+        texts = []
+        for place in (folder, file):
+            capsys.readouterr()
+            assert main(["sample", str(place), "--prompt", "All:", "--num_samples", "2", "--max_new_tokens", "9"]) == 0
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1]
+        assert texts[0].count("All:") == 2

@@ -1,0 +1,94 @@
+"""A trained model by its place on disk: a run's folder (of `nanogpt train` or of a study), or one checkpoint file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogpt import checkpoint
+from nanogpt.config import Config, UserError, run_id
+from nanogpt.config.errors import did_you_mean
+from nanogpt.config.layers import Layers
+from nanogpt.configfile import build_config, lay_overrides, load_layers
+from nanogpt.hardware import torch_device
+from nanogpt.model import GPT, build_model
+
+SHOWN = 3  # names of runs in a message
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's resolved config and its model in evaluation mode, with the weights of one checkpoint.
+
+    `step` is the checkpoint's; `damaged` says which ones further ahead were passed over, and why.
+    """
+
+    config: Config
+    model: GPT
+    step: int
+    damaged: tuple[str, ...] = ()
+
+
+def load_trained(place: Path, device: str | None = None) -> Trained:
+    """The model that a run's folder (its furthest whole checkpoint) or a checkpoint file holds.
+
+    `device` replaces the run's own. Raises UserError when there is no config or no whole checkpoint, when the two do
+    not belong together, and for a device that is not there.
+    """
+    if place.is_dir():
+        config = _config(_layers_of_folder(place), device, place)
+        loaded = checkpoint.load_latest(place)
+        if loaded is None:
+            raise UserError(f"{place}: the run left no checkpoint to load")
+        return _build(config, loaded.state, loaded.file.path, loaded.damaged)
+    if not place.is_file():
+        raise UserError(f"{place}: no such run or checkpoint{_nearest(place)}")
+    state = checkpoint.load_file(place)
+    return _build(_config(_layers_of_file(place, state), device, place), state, place)
+
+
+def _layers_of_folder(folder: Path) -> Layers:
+    if (folder / "config.yaml").is_file():
+        return load_layers(folder / "config.yaml")
+    runs = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+    if runs:
+        names = ", ".join(runs[:SHOWN]) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")
+        raise UserError(f"{folder}: holds {len(runs)} run{'s' if len(runs) > 1 else ''}; name one of them: {names}")
+    raise UserError(f"{folder}: no run there (a run's folder holds config.yaml)")
+
+
+def _layers_of_file(file: Path, state: dict[str, Any]) -> Layers:
+    """The config beside a checkpoint, or of the run in whose attempts it lies, else the one inside it."""
+    above = file.resolve().parents
+    in_a_run = [above[2]] if len(above) > 2 and above[1].name == "attempts" else []
+    for folder in (file.parent, *in_a_run):
+        if (folder / "config.yaml").is_file():
+            return load_layers(folder / "config.yaml")
+    if not isinstance(state.get("config"), dict):
+        raise UserError(f"{file}: no config.yaml beside it, and none inside: it was saved by an older version")
+    layers = Layers()
+    layers.lay(state["config"], {}, str(file))
+    return layers
+
+
+def _config(layers: Layers, device: str | None, place: Path) -> Config:
+    if device is not None:
+        lay_overrides(layers, [f"--runtime.device={device}"])
+    return build_config(layers, str(place))
+
+
+def _build(config: Config, state: dict[str, Any], file: Path, damaged: tuple[str, ...] = ()) -> Trained:
+    if state["id"] != run_id(config):
+        raise UserError(f"{file}: belongs to run {state['id']}, not to {run_id(config)}, whose config.yaml is there")
+    model = build_model(config, torch_device(config.runtime.device, config.runtime.threads))
+    model.load_state_dict(state["model"])
+    return Trained(config, model.eval(), state["progress"]["step"], damaged)
+
+
+def _nearest(place: Path) -> str:
+    """The entries beside a missing path that it may mean: those it is the label of, else the nearest names."""
+    names = sorted(entry.name for entry in place.parent.iterdir()) if place.parent.is_dir() else []
+    labelled = [name for name in names if name.startswith(f"{place.name}.")]
+    if labelled:
+        return f"; with its id: {', '.join(labelled[:SHOWN])}"
+    hint = did_you_mean(place.name, names)
+    return hint if "did you mean" in hint else ""
