@@ -16,11 +16,11 @@ QUIET_SECONDS = 1.0  # lines without an evaluation come at most this often
 class Narrator:
     """Prints a run's lines: every evaluation, and in between at most one a second."""
 
-    def __init__(self, description: Description, folder: Path) -> None:
+    def __init__(self, description: Description, folder: Path, speaks: bool = True) -> None:
         self._steps, self._folder, self._description = description.steps, folder, description
         self._last = self._started = time.monotonic()
         self._first_step: int | None = None
-        self._has_reader = True
+        self._has_reader = speaks  # of several ranks one speaks
 
     def _print(self, text: str) -> None:
         """A reader that goes away (`... | head`) ends the talking, not the training."""

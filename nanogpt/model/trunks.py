@@ -34,6 +34,8 @@ class Trunk(nn.Module):
     schedule holds in evaluation and until a step is named.
     """
 
+    skips_blocks = False  # whether some schedule leaves a block out altogether
+
     def __init__(self, model: Model, rules: Rules) -> None:
         super().__init__()
         self.model = model
