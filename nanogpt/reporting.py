@@ -36,10 +36,11 @@ class Narrator:
             """On a full disk a log is no reason to end: the next checkpoint may find room again."""
 
     def begin(self) -> None:
-        d = self._description
+        d, runtime = self._description, self._description.config.runtime
         self._print(
             f"{self._folder}: {d.n_params:,} parameters, {d.steps:,} steps, {d.tokens:,} tokens, "
-            f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {d.config.runtime.device}"
+            f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {runtime.device}"
+            + (f", {runtime.nproc} processes ({runtime.data_parallel})" if runtime.nproc > 1 else "")
         )
 
     def resumed(self, loaded: Loaded | None, attempt: int) -> None:

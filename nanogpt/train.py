@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from nanogpt.config import Config
@@ -121,7 +122,13 @@ def train(
             model.at_step(progress.step)
             batch = stream.batch(progress.step)
             accumulate = functools.partial(
-                accumulate_gradients, replica, team.rows_of(batch), scaler=scaler, autocast=autocast, device=device
+                accumulate_gradients,
+                replica,
+                team.rows_of(batch),
+                before_part=_draw_masks(config, progress.step, team),
+                scaler=scaler,
+                autocast=autocast,
+                device=device,
             )
             noise = None
             if _falls_on(settings.noise_scale_interval, progress.step + 1):
@@ -179,6 +186,7 @@ def accumulate_gradients(
     micro_batch_size: int,
     after_part: Callable[[], None] | None = None,
     *,
+    before_part: Callable[[int], None] | None = None,
     scaler: torch.amp.GradScaler,
     autocast: Autocast,
     device: torch.device,
@@ -189,15 +197,18 @@ def accumulate_gradients(
 
     Auxiliary losses are differentiated and not reported.
 
-    `after_part` is called when the gradients of a micro-batch have been added to the others.
+    `before_part` is called with the number of each micro-batch of the share, `after_part` when its gradients have been
+    added to the others.
     Every sequence has the same number of scored targets, so the mean of the micro-batches' means is the batch's mean.
     """
     x_BT, y_BT = torch.from_numpy(batch.x_BT).to(device), torch.from_numpy(batch.y_BT).to(device)
     parts = len(x_BT) // micro_batch_size
     total = torch.zeros((), device=device)
     cut = zip(x_BT.split(micro_batch_size), y_BT.split(micro_batch_size), strict=True)
-    for part, (x_MT, y_MT) in enumerate(cut, start=1):
-        with replica.synchronize(part == parts):
+    for part, (x_MT, y_MT) in enumerate(cut):
+        if before_part is not None:
+            before_part(part)
+        with replica.synchronize(part == parts - 1):
             with autocast():
                 losses = replica.forward(x_MT, y_MT)
                 loss = losses.total / parts
@@ -206,6 +217,19 @@ def accumulate_gradients(
         if after_part is not None:
             after_part()
     return total
+
+
+def _draw_masks(config: Config, step: int, team: Team) -> Callable[[int], None] | None:
+    """Seeds dropout's masks for each micro-batch of a step, so that they are the same whichever rank draws them."""
+    if config.model.dropout == 0:
+        return None
+    first = team.rank * (config.train.batch_size // config.micro_batch_size // team.size)
+
+    def draw(part: int) -> None:
+        seeds = np.random.SeedSequence([config.seed, step, first + part]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seeds[0] >> 1))
+
+    return draw
 
 
 def _falls_on(interval: int | None, step: int) -> bool:

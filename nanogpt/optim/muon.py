@@ -111,9 +111,9 @@ class Muon(torch.optim.Optimizer):
     """Muon for matrices, (fan_out, fan_in), and for stacks of them, (experts, fan_out, fan_in), each on its own.
 
     Group options: `lr`, `weight_decay` (p *= 1 - lr * weight_decay, without the factor of `scale`), `momentum`,
-    `nesterov`, `ns_steps`, `coefficients`, `ns_precision`, `scale` (see parametrization/muon.py), `normuon` (beta2, or None) and
-    `rows`: the sizes of the blocks of rows that are matrices of their own, as Q, K and V are in a fused projection.
-    Raises ValueError for a parameter that is neither a matrix nor a stack.
+    `nesterov`, `ns_steps`, `coefficients`, `ns_precision`, `scale` (see parametrization/muon.py), `normuon` (beta2, or
+    None) and `rows`: the sizes of the blocks of rows that are matrices of their own, as Q, K and V are in a fused
+    projection. Raises ValueError for a parameter that is neither a matrix nor a stack.
 
     Matrices of one shape are orthogonalised together where that is faster; `stacked` overrules the choice.
     """
@@ -266,6 +266,9 @@ class MuonAdamW(torch.optim.Optimizer):
         """Let the halves work on this optimizer's own groups and state."""
         for name, half in self._halves.items():
             half.param_groups = [group for group in self.param_groups if group["half"] == name]
+            for group in half.param_groups:
+                for option, value in half.defaults.items():
+                    group.setdefault(option, value)  # a checkpoint may be older than an option
             half.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import sys
 import pytest
 from conftest import ROOT
 
-from experiments.__main__ import main
 from experiments.devices import GpuPool, visible_gpus
 from experiments.engine import train_command
 from experiments.lock import resolve, write_lock
@@ -65,20 +64,13 @@ def test_each_child_sees_its_own_gpus(write_study, tmp_path, monkeypatch):
     assert sorted(log.read_text().rpartition(" on GPU ")[2].strip() for log in logs) == ["4", "4,5", "5"]
 
 
-def test_several_processes_are_torchruns_and_refused_where_the_engine_has_none(
-    write_study, tmp_path, capsys, monkeypatch
-):
-    assert train_command(["train", "x"], 2)[1:5] == [
+def test_several_processes_are_the_engines_affair_and_torchruns_over_nodes(monkeypatch):
+    assert train_command(["train", "x"], 2)[1:] == ["-m", "tests.experiments.fake_engine", "train", "x", "--nproc", "2"]
+    monkeypatch.setenv("NANOGPT_TORCHRUN", "/shared/torchrun.sh")
+    assert train_command(["train", "x"], 2) == [
+        "/shared/torchrun.sh",
         "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
+        "tests.experiments.fake_engine",
+        "train",
+        "x",
     ]
-    monkeypatch.setenv("NANOGPT_ENGINE", "nanogpt")
-    path = write_study("{}", "launcher: {kind: local, nproc: 2}")
-    text = path.read_text().replace("base: base.yaml", f"base: {ROOT}/configs/tiny_cpu.yaml")
-    path.write_text(text)
-    assert main(["run", str(path), "--out", str(tmp_path / "results")]) == 2
-    assert capsys.readouterr().err == (
-        "launcher.nproc: 2: one run uses one process in this version; leave nproc at 1\n"
-    )
