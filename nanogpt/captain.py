@@ -119,8 +119,16 @@ def _settle(
 
 
 def _root_cause(failures: Mapping[int, Any]) -> tuple[int, Any]:
-    """A rank that was killed comes before those that lost it; else the first to fail."""
-    return min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp, item[0]))
+    """A rank that was killed comes before those that lost it; else the first to fail.
+
+    SIGTERM is what torchrun itself sends to those that are left.
+    """
+
+    def order(item: tuple[int, Any]) -> tuple[bool, bool, float, int]:
+        rank, failure = item
+        return failure.exitcode == -signal.SIGTERM, failure.exitcode >= 0, failure.timestamp, rank
+
+    return min(failures.items(), key=order)
 
 
 def _obituary(rank: int, failure: Any) -> dict[str, Any]:

@@ -90,9 +90,15 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Team]:
-    """Meet the other ranks: NCCL where each has a GPU, gloo elsewhere. A process of its own is a team of one."""
+    """Meet the other ranks: NCCL where each has a GPU, gloo elsewhere. A process of its own is a team of one.
+
+    Ranks that have met already stay together afterwards.
+    """
     if not is_rank():
         yield Team()
+        return
+    if torch.distributed.is_initialized():
+        yield Team(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":

@@ -65,12 +65,6 @@ def test_each_child_sees_its_own_gpus(write_study, tmp_path, monkeypatch):
 
 
 def test_several_processes_are_the_engines_affair_and_torchruns_over_nodes(monkeypatch):
-    assert train_command(["train", "x"], 2)[1:] == ["-m", "tests.experiments.fake_engine", "train", "x", "--nproc", "2"]
+    assert train_command(["train", "x"], 2)[1:] == ["-m", "fake_engine", "train", "x", "--nproc", "2"]
     monkeypatch.setenv("NANOGPT_TORCHRUN", "/shared/torchrun.sh")
-    assert train_command(["train", "x"], 2) == [
-        "/shared/torchrun.sh",
-        "-m",
-        "tests.experiments.fake_engine",
-        "train",
-        "x",
-    ]
+    assert train_command(["train", "x"], 2) == ["/shared/torchrun.sh", "-m", "fake_engine", "train", "x"]
