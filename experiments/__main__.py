@@ -49,6 +49,8 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.ids = [*arguments.ids, *rest]
+    if getattr(arguments, "nproc", None) and hasattr(arguments, "set"):
+        arguments.set = [*arguments.set, f"runtime.nproc={arguments.nproc}"]
     return arguments
 
 
@@ -129,6 +131,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting for all runs")
     parser.add_argument("--jobs", type=_at_least_one, metavar="N", help="runs at a time (default: one per core)")
+    parser.add_argument("--nproc", type=_at_least_one, metavar="N", help="processes of each run (runtime.nproc)")
     parser.add_argument("--launcher", metavar="NAME", help="local, slurm, ray, or inprocess; default: the study's")
 
 

@@ -73,19 +73,19 @@ class Nursery:
     life_read: int
     close: Sequence[int]
     isolation: str = "fork"
-    nproc: int = 1
     limit: float | None = None
     grace: float = GRACE_SECONDS
 
     def start(self, attempt: Attempt, gpus: list[str] | None) -> Child:
         """Raises OSError when no process can be started or its log cannot be written."""
         variables = {} if gpus is None else {VISIBLE: ",".join(gpus)}
-        if self.isolation == "fork" and self.nproc == 1:
+        nproc = attempt.run.nproc
+        if self.isolation == "fork" and nproc == 1:
             arguments = attempt.arguments(self.life_read)
             pid = engine.fork_training(arguments, attempt.log, self.close, variables)
             return Child(attempt, pid, gpus, self.limit, self.grace)
-        # torchrun hands no descriptors on: there the end of its process group is what ends a run.
-        inherited = self.life_read if self.nproc == 1 else None
+        # Over nodes torchrun hands no descriptors on: there the end of its process group is what ends a run.
+        inherited = None if nproc > 1 and engine.spans_nodes() else self.life_read
         keep = [] if inherited is None else [inherited]
-        process = engine.spawn_training(attempt.arguments(inherited), attempt.log, keep, self.nproc, variables)
+        process = engine.spawn_training(attempt.arguments(inherited), attempt.log, keep, nproc, variables)
         return Child(attempt, process.pid, gpus, self.limit, self.grace, process)

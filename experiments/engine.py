@@ -91,25 +91,16 @@ def _main() -> Callable[[list[str]], int]:
     return main
 
 
-def check_processes(nproc: int) -> None:
-    """Raises UserError when one run is to use several processes and the engine cannot do that."""
-    if nproc > 1 and not has_distributed():
-        raise UserError(f"launcher.nproc: {nproc}: one run uses one process in this version; leave nproc at 1")
-
-
-def has_distributed() -> bool:
-    """Whether the engine trains one run in several processes."""
-    return engine_name() != "nanogpt"
+def spans_nodes() -> bool:
+    """Whether a run's processes lie on several nodes, where a script of the launcher starts torchrun on each."""
+    return TORCHRUN_VARIABLE in os.environ
 
 
 def train_command(arguments: list[str], nproc: int = 1) -> list[str]:
-    """The command line of a cold start: the engine itself, under torchrun where a run has several processes."""
-    if nproc == 1:
-        return [sys.executable, "-m", engine_name(), *arguments]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    if over_nodes := os.environ.get(TORCHRUN_VARIABLE):
-        torchrun = [over_nodes]
-    return [*torchrun, "-m", engine_name(), *arguments]
+    """The command line of a cold start. The engine starts a run's processes itself where they are all here."""
+    if nproc > 1 and spans_nodes():
+        return [os.environ[TORCHRUN_VARIABLE], "-m", engine_name(), *arguments]
+    return [sys.executable, "-m", engine_name(), *arguments, *(["--nproc", str(nproc)] if nproc > 1 else [])]
 
 
 def spawn_training(

@@ -58,6 +58,11 @@ class LockedRun(_Frozen):
     def name(self) -> str:
         return f"{self.label}.{self.id}"
 
+    @property
+    def nproc(self) -> int:
+        """Processes that train it together."""
+        return int(self.config.get("runtime", {}).get("nproc", 1))
+
 
 class DataFile(_Frozen):
     """A file whose content entered an id. Size and time spare hashing gigabytes to see that nothing changed."""

@@ -134,7 +134,7 @@ def _kind(error: dict[str, Any], log: list[str]) -> str:
         return "oom"
     if error.get("class") == "UserError" and DAMAGED.search(str(error.get("message"))):
         return "corrupt"
-    if error.get("class") in ("Crashed", "NoRecord"):
+    if error.get("class") in ("Crashed", "NoRecord", "RankDied"):
         return "oom" if any(OUT_OF_MEMORY.search(line) for line in log) else "crashed"
     return "error"
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from experiments import engine, glance, published
+from experiments import glance, published
 from experiments.asked import written
 from experiments.engine import INTERRUPTED, child_environment
 from experiments.launchers import Job, Launcher, Workers, launcher_named
 from experiments.launchers.base import available_cores
+from experiments.launchers.slots import sized
 from experiments.launchers.submitted import end_submission, submissions
 from experiments.lock import Drift, drifts, holds, keep_drifted, read_lock, resolve
 from experiments.marks import Retry
@@ -103,7 +104,7 @@ class StudyRun:
 
     def __init__(self, prepared: Prepared, job: Job | None = None) -> None:
         self.folder = prepared.study
-        self._prepared, self._job = prepared, job or Job()
+        self._prepared, self._job = prepared, sized(job or Job(), prepared.study)
         self._launcher: Launcher | None = None
         self._workers: Workers | None = None
         # Two, so that a look at the handle takes no change away from what `wait` tells.
@@ -126,7 +127,6 @@ class StudyRun:
 
     def check(self) -> None:
         """Raises UserError when this study cannot be trained from here. Writes nothing."""
-        engine.check_processes(getattr(self._job.settings, "nproc", 1))
         self.folder.check_writable()
         launcher = launcher_named(self._job.settings.kind)
         launcher.check(self._job)

@@ -149,6 +149,9 @@ class Study:
     ) -> Self:
         if not NAME.fullmatch(name):
             raise UserError(f"{source or door}: name: {name!r} cannot name a folder; use letters, digits, . _ -")
+        launcher = None if asked.launcher is None else as_section(check_launcher(asked.launcher))
+        if launcher is not None and "nproc" in launcher and not layers.says(("runtime", "nproc")):
+            layers.lay({"runtime.nproc": launcher["nproc"]}, {}, place("launcher", "nproc"))
         lay_overrides(layers, overrides)
         study = cls(
             name=name,
@@ -166,7 +169,7 @@ class Study:
             limits=asked.limits.strip(),
             sizes=tuple(asked.sizes),
             size=size,
-            launcher=None if asked.launcher is None else as_section(check_launcher(asked.launcher)),
+            launcher=launcher,
             supervise=dict(asked.supervise or {}),
             plan=dict(asked.plan or {}),
             overrides=dict(overrides),

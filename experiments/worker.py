@@ -71,7 +71,6 @@ class Worker:
     failed: int = 0
 
     def __post_init__(self, given: Claimant | None) -> None:
-        engine.check_processes(self.setup.nproc)
         self.supervise: Supervise = check_supervise(self.study.lock.supervise, str(self.study.path))
         self.claimant = given or Claimant(self.supervise.lease)
         self.queue = Queue(self.study, self.setup.retry_failed, claimant=self.claimant)
@@ -221,7 +220,7 @@ class Worker:
         # With the pipe's write end, or the worker's own parent pipe, a child would keep itself alive.
         close = [self._life_write, *self.search.descriptors, *([] if self.parent_fd is None else [self.parent_fd])]
         setup, limit = self.setup, self.supervise.time_limit
-        return Nursery(self._life_read, close, setup.isolation, setup.nproc, limit, setup.grace)
+        return Nursery(self._life_read, close, setup.isolation, limit, setup.grace)
 
     def _leave_alone(self, run: LockedRun, error: Exception) -> None:
         say(f"{run.name}: left alone: {reason_of(error)}")

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("target", type=Path, metavar="CONFIG_OR_FOLDER", help="then any settings as --key=value")
     train.add_argument("--reset", action="store_true", help="start the run clean; asks first")
     train.add_argument("--yes", action="store_true", help="do not ask")
+    train.add_argument("--nproc", type=int, metavar="N", help="processes that train it together (runtime.nproc)")
     train.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
     train.add_argument("--fence", type=Path, help=argparse.SUPPRESS)
     train.add_argument("--parent_fd", type=int, help=argparse.SUPPRESS)
@@ -133,7 +134,8 @@ def _load(target: Path, overrides: Sequence[str]) -> Config:
 def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from nanogpt.hardware import calm_threads
 
-    config = _load(arguments.target, overrides)
+    nproc = _processes(arguments)
+    config = _load(arguments.target, [*overrides, *([f"--runtime.nproc={nproc}"] if nproc is not None else [])])
     calm_threads()
     if arguments.attempt is not None:
         return _train_for_worker(arguments, config)
@@ -158,6 +160,14 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return _run(description, materials, folder, next_attempt(folder), arguments, person=True)
 
 
+def _processes(arguments: argparse.Namespace) -> int | None:
+    """How many processes are asked for on the command line, or were started by a person's own torchrun."""
+    started = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if started is not None and arguments.attempt is None:
+        raise UserError("train: torchrun is not needed: --nproc N starts the processes")
+    return started or arguments.nproc
+
+
 def _train_for_worker(arguments: argparse.Namespace, config: Config) -> int:
     from nanogpt.describe import describe
     from nanogpt.materials import gather
@@ -176,14 +186,19 @@ def _run(
     from nanogpt.attempt import run_attempt
     from nanogpt.record import PUBLISHED, publish
     from nanogpt.reporting import Narrator
-    from nanogpt.stop import StopRequest, SupersededError, stop_signals, watch_parent
+    from nanogpt.stop import StopRequest, SupersededError, stop_signals, watch_captain, watch_parent
+    from nanogpt.team import is_rank
 
+    if description.config.runtime.nproc > 1 and not is_rank():
+        return _lead(description, folder, attempt, arguments, person)
     stop = StopRequest()
+    if is_rank():
+        watch_captain(stop)
     if arguments.parent_fd is not None:
         watch_parent(arguments.parent_fd, stop)
-    narrator = Narrator(description, folder)
+    narrator = Narrator(description, folder, speaks=os.environ.get("RANK", "0") == "0")
     try:
-        with stop_signals(stop):
+        with stop_signals(stop, patient=is_rank()):
             narrator.begin()
             narrator.resumed(materials.loaded, attempt)
             record = run_attempt(description, materials, folder, attempt, stop, arguments.fence, narrator.line)
@@ -203,6 +218,18 @@ def _run(
         publish(folder, attempt)
         return _show(folder)
     return 0
+
+
+def _lead(description: Any, folder: Path, attempt: int, arguments: argparse.Namespace, person: bool) -> int:
+    """Train in several processes, and end as one process would."""
+    from nanogpt.captain import lead
+    from nanogpt.record import publish
+
+    code = lead(description, folder, attempt, arguments.fence, arguments.parent_fd)
+    if code or not person:
+        return code
+    publish(folder, attempt)
+    return _show(folder)
 
 
 def _show(folder: Path) -> int:

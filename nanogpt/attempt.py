@@ -1,6 +1,7 @@
 """One attempt at a run: trains it, and leaves an outcome whatever happens."""
 
 import math
+import os
 import time
 import traceback
 from pathlib import Path
@@ -19,6 +20,7 @@ from nanogpt.hardware import (
 from nanogpt.materials import Materials
 from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, write_record
 from nanogpt.stop import StopRequest, SupersededError
+from nanogpt.team import joined, local_device, ranks_started
 from nanogpt.train import Result, Say, train
 
 TRACEBACK_LINES = 30
@@ -39,43 +41,67 @@ def run_attempt(
     failed outcome that carries the error.
     """
     config, started = description.config, time.perf_counter()
-    device = torch_device(config.runtime.device, config.runtime.threads)
+    device = local_device(torch_device(config.runtime.device, config.runtime.threads))
     keep_freed_memory()
     matmul = enable_fast_float32_matmul() if device.type == "cpu" else None
-    error: dict[str, Any] | None = None
-    result: Result | None = None
-    try:
-        result = train(description, materials, device, folder, attempt, stop, fence, say)
-    except (UserError, SupersededError, KeyboardInterrupt, OSError):  # a full disk cannot take an outcome either
-        raise
-    except Exception as problem:
-        error = _explain(problem)
     surroundings = environment(str(device)) | {"micro_batch_size": config.micro_batch_size}
     if matmul is not None:
         surroundings["float32_matmul"] = matmul.describe()
-    if result is not None and result.resumed_from is not None:
+    outcome = attempt_folder(folder, attempt) / "outcome.json"
+    try:
+        with joined(device) as team:
+            result = train(description, materials, device, folder, attempt, stop, fence, say, team)
+            peak = max(team.gather(peak_memory_bytes(str(device))))
+            cpu_seconds = sum(team.gather(result.progress.cpu_seconds))
+    except (UserError, SupersededError, KeyboardInterrupt, OSError):  # a full disk cannot take an outcome either
+        raise
+    except Exception as problem:
+        error, seconds = _explain(problem), time.perf_counter() - started
+        record = failed_record(description, folder, error, seconds, surroundings)
+        record = record.model_copy(update={"peak_memory_bytes": peak_memory_bytes(str(device))})
+        # The first rank to fail knows why; the others only notice that it is gone.
+        if ranks_started() == 1 or not outcome.exists():
+            write_record(outcome, record)
+        return record
+    if result.resumed_from is not None:
         surroundings["resumed_from"] = result.resumed_from
-    record = _record(description, folder, result, error, time.perf_counter() - started, surroundings)
-    peak, speed = peak_flops(str(device)), record.tokens_per_second
-    mfu = speed * record.flops / record.tokens / peak if peak and speed else None
-    record = record.model_copy(update={"peak_memory_bytes": peak_memory_bytes(str(device)), "mfu": mfu})
-    write_record(attempt_folder(folder, attempt) / "outcome.json", record)
+    if team.size > 1:
+        surroundings |= {"nproc": team.size, "data_parallel": config.runtime.data_parallel}
+    record = _record(description, folder, None, surroundings, status=result.status, **_figures(result))
+    speed, peak_speed = record.tokens_per_second, peak_flops(str(device))
+    mfu = speed * record.flops / record.tokens / (peak_speed * team.size) if peak_speed and speed else None
+    found = {"peak_memory_bytes": int(peak), "cpu_seconds": cpu_seconds, "mfu": mfu}
+    record = record.model_copy(update=found)
+    if team.leads:
+        write_record(outcome, record)
     return record
 
 
 def _explain(problem: Exception) -> dict[str, Any]:
     lines = traceback.format_exception(problem)
     tail = "".join(lines).splitlines()[-TRACEBACK_LINES:]
-    return {"class": type(problem).__name__, "message": str(problem), "traceback_tail": tail}
+    where = f"rank {os.environ['RANK']}: " if ranks_started() > 1 else ""
+    return {"class": type(problem).__name__, "message": f"{where}{problem}", "traceback_tail": tail}
+
+
+def failed_record(
+    description: Description,
+    folder: Path,
+    error: dict[str, Any],
+    seconds: float = 0.0,
+    surroundings: dict[str, Any] | None = None,
+) -> Record:
+    """The record of an attempt that broke off; what it reached before is in its history."""
+    nothing = {"steps": 0, "tokens": 0, "flops": 0.0, "wall_seconds": seconds, "cpu_seconds": 0.0}
+    return _record(description, folder, error, surroundings or {}, status="failed", **nothing)
 
 
 def _record(
     description: Description,
     folder: Path,
-    result: Result | None,
     error: dict[str, Any] | None,
-    seconds: float,
     surroundings: dict[str, Any],
+    **figures: Any,
 ) -> Record:
     config = description.config
     known: dict[str, Any] = {
@@ -92,9 +118,7 @@ def _record(
         "environment": surroundings,
         "error": error,
     }
-    if result is None:
-        return Record(status="failed", steps=0, tokens=0, flops=0.0, wall_seconds=seconds, cpu_seconds=0.0, **known)
-    return Record(status=result.status, **known, **_figures(result))
+    return Record(**known, **figures)
 
 
 def _figures(result: Result) -> dict[str, Any]:

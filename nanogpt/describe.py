@@ -252,7 +252,7 @@ def _shapes(model: Model) -> "GPT":
 
 
 def estimate_memory(config: Config) -> Memory:
-    """Memory of a run with a resolved config, from the tensors that autograd keeps on the meta device."""
+    """Memory of one process of a run with a resolved config, from what autograd keeps on the meta device."""
     assert isinstance(config.model.vocab_size, int)
     facts, half = model_facts(config.model), config.train.precision != "fp32"
     tokens = config.micro_batch_size * config.model.block_size
@@ -261,7 +261,9 @@ def estimate_memory(config: Config) -> Memory:
         activations = round(activations * HALF_PRECISION_SHARE)
     work = tokens * config.model.vocab_size * FLOAT_BYTES + (2 * facts.n_params if half else 0)
     # Weights and their gradients, all float32, beside the moments; a checkpoint leaves out the gradients.
-    return Memory(FLOAT_BYTES * (2 * facts.n_params + moments(config, facts)), activations, work)
+    state = FLOAT_BYTES * (2 * facts.n_params + moments(config, facts))
+    shards = config.runtime.nproc if config.runtime.data_parallel == "fsdp2" else 1
+    return Memory(-(-state // shards), activations, work)
 
 
 def _is_fused(config: Config) -> bool:

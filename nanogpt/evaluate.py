@@ -10,9 +10,11 @@ import torch
 from nanogpt.data.stream import UNSCORED, EvalSet
 from nanogpt.model import GPT
 from nanogpt.routing import RoutingSums
+from nanogpt.team import ALONE, Team
 
 TOKENS_AT_ONCE = 2**14
 LOGITS_AT_ONCE = 2**25
+DOUBLE = {"mps": torch.float32}  # which has no float64
 
 Autocast = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -27,23 +29,32 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: GPT, eval_set: EvalSet, device: torch.device, autocast: Autocast) -> Evaluation:
-    """Score every window once, in the mode of inference, and put the model back into the mode it was in."""
+def evaluate(model: GPT, eval_set: EvalSet, device: torch.device, autocast: Autocast, team: Team = ALONE) -> Evaluation:
+    """Score every window once, in the mode of inference, and put the model back into the mode it was in.
+
+    The ranks of a team take turns, and all get the same answer.
+    """
     x_WT, y_WT = (torch.from_numpy(part).to(device) for part in (eval_set.batch.x_BT, eval_set.batch.y_BT))
     vocab_size = model.config.vocab_size
     assert isinstance(vocab_size, int)
     tokens = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size)
-    rows = max(1, tokens // x_WT.shape[1])
+    rows = max(1, min(tokens // x_WT.shape[1], -(-len(x_WT) // team.size)))
     was_training = model.training
     model.eval()
-    sums, routing = [], RoutingSums()
-    for start in range(0, len(x_WT), rows):
+    sum_W = torch.zeros(len(x_WT), dtype=DOUBLE.get(device.type, torch.float64), device=device)
+    routing = RoutingSums()
+    for start in range(0, len(x_WT), rows * team.size):
+        # A rank for which nothing is left in the last round goes through the motions: shards are gathered by all.
+        mine = start + team.rank * rows
+        part = slice(mine, mine + rows) if mine < len(x_WT) else slice(0, 1)
         with autocast():
-            scores = model.scores(x_WT[start : start + rows], y_WT[start : start + rows])
-        sums.append(scores.loss_sum_B.double())
-        routing.add(scores.routed)
+            scores = model.scores(x_WT[part], y_WT[part])
+        routing.add(scores.routed, counted=mine < len(x_WT))
+        if mine < len(x_WT):
+            sum_W[part] = scores.loss_sum_B.to(sum_W.dtype)
+    routing.reduce(team.add)
     model.train(was_training)
-    sum_W, count_W = torch.cat(sums), (y_WT != UNSCORED).sum(dim=1).double()
+    sum_W, count_W = team.add(sum_W), (y_WT != UNSCORED).sum(dim=1).to(sum_W.dtype)
     mean_W = sum_W / count_W
     stderr = float(mean_W.std(correction=1)) / len(mean_W) ** 0.5 if len(mean_W) > 1 else None
     return Evaluation(float(sum_W.sum() / count_W.sum()), stderr, routing.read(dead=True))

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from nanogpt.replica import Replica
+
 
 @dataclass
 class Progress:
@@ -72,15 +74,18 @@ def pack(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    replica: Replica,
+    nproc: int = 1,
 ) -> dict[str, Any]:
-    """Everything the next step depends on. The data position and the schedule are functions of the step."""
+    """Everything the next step depends on, in whole tensors. Data and schedules follow from the step."""
     clock.update()
     return {
         "id": run_id,
         "threads": torch.get_num_threads(),
+        "nproc": nproc,
         "progress": asdict(clock.progress),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": replica.whole(model.state_dict()),
+        "optimizer": replica.whole(optimizer.state_dict()),
         "scaler": scaler.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -88,14 +93,10 @@ def pack(
 
 
 def unpack(
-    state: dict[str, Any],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, replica: Replica
 ) -> Progress:
-    """Put a packed state back and return its progress."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    """Put back a packed state, but for the weights, and return its progress."""
+    replica.load_optimizer(optimizer, state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] and torch.cuda.is_available():

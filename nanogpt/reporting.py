@@ -16,11 +16,11 @@ QUIET_SECONDS = 1.0  # lines without an evaluation come at most this often
 class Narrator:
     """Prints a run's lines: every evaluation, and in between at most one a second."""
 
-    def __init__(self, description: Description, folder: Path) -> None:
+    def __init__(self, description: Description, folder: Path, speaks: bool = True) -> None:
         self._steps, self._folder, self._description = description.steps, folder, description
         self._last = self._started = time.monotonic()
         self._first_step: int | None = None
-        self._has_reader = True
+        self._has_reader = speaks  # of several ranks one speaks
 
     def _print(self, text: str) -> None:
         """A reader that goes away (`... | head`) ends the talking, not the training."""
@@ -36,10 +36,11 @@ class Narrator:
             """On a full disk a log is no reason to end: the next checkpoint may find room again."""
 
     def begin(self) -> None:
-        d = self._description
+        d, runtime = self._description, self._description.config.runtime
         self._print(
             f"{self._folder}: {d.n_params:,} parameters, {d.steps:,} steps, {d.tokens:,} tokens, "
-            f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {d.config.runtime.device}"
+            f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {runtime.device}"
+            + (f", {runtime.nproc} processes ({runtime.data_parallel})" if runtime.nproc > 1 else "")
         )
 
     def resumed(self, loaded: Loaded | None, attempt: int) -> None:

@@ -1,4 +1,7 @@
-"""When a run saves itself: by time, at multiples of a step, at its best and at its end, and never too often."""
+"""When a run saves itself: by time, at multiples of a step, at its best and at its end, and never too often.
+
+All ranks of a team decide alike; its leader writes.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from nanogpt import checkpoint
 from nanogpt.config.runtime import Checkpoint
 from nanogpt.progress import Progress
 from nanogpt.stop import check_fence
+from nanogpt.team import ALONE, Team
 
 # A checkpoint is put off until this many times its own cost has passed, so that saving never rules the run.
 COST_RATIO = 20
@@ -25,6 +29,7 @@ class Saver:
     fence: Path | None
     progress: Progress
     state: Callable[[], dict[str, Any]]
+    team: Team = ALONE
     saved_step: int = field(init=False)
     saved_at: float = field(init=False)
     cost: float = 0.0
@@ -32,14 +37,17 @@ class Saver:
     def __post_init__(self) -> None:
         self.saved_step, self.saved_at = self.progress.step, time.perf_counter()
 
-    def after_step(self, last: bool, best: bool) -> None:
-        """Save if the policy wants a checkpoint at the step just done."""
+    def after_step(self, last: bool, best: bool, due: bool) -> None:
+        """Save if the policy wants a checkpoint at the step just done, or the time for one is `due`."""
         every = self.policy.every
-        wanted = last or self._is_due() or (every is not None and self.progress.step % every == 0)
+        wanted = last or due or (every is not None and self.progress.step % every == 0)
         if wanted or (best and self.policy.policy == "best"):
             self.save()
 
-    def _is_due(self) -> bool:
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint, by the leader's clock."""
+        if not self.team.leads:
+            return False
         waited = time.perf_counter() - self.saved_at
         return waited >= max(self.policy.interval_seconds, COST_RATIO * self.cost)
 
@@ -52,8 +60,13 @@ class Saver:
             return
         check_fence(self.fence)
         started = time.perf_counter()
-        checkpoint.save(self.folder, self.attempt, self.progress.step, self.state())
-        also = self.progress.best_step if self.policy.policy == "best" else None
-        checkpoint.prune(self.folder, self.attempt, checkpoint.KEPT, self.policy.every, also)
+        state = self.state()  # shards are put together by all ranks
+        if self.team.leads:
+            self._write(state)
         self.saved_step, self.saved_at = self.progress.step, time.perf_counter()
         self.cost = self.saved_at - started
+
+    def _write(self, state: dict[str, Any]) -> None:
+        checkpoint.save(self.folder, self.attempt, self.progress.step, state)
+        also = self.progress.best_step if self.policy.policy == "best" else None
+        checkpoint.prune(self.folder, self.attempt, checkpoint.KEPT, self.policy.every, also)

@@ -3,10 +3,13 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+CAPTAIN_SECONDS = 0.5  # between looks at whether it lives
 
 
 class SupersededError(RuntimeError):
@@ -27,11 +30,14 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals(request: StopRequest) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a checkpoint and a stop; a second SIGINT interrupts at once, as people expect."""
+def stop_signals(request: StopRequest, patient: bool = False) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a checkpoint and a stop; a second SIGINT interrupts at once, as people expect.
+
+    A `patient` process lets it pass: one Ctrl-C reaches a rank twice, from the terminal and from torchrun.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request and number == signal.SIGINT:
+        if request and number == signal.SIGINT and not patient:
             raise KeyboardInterrupt
         request.ask(signal.Signals(number).name)
 
@@ -55,6 +61,18 @@ def watch_parent(descriptor: int, request: StopRequest) -> None:
         request.ask("parent process gone")
 
     threading.Thread(target=wait, daemon=True, name="parent-watch").start()
+
+
+def watch_captain(request: StopRequest) -> None:
+    """Ask for a stop when the process that started this rank is gone: a killed launcher leaves its ranks behind."""
+    captain = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == captain:
+            time.sleep(CAPTAIN_SECONDS)
+        request.ask("launcher gone")
+
+    threading.Thread(target=wait, daemon=True, name="captain-watch").start()
 
 
 def check_fence(fence: Path | None) -> None:

@@ -106,9 +106,11 @@ class _Work:
 
         from nanogpt.data.corpora import open_corpus
         from nanogpt.data.stream import Batch, TrainStream, make_eval_set
-        from nanogpt.model import build_model, compiled_losses
+        from nanogpt.model import build_model
         from nanogpt.optim import build_optimizer
+        from nanogpt.replica import spread
         from nanogpt.routing import Balancer
+        from nanogpt.team import ALONE
         from nanogpt.train import autocast_for
 
         self.config, self.device, self.done = config, device, 0
@@ -122,7 +124,7 @@ class _Work:
         torch.manual_seed(config.seed)
         self.autocast = autocast_for(config.train.precision, device)
         self.model = build_model(config, device)
-        self.forward: Any = compiled_losses(self.model) if config.runtime.compile else self.model.losses
+        self.replica = spread(self.model, ALONE, config.runtime.data_parallel, config.runtime.compile)
         self.optimizer = build_optimizer(self.model, config, device, steps=WARM_UP_STEPS)
         self.balancer = Balancer(self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
@@ -136,7 +138,7 @@ class _Work:
         batch = self.stream.batch(self.done)
         micro_batch = self.config.micro_batch_size
         loss = accumulate_gradients(
-            self.forward,
+            self.replica,
             batch,
             micro_batch,
             scaler=self.scaler,
@@ -166,5 +168,5 @@ class _Work:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             attempt_folder(folder, 1).mkdir(parents=True)
-            state = pack("throughput", Clock(Progress()), self.model, self.optimizer, self.scaler)
+            state = pack("throughput", Clock(Progress()), self.model, self.optimizer, self.scaler, self.replica)
             checkpoint.save(folder, 1, self.done, state)

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from nanogpt.config import Config
@@ -17,15 +19,17 @@ from nanogpt.describe import Description
 from nanogpt.evaluate import Autocast, evaluate
 from nanogpt.history import HistoryWriter, history_until
 from nanogpt.materials import Materials
-from nanogpt.model import Losses, build_model, compiled_losses
+from nanogpt.model import build_model
 from nanogpt.noisescale import NoiseMeter
 from nanogpt.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rate
 from nanogpt.probes import Probes
 from nanogpt.progress import Clock, Progress, pack, unpack
 from nanogpt.record import attempt_folder
+from nanogpt.replica import Replica, spread
 from nanogpt.routing import Balancer, summary
 from nanogpt.saving import Saver
 from nanogpt.stop import StopRequest, check_fence
+from nanogpt.team import ALONE, Team
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Say = Callable[[dict[str, Any]], None]
@@ -59,11 +63,12 @@ def train(
     stop: StopRequest,
     fence: Path | None = None,
     say: Say = lambda line: None,
+    team: Team = ALONE,
 ) -> Result:
     """Train a resolved config to its horizon, going on from what `materials` hold.
 
-    Writes only into the attempt's own folder. `say` gets every line of the history. Raises SupersededError when
-    `fence` appears.
+    Writes only into the attempt's own folder, and only the leader of a team writes. `say` gets every line of the
+    history. Raises SupersededError when `fence` appears.
     """
     config, horizon = description.config, description.steps
     settings, peak_lr = config.runtime, config.optimizer.learning_rate
@@ -72,15 +77,17 @@ def train(
 
     torch.manual_seed(config.seed)
     model = build_model(config, device)
-    forward: Any = compiled_losses(model) if settings.compile else model.losses
+    if loaded is not None:
+        model.load_state_dict(loaded.state["model"])
+    replica = spread(model, team, settings.data_parallel, settings.compile)
     optimizer = build_optimizer(model, config, device, steps=horizon)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     parameters = list(model.parameters())
 
     progress, resumed_from, earlier = Progress(), None, []
     if loaded is not None:
-        _fix_threads(config, loaded.state["threads"])
-        progress = unpack(loaded.state, model, optimizer, scaler)
+        _fix_threads(config, loaded.state, team)
+        progress = unpack(loaded.state, optimizer, scaler, replica)
         resumed_from = str(loaded.file.path)
         if progress.step and not progress.applications:  # from before these were summed: every step cost the same
             progress.flops = description.flops_per_token * progress.tokens
@@ -93,10 +100,14 @@ def train(
         settings.checkpoint,
         fence,
         progress,
-        lambda: pack(description.id, clock, model, optimizer, scaler) | {"config": config.model_dump(mode="json")},
+        lambda: (
+            pack(description.id, clock, model, optimizer, scaler, replica, team.size)
+            | {"config": config.model_dump(mode="json")}
+        ),
+        team,
     )
     probes = Probes(model)
-    balancer = Balancer(model)
+    balancer = Balancer(model, team.add)
     meter = NoiseMeter(parameters, config.train.batch_size, config.micro_batch_size, config.model.block_size)
 
     def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
@@ -104,10 +115,11 @@ def train(
         failed_at = progress.step if status == "diverged" else None
         return Result(status, progress, eval_set.entropy, materials.corpus.val_bytes_per_token, resumed_from, failed_at)
 
-    with HistoryWriter(attempt_folder(folder, attempt) / "history.jsonl", earlier) as history:
+    lines = attempt_folder(folder, attempt) / "history.jsonl"
+    with HistoryWriter(lines if team.leads else Path(os.devnull), earlier) as history:
         line_tokens, line_seconds = progress.tokens, progress.step_seconds
         while progress.step < horizon:
-            if stop:
+            if team.any(bool(stop)):
                 saver.save()
                 return result("interrupted")
 
@@ -119,8 +131,9 @@ def train(
             batch = stream.batch(progress.step)
             accumulate = functools.partial(
                 accumulate_gradients,
-                forward,
-                batch,
+                replica,
+                team.rows_of(batch),
+                before_part=_draw_masks(config, progress.step, team),
                 scaler=scaler,
                 autocast=autocast,
                 device=device,
@@ -139,7 +152,7 @@ def train(
             scaler.update()
             balancer.finish()
             optimizer.zero_grad(set_to_none=True)
-            loss_value = loss.item()
+            loss_value, due = team.means([loss.item(), saver.is_due()])
             cost = model.step_cost(progress.step)
             progress.step += 1
             progress.tokens += batch.x_BT.size
@@ -168,26 +181,28 @@ def train(
                 }
                 line_tokens, line_seconds = progress.tokens, progress.step_seconds
                 if evaluating:
-                    evaluation = evaluate(model, eval_set, device, autocast)
+                    evaluation = evaluate(model, eval_set, device, autocast, team)
                     line["val_loss"] = evaluation.loss
                     line["val_routing"] = evaluation.routing
                     progress.routing = summary(line["routing"], evaluation.routing)
                     best = progress.note_evaluation(evaluation.loss, evaluation.stderr)
                 history.write(line)
-                say(line)
+                if team.leads:
+                    say(line)
                 if evaluating and not math.isfinite(evaluation.loss):
                     return result("diverged")
-            saver.after_step(last, best)
+            saver.after_step(last, best, due > 0)
         check_fence(fence)
         return result("completed")
 
 
 def accumulate_gradients(
-    forward: Callable[[torch.Tensor, torch.Tensor], Losses],
+    replica: Replica,
     batch: Batch,
     micro_batch_size: int,
     after_part: Callable[[], None] | None = None,
     *,
+    before_part: Callable[[int], None] | None = None,
     scaler: torch.amp.GradScaler,
     autocast: Autocast,
     device: torch.device,
@@ -195,9 +210,12 @@ def accumulate_gradients(
 ) -> torch.Tensor:
     """Gradients of the batch's mean loss, one micro-batch at a time; returns the cross-entropy, a detached scalar.
 
+    `batch` is this rank's share; the gradients are those of the whole, the loss is the share's.
+
     Auxiliary losses are differentiated and not reported; `balancer` collects what the routers did.
 
-    `after_part` is called when the gradients of a micro-batch have been added to the others.
+    `before_part` is called with the number of each micro-batch of the share, `after_part` when its gradients have been
+    added to the others.
     Every sequence has the same number of scored targets, so the mean of the micro-batches' means is the batch's mean.
     """
     x_BT, y_BT = torch.from_numpy(batch.x_BT).to(device), torch.from_numpy(batch.y_BT).to(device)
@@ -205,11 +223,15 @@ def accumulate_gradients(
     total = torch.zeros((), device=device)
     if balancer is not None:
         balancer.begin()
-    for x_MT, y_MT in zip(x_BT.split(micro_batch_size), y_BT.split(micro_batch_size), strict=True):
-        with autocast():
-            losses = forward(x_MT, y_MT)
-            loss = losses.total / parts
-        scaler.scale(loss).backward()
+    cut = zip(x_BT.split(micro_batch_size), y_BT.split(micro_batch_size), strict=True)
+    for part, (x_MT, y_MT) in enumerate(cut):
+        if before_part is not None:
+            before_part(part)
+        with replica.synchronize(part == parts - 1):
+            with autocast():
+                losses = replica.forward(x_MT, y_MT)
+                loss = losses.total / parts
+            scaler.scale(loss).backward()
         total += losses.cross_entropy.detach() / parts
         if balancer is not None:
             balancer.step.add(losses.routed)
@@ -218,11 +240,27 @@ def accumulate_gradients(
     return total
 
 
+def _draw_masks(config: Config, step: int, team: Team) -> Callable[[int], None] | None:
+    """Seeds dropout's masks for each micro-batch of a step, so that they are the same whichever rank draws them."""
+    if config.model.dropout == 0:
+        return None
+    first = team.rank * (config.train.batch_size // config.micro_batch_size // team.size)
+
+    def draw(part: int) -> None:
+        seeds = np.random.SeedSequence([config.seed, step, first + part]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seeds[0] >> 1))
+
+    return draw
+
+
 def _falls_on(interval: int | None, step: int) -> bool:
     return interval is not None and step % interval == 0
 
 
-def _fix_threads(config: Config, threads: int) -> None:
-    """Keep the first attempt's thread count: another one sums in another order and changes the last bits."""
-    if config.runtime.threads is None:
-        torch.set_num_threads(threads)
+def _fix_threads(config: Config, state: dict[str, Any], team: Team) -> None:
+    """Keep the first attempt's thread count: another one sums in another order and changes the last bits.
+
+    Another number of processes does so anyway, and shares the cores in another way.
+    """
+    if config.runtime.threads is None and state.get("nproc", 1) == team.size:
+        torch.set_num_threads(state["threads"])

@@ -176,9 +176,12 @@ def _order(folder: Path, submission: Submission, job: Job, number: int) -> Order
     assert isinstance(job.settings, RaySettings)
     name = f"{submission.name}.{number}"
     cores, gpus = int(job.settings.cpus), int(job.settings.gpus)
-    slots = job.at_a_time or max(1, gpus if job.settings.gpus else cores)
-    threads = max(1, cores // slots)
+    nproc = job.settings.nproc
+    slots = job.at_a_time or max(1, (gpus if job.settings.gpus else cores) // nproc)
+    threads = max(1, cores // (slots * nproc))
     arguments = ["--slots", str(slots), "--threads", str(threads), "--name", name]
+    if nproc > 1:
+        arguments += ["--isolation", "process", "--nproc", str(nproc), "--gpus-per-run", str(nproc)]
     environment = {key: value for key, value in os.environ.items() if key.startswith(OURS)}
     environment |= {**CALM_THREADS, "OMP_NUM_THREADS": str(threads)}
     if not job.settings.gpus:

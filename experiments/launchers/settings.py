@@ -20,6 +20,9 @@ class _Settings(BaseModel):
     elsewhere: ClassVar[bool] = False  # whether workers run on other machines than the driver
 
     jobs: Count | None = Field(None, description="Runs at a time on one worker; default: from cores or GPUs.")
+    nproc: Count = Field(
+        1, description="Processes of each run, a GPU for each; the same as runtime.nproc of its config."
+    )
 
 
 def memory_bytes(text: str) -> int:
@@ -40,7 +43,6 @@ class LocalSettings(_Settings):
     """One worker on this machine."""
 
     kind: Literal["local"] = "local"
-    nproc: Count = Field(1, description="Processes, so GPUs, of one run.")
     slots_per_gpu: Count = Field(1, description="Runs that share one GPU.")
     isolation: Literal["fork", "process"] = Field("fork", description="process: a cold start for every run.")
     threads: Count | None = Field(None, description="Threads of one run; default: cores over runs at a time.")
@@ -101,6 +103,18 @@ def chosen_launcher(section: Mapping[str, Any] | None, name: str | None = None) 
     """The launcher of a study's section, unless another is named: that one has the defaults of its kind."""
     settings = check_launcher(section)
     return settings if name in (None, settings.kind) else check_launcher(name, "command line")
+
+
+def with_processes(settings: LauncherSettings, nproc: int) -> LauncherSettings:
+    """The settings for runs of which the largest wants `nproc` processes. Raises UserError when they have no room."""
+    if nproc == settings.nproc:
+        return settings
+    try:
+        return type(settings).model_validate({**settings.model_dump(exclude_unset=True), "nproc": nproc})
+    except ValidationError as error:
+        raise UserError(
+            section_problem(error, "launcher", "runtime.nproc", list(type(settings).model_fields))
+        ) from None
 
 
 def as_section(settings: LauncherSettings) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class SlurmSettings(BaseModel):
     cpus: Count = Field(1, description="Cores.")
     gpus: Amount = Field(0, description="GPUs.")
     nodes: Count = Field(1, description="Nodes of one worker; more than one only with nproc.")
-    nproc: Count = Field(1, description="Processes, so GPUs, of one run, over all nodes.")
+    nproc: Count = Field(1, description="Processes of each run, over all nodes, a GPU for each; as runtime.nproc.")
     grace: Amount = Field(60, description="Seconds between Slurm's signal and the time limit.")
     setup: list[str] = Field([], description="Shell lines that run first, such as `module load cuda`.")
     sbatch: dict[str, Annotated[str, BeforeValidator(_line), _AsWritten]] = Field(

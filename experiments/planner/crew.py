@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from experiments.devices import uses_gpu
 from experiments.launchers.base import Job, available_cores
 from experiments.launchers.settings import LocalSettings, RaySettings
-from experiments.launchers.slots import study_slots
+from experiments.launchers.slots import sized, study_slots
 from experiments.launchers.slurm_settings import SlurmSettings
 from experiments.lock import LockedRun
 from experiments.store import StudyFolder
@@ -42,6 +42,7 @@ def crew_of(job: Job, study: StudyFolder, pretend_gpus: bool = False) -> Crew:
 
     Queueing is not foreseen: workers of a batch system count as if all of them started at once.
     """
+    job = sized(job, study)
     runs, settings = study.runs(), job.settings
     on_gpu = any(map(uses_gpu, runs))
     device = "GPU" if on_gpu else "machine"

@@ -34,6 +34,10 @@ class Layers:
         named = (p for p in reversed(self.places) if p[: len(section)] == section and p and p[-1] in message)
         return next((self.places[path] for path in named if path != section), "")
 
+    def says(self, path: Path) -> bool:
+        """Whether some layer gives a value for `path`."""
+        return self._value(path) is not None
+
     def copy(self) -> Self:
         """An independent copy, to lay a sweep's factors over a shared base."""
         return type(self)(copy.deepcopy(self.tree), dict(self.places), dict(self.deferred))

@@ -27,7 +27,7 @@ class Config(Section):
 
     @property
     def micro_batch_size(self) -> int:
-        return self.runtime.micro_batch_size or self.train.batch_size
+        return self.runtime.micro_batch_size or max(1, self.train.batch_size // self.runtime.nproc)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -36,9 +36,26 @@ class Config(Section):
                 f"train.batch_size={self.train.batch_size} is not divisible by "
                 f"runtime.micro_batch_size={self.micro_batch_size}"
             )
+        self._check_processes()
         if self.runtime.noise_scale_interval is not None and self.train.batch_size == 1:
             raise ValueError("runtime.noise_scale_interval: a batch of 1 sequence has no parts to compare; it needs 2")
         low = getattr(self.schedule, "min_lr", 0.0)
         if low > self.optimizer.learning_rate:
             raise ValueError(f"schedule.min_lr={low} is above optimizer.learning_rate={self.optimizer.learning_rate}")
         return self
+
+    def _check_processes(self) -> None:
+        nproc, batch, micro = self.runtime.nproc, self.train.batch_size, self.micro_batch_size
+        if batch % (nproc * micro):
+            raise ValueError(
+                f"runtime.nproc={nproc}: the batch of {batch} sequences is {batch // micro} micro-batches of {micro}, "
+                f"which {nproc} processes cannot share equally"
+            )
+        if nproc == 1:
+            return
+        if self.runtime.noise_scale_interval is not None:
+            raise ValueError(f"runtime.noise_scale_interval: measured in one process only; runtime.nproc is {nproc}")
+        if self.runtime.data_parallel == "fsdp2" and self.runtime.probe_interval is not None:
+            raise ValueError("runtime.probe_interval: shards cannot be probed; use data_parallel: ddp")
+        if self.runtime.data_parallel == "fsdp2" and self.train.precision == "fp16":
+            raise ValueError("train.precision: fp16 does not go with data_parallel=fsdp2; use bf16")

@@ -34,6 +34,10 @@ class Runtime(Section):
     device: Annotated[str, AfterValidator(_device)] = "auto"
     compile: bool = False
     micro_batch_size: PositiveInt | None = Field(None, description="Sequences per forward pass; default: the batch.")
+    nproc: PositiveInt = Field(1, le=4096, description="Processes that train the run together, by torchrun.")
+    data_parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="With nproc > 1: every process holds the whole model (ddp) or a shard of it (fsdp2)."
+    )
     threads: PositiveInt | None = Field(None, le=1024, description="CPU threads; default: what the launcher gives.")
     attention: Literal["auto", "sdpa", "explicit"] = Field(
         "auto", description="auto: explicit matmuls on a CPU up to 1024 tokens, else torch's fused kernel."

@@ -39,6 +39,9 @@ class Muon(Section):
     nesterov: bool = True
     ns_steps: PositiveInt = Field(5, le=20, description="Newton-Schulz iterations.")
     coefficients: Literal["quintic", "polar_express"] = "quintic"
+    ns_precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Of the iterations; fp32 costs more and rounds less."
+    )
     scale: Literal["original", "match_rms_adamw", "spectral"] = Field("original", description="Length of the update.")
     normuon: float | None = Field(None, ge=0, lt=1, description="beta2 of NorMuon's row norms (about 0.95); null: off.")
     adamw_learning_rate: PositiveFloat = Field(6e-4, description="Peak of the other half.")

@@ -53,6 +53,7 @@ def build_muon(model: GPT, config: Config, device: str | torch.device, steps: in
         nesterov=settings.nesterov,
         ns_steps=settings.ns_steps,
         coefficients=settings.coefficients,
+        ns_precision=settings.ns_precision,
         scale=settings.scale,
         normuon=settings.normuon,
     )

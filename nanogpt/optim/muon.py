@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nanogpt.optim.shards import is_shard, local, shard_like, together
 from parametrization import update_scale
 
 # x -> a x + b (x x^T) x + c (x x^T)^2 x, one triple per iteration; the last repeats. `margin` keeps the largest
@@ -47,11 +48,11 @@ SMALLEST_NORM = 1e-30
 SMALLEST_ROW = 1e-12
 
 
-def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Tensor:
+def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic", precision: str = "bf16") -> Tensor:
     """The matrices (..., m, n) with their singular values brought near 1, in bfloat16 (float64 stays float64).
 
     Never writes into its argument; not differentiable. bfloat16 is enough, because the iteration contracts its own
-    errors; float32 costs four times as much on CPUs that multiply bfloat16.
+    errors; float32 (`precision` fp32) costs four times as much on CPUs that multiply bfloat16.
     """
     coefficients, margin = FAMILIES[family]
     # In float32 the squares of entries below 1e-23 are lost, and a momentum without gradients gets there in a thousand
@@ -59,7 +60,7 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Te
     norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True, dtype=torch.float64)
     inverse = (norm * margin).reciprocal_().clamp_(max=LARGEST_INVERSE).to(_at_least_float32(update))
     # Rounded once, after the scaling: rounding before it, too, adds a quarter to the error on ill-conditioned updates.
-    x = (update * inverse).to(_working_type(update))
+    x = (update * inverse).to(_working_type(update, precision))
     stack, x = x.shape, x.flatten(0, -3) if x.dim() > 3 else x
     add_product = torch.addmm if x.dim() == 2 else torch.baddbmm
     tall, short = x.shape[-2] > x.shape[-1], min(x.shape[-2:])
@@ -78,8 +79,8 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic") -> Te
     return x.view(stack)
 
 
-def _working_type(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.bfloat16
+def _working_type(x: Tensor, precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" and x.dtype != torch.float64 else _at_least_float32(x)
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
@@ -110,9 +111,9 @@ class Muon(torch.optim.Optimizer):
     """Muon for matrices, (fan_out, fan_in), and for stacks of them, (experts, fan_out, fan_in), each on its own.
 
     Group options: `lr`, `weight_decay` (p *= 1 - lr * weight_decay, without the factor of `scale`), `momentum`,
-    `nesterov`, `ns_steps`, `coefficients`, `scale` (see parametrization/muon.py), `normuon` (beta2, or None) and
-    `rows`: the sizes of the blocks of rows that are matrices of their own, as Q, K and V are in a fused projection.
-    Raises ValueError for a parameter that is neither a matrix nor a stack.
+    `nesterov`, `ns_steps`, `coefficients`, `ns_precision`, `scale` (see parametrization/muon.py), `normuon` (beta2, or
+    None) and `rows`: the sizes of the blocks of rows that are matrices of their own, as Q, K and V are in a fused
+    projection. Raises ValueError for a parameter that is neither a matrix nor a stack.
 
     Matrices of one shape are orthogonalised together where that is faster; `stacked` overrules the choice.
     """
@@ -126,6 +127,7 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         coefficients: str = "quintic",
+        ns_precision: str = "bf16",
         scale: str = "original",
         normuon: float | None = None,
         stacked: bool | None = None,
@@ -137,6 +139,7 @@ class Muon(torch.optim.Optimizer):
             "nesterov": nesterov,
             "ns_steps": ns_steps,
             "coefficients": coefficients,
+            "ns_precision": ns_precision,
             "scale": scale,
             "normuon": normuon,
             "rows": None,
@@ -156,31 +159,44 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         # Matrices of one shape, type, device, rate and kind of update, whatever group they come from.
         alike: dict[tuple[Any, ...], list[Matrix]] = defaultdict(list)
+        moves: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
-            settings = (group["ns_steps"], group["coefficients"], group["normuon"])
-            for matrix in self._matrices(group):
+            settings = (group["ns_steps"], group["coefficients"], group["ns_precision"], group["normuon"])
+            for matrix in self._matrices(group, moves):
                 weight = matrix.weight
                 rate = group["lr"] * update_scale(group["scale"], *weight.shape)
                 alike[(weight.shape, weight.dtype, weight.device, rate, *settings)].append(matrix)
-        for (*_, rate, steps, family, beta2), matrices in alike.items():
+        for (*_, rate, steps, family, precision, beta2), matrices in alike.items():
             for part in self._parts(matrices):
-                _apply(part, rate, steps, family, beta2)
+                _apply(part, rate, (steps, family, precision), beta2)
+        for weight, change in moves:
+            weight.add_(shard_like(weight, change))
         return loss
 
-    def _matrices(self, group: dict[str, Any]) -> Iterator[Matrix]:
-        """Advance the momentum and decay the weights of a group; the matrices that are left to be updated."""
-        weights = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if not weights:
+    def _matrices(self, group: dict[str, Any], moves: list[tuple[Tensor, Tensor]]) -> Iterator[Matrix]:
+        """Advance the momentum and decay the weights of a group; the matrices that are left to be updated.
+
+        An orthogonalisation needs the whole matrix. The update of one that is cut over ranks is put together, every
+        rank makes the same move in a copy of its shape, and `moves` takes it, to be cut and added in the end.
+        """
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
             return
-        gradients, momenta = [weight.grad for weight in weights], [self._momentum(weight) for weight in weights]
+        weights = [local(parameter) for parameter in parameters]
+        gradients = [local(parameter.grad) for parameter in parameters]
+        momenta = [local(self._momentum(parameter)) for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
         if group["weight_decay"] > 0:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        for weight, update in zip(weights, updates, strict=True):
-            tensors = [weight, update]
+        for parameter, update in zip(parameters, updates, strict=True):
+            tensors = [parameter, update]
+            if is_shard(parameter):
+                whole = together(update, parameter)
+                tensors = [torch.zeros_like(whole), whole]
+                moves.append((parameter, tensors[0]))
             if group["normuon"] is not None:
-                tensors.append(self._mean_square(weight))
+                tensors.append(self._mean_square(parameter))
             for views in zip(*(_pieces(tensor, group["rows"]) for tensor in tensors), strict=True):
                 yield Matrix(views[0], views[1], views[2] if len(views) > 2 else None)
 
@@ -193,7 +209,7 @@ class Muon(torch.optim.Optimizer):
     def _mean_square(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
         if "row_mean_square" not in state:
-            state["row_mean_square"] = torch.zeros_like(weight[..., :1])
+            state["row_mean_square"] = local(weight).new_zeros((*weight.shape[:-1], 1))
         return state["row_mean_square"]
 
     def _parts(self, matrices: list[Matrix]) -> Iterator[list[Matrix]]:
@@ -217,12 +233,12 @@ def _pieces(tensor: Tensor, rows: list[int] | None) -> Sequence[Tensor]:
     return [block for matrix in matrices for block in matrix.split(rows)]
 
 
-def _apply(matrices: list[Matrix], rate: float, steps: int, family: str, beta2: float | None) -> None:
+def _apply(matrices: list[Matrix], rate: float, how: tuple[int, str, str], beta2: float | None) -> None:
     """Subtract `rate` times their orthogonalised updates from matrices that are alike."""
     weights = [matrix.weight for matrix in matrices]
     alone = len(matrices) == 1
     update = matrices[0].update if alone else torch.stack([matrix.update for matrix in matrices])
-    update = orthogonalize(update, steps, family).to(weights[0].dtype)
+    update = orthogonalize(update, *how).to(weights[0].dtype)
     if beta2 is not None:
         averages = [matrix.mean_square for matrix in matrices if matrix.mean_square is not None]
         mean_square = averages[0] if alone else torch.stack(averages)
@@ -250,6 +266,9 @@ class MuonAdamW(torch.optim.Optimizer):
         """Let the halves work on this optimizer's own groups and state."""
         for name, half in self._halves.items():
             half.param_groups = [group for group in self.param_groups if group["half"] == name]
+            for group in half.param_groups:
+                for option, value in half.defaults.items():
+                    group.setdefault(option, value)  # a checkpoint may be older than an option
             half.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

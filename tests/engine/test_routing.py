@@ -19,7 +19,9 @@ from nanogpt.model.router import TopKRouter, switch_loss, within_capacity, z_los
 from nanogpt.model.trunks import TRUNKS
 from nanogpt.optim import build_optimizer
 from nanogpt.record import read_history, read_record
+from nanogpt.replica import spread
 from nanogpt.routing import Balancer
+from nanogpt.team import ALONE
 from nanogpt.train import accumulate_gradients
 
 Make = Callable[..., Config]
@@ -49,7 +51,7 @@ def step(model: GPT, balancer: Balancer, micro: int = 4, seed: int = 0, size: in
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     exact: Any = torch.enable_grad
     return accumulate_gradients(
-        model.losses, batch(seed, size), micro, scaler=scaler, autocast=exact, device=torch.device("cpu"),
+        spread(model, ALONE, "ddp", compiled=False), batch(seed, size), micro, scaler=scaler, autocast=exact, device=torch.device("cpu"),
         balancer=balancer,
     )  # fmt: skip
 

@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
         return measure()
     folder = Path(argv[1])
     options = dict(zip(argv[2::2], argv[3::2], strict=True))
+    if "--nproc" in options:
+        print(f"in {options['--nproc']} processes")
     before = signal.getsignal(signal.SIGTERM)
     try:
         return train(folder, int(options["--attempt"]), Path(options["--fence"]), int(options.get("--parent_fd", -1)))

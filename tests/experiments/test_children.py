@@ -9,6 +9,9 @@ from conftest import ROOT
 from experiments.__main__ import main
 from experiments.devices import GpuPool, visible_gpus
 from experiments.engine import train_command
+from experiments.launchers import Job
+from experiments.launchers.settings import chosen_launcher
+from experiments.launchers.slots import sized
 from experiments.lock import resolve, write_lock
 from experiments.store import StudyFolder
 from experiments.study import Study
@@ -65,20 +68,37 @@ def test_each_child_sees_its_own_gpus(write_study, tmp_path, monkeypatch):
     assert sorted(log.read_text().rpartition(" on GPU ")[2].strip() for log in logs) == ["4", "4,5", "5"]
 
 
-def test_several_processes_are_torchruns_and_refused_where_the_engine_has_none(
-    write_study, tmp_path, capsys, monkeypatch
-):
-    assert train_command(["train", "x"], 2)[1:5] == [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-    ]
-    monkeypatch.setenv("NANOGPT_ENGINE", "nanogpt")
-    path = write_study("{}", "launcher: {kind: local, nproc: 2}")
-    text = path.read_text().replace("base: base.yaml", f"base: {ROOT}/configs/tiny_cpu.yaml")
-    path.write_text(text)
-    assert main(["run", str(path), "--out", str(tmp_path / "results")]) == 2
-    assert capsys.readouterr().err == (
-        "launcher.nproc: 2: one run uses one process in this version; leave nproc at 1\n"
-    )
+def test_several_processes_are_the_engines_affair_and_torchruns_over_nodes(monkeypatch):
+    assert train_command(["train", "x"], 2)[1:] == ["-m", "fake_engine", "train", "x", "--nproc", "2"]
+    monkeypatch.setenv("NANOGPT_TORCHRUN", "/shared/torchrun.sh")
+    assert train_command(["train", "x"], 2) == ["/shared/torchrun.sh", "-m", "fake_engine", "train", "x"]
+
+
+def test_a_study_says_how_many_processes_train_a_run_in_one_place(write_study, tmp_path, capsys):
+    """launcher.nproc, runtime.nproc and --nproc are one thing; the job leaves room for it."""
+
+    def locked(more: str = "", *settings: str) -> Study:
+        return resolve(Study.load(write_study("{seeds: [1, 2]}", more), settings))
+
+    assert {run.nproc for run in locked().runs} == {1}
+    for lock in (
+        locked("launcher: {kind: local, nproc: 2}"),
+        locked("config: {runtime: {nproc: 2}}"),
+        locked("launcher: slurm", "runtime.nproc=2"),
+        locked("launcher: {kind: local, nproc: 4}", "runtime.nproc=2"),
+    ):
+        assert {run.nproc for run in lock.runs} == {2}
+        write_lock(tmp_path, lock)
+        job = sized(Job(chosen_launcher(lock.launcher)), StudyFolder(tmp_path))
+        assert job.settings.nproc == 2
+    assert {run.id for run in locked().runs} == {run.id for run in lock.runs}, "no part of the identity"
+    write_lock(tmp_path, locked("launcher: {kind: slurm, gpus: 1}", "runtime.nproc=2"))
+    with pytest.raises(UserError, match=r"gpus 1 and nproc 2"):
+        sized(Job(chosen_launcher({"kind": "slurm", "gpus": 1})), StudyFolder(tmp_path))
+
+
+def test_the_command_lines_nproc_reaches_the_children(write_study, tmp_path):
+    study, out = write_study("{seeds: [1]}"), tmp_path / "results"
+    assert main(["run", str(study), "--out", str(out), "--no-report", "--nproc", "2"]) == 0
+    (log,) = out.glob("tiny/*/attempts/1/log.txt")
+    assert "in 2 processes" in log.read_text()

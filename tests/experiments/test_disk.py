@@ -193,8 +193,8 @@ def test_a_launcher_that_cannot_start_leaves_the_disk_as_it_was(
         monkeypatch.setenv("PATH", "/nowhere")
         monkeypatch.setattr("experiments.launchers.raycluster.ray_version", lambda: None)
     if launcher == "a slot without a GPU":
-        settings = check_launcher({"kind": "local", "nproc": 2})
-        study = prepare(Study.load(path), out / "tiny")
+        settings = check_launcher("local")
+        study = prepare(Study.load(path, ["runtime.nproc=2"]), out / "tiny")
         monkeypatch.setattr("experiments.launchers.slots.uses_gpu", lambda _: True)
         monkeypatch.setattr("experiments.launchers.slots.visible_gpus", lambda: ["0"])
         with pytest.raises(UserError, match="one run wants more GPUs than there are"):

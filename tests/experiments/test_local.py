@@ -89,7 +89,7 @@ def test_trials_that_are_still_to_be_proposed_have_slots(to_come, device, gpus, 
 
 
 def test_a_run_that_wants_more_gpus_than_there_are_is_refused_in_one_line():
-    with pytest.raises(UserError, match=r"^launcher.nproc: 4: one run wants more GPUs than there are \(2\)$"):
+    with pytest.raises(UserError, match=r"^runtime.nproc: 4: one run wants more GPUs than there are \(2\)$"):
         slots_for(Job(LocalSettings(nproc=4)), runs(1, device="cuda"), cores=16, gpus=["0", "1"])
 
 

@@ -13,6 +13,8 @@ from nanogpt.model import build_model
 from nanogpt.optim import build_optimizer, set_learning_rate
 from nanogpt.progress import Clock, Progress, pack, unpack
 from nanogpt.record import attempt_folder
+from nanogpt.replica import spread
+from nanogpt.team import ALONE
 from parametrization import MODES, Role
 
 LR, DECAY, STEPS = 2e-3, 0.1, 10
@@ -77,14 +79,15 @@ def test_a_checkpoint_restores_every_multiplier(mode: str, tmp_path: Path) -> No
     model, scaler = build_model(config), torch.amp.GradScaler("cpu", enabled=False)
     optimizer = build_optimizer(model, config, "cpu")
     before = settings(optimizer)
-    checkpoint.save(folder, 1, 5, pack("0" * 12, Clock(Progress(step=5)), model, optimizer, scaler))
+    alone = spread(model, ALONE, "ddp", compiled=False)
+    checkpoint.save(folder, 1, 5, pack("0" * 12, Clock(Progress(step=5)), model, optimizer, scaler, alone))
     fresh_model = build_model(config)
     fresh = build_optimizer(fresh_model, config, "cpu")
     for group in fresh.param_groups:
         group.update(lr=9.0, lr_multiplier=9.0, weight_decay=9.0, eps=9.0)
     loaded = checkpoint.load_latest(folder)
     assert loaded is not None
-    unpack(loaded.state, fresh_model, fresh, scaler)
+    unpack(loaded.state, fresh, scaler, alone)
     assert settings(fresh) == before
     set_learning_rate(fresh, LR / 2)
     assert [group["lr"] for group in fresh.param_groups] == [group["lr"] / 2 for group in before]

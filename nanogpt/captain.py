@@ -1,0 +1,152 @@
+"""Starts the processes of one run by torchrun's own launcher, and says which of them died, and of what.
+
+The captain trains nothing. Its ranks are `python -m nanogpt train FOLDER --attempt G`, and stop when it is gone.
+"""
+
+import os
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config import UserError
+from nanogpt.describe import Description
+from nanogpt.record import Record, attempt_folder, read_record, write_record
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
+GRACE_SECONDS = 60  # for a last checkpoint, once the ranks are asked to stop
+
+
+def lead(description: Description, folder: Path, attempt: int, fence: Path | None, parent_fd: int | None = None) -> int:
+    """Train one attempt in `runtime.nproc` processes; returns the exit status that one process would have.
+
+    A rank that is killed leaves no outcome, and one that fails may leave the others waiting: then the outcome that
+    names it is written here. Raises UserError where there are fewer GPUs than processes.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = description.config
+    check_devices(config.runtime.device, config.runtime.nproc)
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.runtime.nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        shutdown_timeout=GRACE_SECONDS,
+        event_log_handler="null",
+    )
+    words = ["-m", "nanogpt", "train", str(folder), "--attempt", str(attempt)]
+    words += ["--fence", str(fence)] if fence is not None else []
+    with _surroundings(config.runtime.threads, config.runtime.nproc), _watched(parent_fd):
+        try:
+            elastic_launch(launch, sys.executable)(*words)
+        except ChildFailedError as error:
+            return _settle(description, folder, attempt, fence, error.failures)
+        except SignalException:
+            return _settle(description, folder, attempt, fence, {})
+    return 0
+
+
+def check_devices(device: str, nproc: int) -> None:
+    """Raises UserError when there is no GPU for each process, or one device is named for all."""
+    kind, _, index = device.partition(":")
+    if kind == "mps" or index:
+        raise UserError(f"runtime.device: {device} is one device; with nproc {nproc} expected cuda or cpu")
+    if kind == "cuda":
+        import torch
+
+        found = torch.cuda.device_count()
+        if found < nproc:
+            raise UserError(f"runtime.nproc: {nproc} processes want a GPU each; this machine has {found}")
+
+
+@contextmanager
+def _surroundings(threads: int | None, nproc: int) -> Iterator[None]:
+    """The environment that the ranks are to inherit, put back afterwards."""
+    ours = {"OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // nproc))}
+    if sys.platform == "linux":
+        ours["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are here, and a machine without a network cannot name itself
+    added = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+@contextmanager
+def _watched(parent_fd: int | None) -> Iterator[None]:
+    """Ask ourselves to stop when the process that started this one is gone."""
+    if parent_fd is not None:
+        threading.Thread(target=_await_end, args=(parent_fd,), daemon=True, name="parent-watch").start()
+    yield
+
+
+def _await_end(descriptor: int) -> None:
+    while os.read(descriptor, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _settle(
+    description: Description, folder: Path, attempt: int, fence: Path | None, failures: Mapping[int, Any]
+) -> int:
+    """The exit status of a team that did not end well, with an outcome that says why where there is none."""
+    path = attempt_folder(folder, attempt) / "outcome.json"
+    outcome = read_record(path) if path.exists() else None
+    if outcome is not None and outcome.status == "interrupted":
+        return EXIT_INTERRUPTED
+    if not failures:
+        return EXIT_FAILED if outcome is not None else EXIT_INTERRUPTED
+    rank, failure = _root_cause(failures)
+    superseded = fence is not None and fence.exists()
+    if not superseded and (failure.exitcode < 0 or (outcome is None and failure.exitcode == EXIT_FAILED)):
+        error = _obituary(rank, failure)
+        print(f"nanogpt: {error['message']}", file=sys.stderr)
+        write_record(path, _died(description, folder, outcome, error))
+    return failure.exitcode if failure.exitcode > 0 else EXIT_FAILED
+
+
+def _root_cause(failures: Mapping[int, Any]) -> tuple[int, Any]:
+    """A rank that was killed comes before those that lost it; else the first to fail.
+
+    SIGTERM is what torchrun itself sends to those that are left.
+    """
+
+    def order(item: tuple[int, Any]) -> tuple[bool, bool, float, int]:
+        rank, failure = item
+        return failure.exitcode == -signal.SIGTERM, failure.exitcode >= 0, failure.timestamp, rank
+
+    return min(failures.items(), key=order)
+
+
+def _obituary(rank: int, failure: Any) -> dict[str, Any]:
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        reason = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    else:
+        reason = f"ended with exit status {failure.exitcode}"
+    return {
+        "class": "RankDied",
+        "message": f"rank {rank} {reason}; the run's other processes were stopped",
+        "traceback_tail": [],
+    }
+
+
+def _died(description: Description, folder: Path, outcome: Record | None, error: dict[str, Any]) -> Record:
+    from nanogpt.attempt import failed_record
+
+    if outcome is not None:
+        return outcome.model_copy(update={"status": "failed", "error": error})
+    return failed_record(description, folder, error)
