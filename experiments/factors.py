@@ -15,6 +15,7 @@ from nanogpt.config.keys import arms
 from nanogpt.configfile import resolve_key
 
 LONGEST_LABEL = 100  # file names end at 255 bytes, and the id and temporary suffixes need room
+VARIANT = "variant"  # the factor that a sweep's named variants are
 SHORT_NAMES = {"learning_rate": "lr", "adamw_learning_rate": "adamw_lr"}
 
 
@@ -35,7 +36,7 @@ def _factor_name(key: str, value: Any) -> str:
 def factor_values(config: Config, point: Point, names: Mapping[str, str]) -> dict[str, Any]:
     """The value of every factor of the study in this run, as a plain value; a section becomes its text."""
     tree = config.model_dump(mode="json")
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {} if point.variant is None else {VARIANT: point.variant.name}
     for key, dotted in names.items():
         node: Any = tree
         for part in dotted.split("."):

@@ -57,6 +57,9 @@ class Sweep(BaseModel):
     zips: Annotated[list[Axes], BeforeValidator(_listed)] = Field(
         [], alias="zip", description="Groups of keys that move together, value by value; groups multiply the grid."
     )
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="Named sets of settings that are compared; they multiply the grid, as the factor `variant`."
+    )
     points: list[dict[str, Any]] = Field([], description="Single points, added to the product of grid and zip.")
     seeds: Annotated[list[int] | None, BeforeValidator(_seed_list), WithJsonSchema(_OneOrMore)] = Field(
         None, description="Every point once per seed; a number N means 1..N."
@@ -72,15 +75,30 @@ class Sweep(BaseModel):
     def _search_makes_sense(self) -> Self:
         if problem := problem_of(self.sampler, self.space, self.pruner):
             raise ValueError(problem)
+        if self.variants and (self.points or self.space):
+            raise ValueError(f"variants do not go with {'points' if self.points else 'space'}; they multiply a grid")
         return self
 
 
 @dataclass(frozen=True)
 class Point:
-    """The settings of one run as written in the sweep, and the place of each."""
+    """The settings of one run as written in the sweep, and the place of each.
+
+    Those of its `variant`, if the sweep has any, are laid under them, and are known by the variant's name alone.
+    """
 
     settings: Mapping[str, Any]
     places: Mapping[str, str]
+    variant: "Variant | None" = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named set of settings."""
+
+    name: str
+    settings: Mapping[str, Any]
+    place: str
 
 
 def expand(sweep: Sweep, place: Place, is_whole: Callable[[str], bool]) -> list[Point]:
@@ -92,6 +110,8 @@ def expand(sweep: Sweep, place: Place, is_whole: Callable[[str], bool]) -> list[
     axes = _Axes(place, is_whole)
     groups = [axes.grid(key, values) for key, values in sweep.grid.items()]
     groups += [axes.zipped(index, group) for index, group in enumerate(sweep.zips)]
+    if sweep.variants:
+        groups.insert(0, [axes.variant(name, settings) for name, settings in sweep.variants.items()])
     if math.prod(map(len, groups)) > MOST_POINTS:
         raise UserError(f"{place()}: more than {MOST_POINTS} points")
     points = list(_product(groups)) if groups or not sweep.points else []
@@ -122,6 +142,9 @@ class _Axes:
                 f"{self.place(*path)}: sweep.zip: keys that move together need equally many values; {counts}"
             )
         return self.points(path, columns)
+
+    def variant(self, name: str, settings: Mapping[str, Any]) -> Point:
+        return Point({}, {}, Variant(name, settings, self.place("variants", name)))
 
     def single(self, index: int, settings: Mapping[str, Any]) -> Point:
         return Point(settings, {key: self.place("points", str(index), key) for key in settings})
@@ -203,10 +226,12 @@ def _product(groups: list[list[Point]]) -> Iterator[Point]:
 def _merge(parts: Iterable[Point]) -> Point:
     settings: dict[str, Any] = {}
     places: dict[str, str] = {}
+    variant: Variant | None = None
     for part in parts:
         settings.update(part.settings)
         places.update(part.places)
-    return Point(settings, places)
+        variant = variant or part.variant
+    return Point(settings, places, variant)
 
 
 def _joined(parts: tuple[Point, Point], place: Place) -> Point:
@@ -218,7 +243,8 @@ def _joined(parts: tuple[Point, Point], place: Place) -> Point:
 def _refuse_repeats(points: list[Point], place: Place) -> None:
     seen: set[str] = set()
     for point in points:
-        text = json.dumps(point.settings, sort_keys=True, default=str)
+        name = point.variant.name if point.variant is not None else None
+        text = json.dumps([name, point.settings], sort_keys=True, default=str)
         if text in seen:
             shown = ", ".join(f"{key}={value}" for key, value in point.settings.items())
             raise UserError(f"{next(iter(point.places.values()), place())}: the sweep holds {shown} twice")

@@ -34,8 +34,11 @@ def make_spec(
     Raises UserError with the place of what is wrong.
     """
     layers = base.copy()
-    layers.lay(point.settings, {(key,): place for key, place in point.places.items()}, default_place)
     place = next(iter(point.places.values()), default_place)
+    if point.variant is not None:
+        place = point.variant.place
+        layers.lay(point.variant.settings, {}, place)
+    layers.lay(point.settings, {(key,): place for key, place in point.places.items()}, default_place)
     config = build_config(layers, place)
     refuse_folders(config, layers, place)
     factors = factor_values(config, point, names)

@@ -246,7 +246,11 @@ class Study:
         axes += [(key, self.place("zip", str(i), key)) for i, group in enumerate(self.sweep.zips) for key in group]
         space = [(key, self.place("space", key)) for key in self.sweep.space]
         points = [[(key, self.place("points", str(i), key)) for key in p] for i, p in enumerate(self.sweep.points)]
-        return [axes + space, *(point + space for point in points)]
+        variants = [
+            [(key, self.place("variants", name, key)) for key in settings]
+            for name, settings in self.sweep.variants.items()
+        ]
+        return [*(axes + space + variant for variant in variants or [[]]), *(point + space for point in points)]
 
     def _refuse_double_keys(self) -> None:
         """A key on two axes, or both varied and overridden, would silently take the last value."""
@@ -266,9 +270,9 @@ class Study:
 
 def _refuse_empty(sweep: Sweep, place: Callable[..., str]) -> None:
     """An axis that was begun and left empty is a slip; a study of one run names none."""
-    for key, value in (("grid", sweep.grid), ("zip", sweep.zips), ("points", sweep.points), ("seeds", sweep.seeds)):
+    for key in ("grid", "zip", "variants", "points", "seeds"):
         field = {"zip": "zips"}.get(key, key)
-        if field in sweep.model_fields_set and not value:
+        if field in sweep.model_fields_set and not getattr(sweep, field):
             raise UserError(f"{place(key)}: sweep.{key}: is empty; give it values, or leave it out")
     if any(not point for point in sweep.points):
         raise UserError(f"{place('points')}: sweep.points: holds an empty point")
@@ -355,6 +359,7 @@ def study_schema() -> dict[str, Any]:
         owner["properties"]["config"] |= {"propertyNames": keys["propertyNames"]}
     sweep["grid"] |= keys
     sweep["points"]["items"] |= keys
+    sweep["variants"]["additionalProperties"] |= keys
     group = sweep["zip"].pop("items") | keys
     sweep["zip"] = {**sweep["zip"], "anyOf": [group, {"type": "array", "items": group}]}
     sweep["zip"].pop("type", None)

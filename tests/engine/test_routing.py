@@ -50,8 +50,9 @@ def batch(seed: int = 0, size: int = 4) -> Batch:
 def step(model: GPT, balancer: Balancer, micro: int = 4, seed: int = 0, size: int = 4) -> torch.Tensor:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     exact: Any = torch.enable_grad
+    replica = spread(model, ALONE, "ddp", compiled=False)
     return accumulate_gradients(
-        spread(model, ALONE, "ddp", compiled=False), batch(seed, size), micro, scaler=scaler, autocast=exact, device=torch.device("cpu"),
+        replica, batch(seed, size), micro, scaler=scaler, autocast=exact, device=torch.device("cpu"),
         balancer=balancer,
     )  # fmt: skip
 

@@ -171,3 +171,36 @@ def test_columns_are_checked_before_anything_is_trained(write_study, analysis, m
 def test_columns_go_by_their_ending_too(write_study):
     study = Study.load(write_study("{grid: {n_layer: [1, 2]}}", "report: {hue: n_layer, x: model.n_layer}"))
     check_columns(study, ["model.n_layer"])
+
+
+def test_variants_multiply_the_grid_and_are_known_by_their_names(write_study):
+    sweep = """
+  variants:
+    plain: {}
+    wide: {n_head: 2, ffn: {kind: gelu, hidden: 48}}
+  grid: {n_layer: [1, 2]}
+  seeds: 2
+  filter: variant != 'wide' or n_layer > 1"""
+    specs = Study.load(write_study(sweep)).runs()
+    assert [tuple(spec.factors.values()) for spec in specs] == [
+        ("plain", 1, 1), ("plain", 1, 2), ("plain", 2, 1), ("plain", 2, 2), ("wide", 2, 1), ("wide", 2, 2),
+    ]  # fmt: skip
+    assert list(specs[0].factors) == ["variant", "model.n_layer", "seed"]
+    assert specs[-1].label == "variant=wide-n_layer=2-seed=2"
+    assert (specs[-1].config.model.n_head, specs[-1].config.model.ffn_hidden) == (2, 48)
+    assert specs[0].config.model.n_head == 1
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("{variants: {a: {n_layer: 3}}, grid: {n_layer: [1, 2]}}", "n_layer: varied twice"),
+        ("{variants: {}}", r"sweep.variants: is empty"),
+        ("{variants: {a: {}, b: {}}, points: [{n_layer: 1}]}", "variants do not go with points"),
+        ("{variants: {a: {n_lair: 3}}}", "n_lair"),
+        ("{variants: {a: {n_layer: x}}}", r"tiny.yaml:4.*n_layer"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_told_with_its_line(write_study, sweep, message):
+    with pytest.raises(UserError, match=message):
+        Study.load(write_study(sweep)).runs()
