@@ -181,7 +181,7 @@ def test_what_is_not_a_column_is_an_expression_or_a_mistake(tmp_path: Path, caps
         (("--law", "chinchila"), "did you mean 'chinchilla'?"),
         (("--law", "muennighoff"), "needs --input unique=COLUMN"),
         (("--loss-fn", "hubre"), "did you mean 'huber'?"),
-        (("--residual", "loss", "--loss-fn", "lad"), "plain least squares"),
+        (("--residual", "loss", "--loss-fn", "lda"), "did you mean 'lad'?"),
         (("--where", "1 > 0"), "names no column"),
         (("--drop", "nothing > 0"), "nothing is no factor"),
         (("--figure", "a.jpeg"), "one of .png, .svg, .pdf"),
