@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from experiments.analysis.designs import simulate
 from experiments.analysis.fit import Loss, fit
 from experiments.analysis.laws import make_law
 from experiments.analysis.noise import dispersion, leverage, noise_of
@@ -123,13 +124,16 @@ def test_every_resample_reaches_the_lowest_objective_that_any_start_finds(loss: 
     assert (huber(problem.residuals(found.theta), weights, of.threshold) <= lowest * (1 + 1e-9)).all()
 
 
-def test_a_rival_optimum_of_the_table_is_tried() -> None:
-    """Launched from a poor optimum only, the resample goes where the better one leads."""
-    runs = planted_runs(noise=0.01)
-    problem, of = make_problem(make_law("chinchilla"), runs, "val_loss"), Objective("lsq", 1e-3)
-    weights = np.ones((3, len(runs)))
-    point = solve(problem, problem.starts(), weights[0], "lsq", 1.0)
-    best = point.theta[[point.best]]
-    far = np.tile(problem.lower, (3, 1))  # the edge of the box, from which nothing leads down
-    found = refit(problem, far, best, weights, of, np.ones(3))
-    np.testing.assert_allclose(found.theta, np.tile(best, (3, 1)), atol=1e-6)
+def test_another_optimum_of_the_table_is_tried_where_it_may_be_better() -> None:
+    """The broken law has several; from the poorest one alone, resamples stay there."""
+    law = make_law("bnsl2")
+    problem = make_problem(law, simulate(law, law.identifying_design(), seed=1), "val_loss")
+    weights, of = np.ones((2, problem.points)), Objective("lsq", 1e-3)
+    point = solve(problem, problem.starts(), weights[0], "lsq", of.delta)
+    poor = np.tile(point.theta[point.objective.argmax()], (2, 1))
+    objectives = []
+    for others in (point.theta[:0], point.theta):
+        found = refit(problem, poor, others, weights, of, np.ones(2))
+        objectives.append(huber(problem.residuals(found.theta), weights, np.inf) / point.objective.min())
+    assert (objectives[0] > 1.01).all()
+    assert objectives[1] == pytest.approx(1.0, rel=1e-6)
