@@ -67,7 +67,7 @@ def fit(
     noise = noise_of(-problem.residuals(theta), problem.model.expand(theta).jacobian, objective.threshold)
     how = _resample_kind(resample, cluster)
     plan = Plan(how, bootstrap, cluster, seed)
-    draws = resample_fit(problem, theta, first, noise, objective, used, plan)
+    draws = resample_fit(problem, theta, point.theta, noise, objective, used, plan)
     used["predicted"] = np.exp(problem.model.log_loss(theta)[0])
     used["residual"] = -problem.residuals(theta)[0]
     reason = "converged" if point.converged[point.best] else f"stopped after {point.iterations} iterations"

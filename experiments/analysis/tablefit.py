@@ -5,7 +5,8 @@ file is either fitted or dropped with a reason.
 """
 
 import ast
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -150,15 +151,31 @@ def _symbols(table: Table, law: str, columns: Columns) -> tuple[pd.DataFrame, di
 
 def _numbers(table: Table, text: str, flag: str) -> "pd.Series[float]":
     """A column of numbers, or an expression in several."""
-    if text in table.frame.columns or not any(sign in text for sign in OPERATORS) or not _parses(text):
-        return table.numbers(text, flag)
-    expression = Filter(text, f"{table.path}: {flag}")
+    bare, quoted = _unquoted(text, table.frame.columns, f"{table.path}: {flag}")
+    if text in table.frame.columns or not any(sign in bare for sign in OPERATORS) or not _parses(bare):
+        return table.numbers(quoted.get(bare, text), flag)
+    expression = Filter(bare, f"{table.path}: {flag}")
     if not expression.names():
         raise UserError(f"{table.path}: {flag}: {text!r} names no column; columns: {', '.join(table.frame.columns)}")
-    parts = pd.DataFrame({name: table.numbers(name, flag) for name in dict.fromkeys(expression.names())})
+    names = dict.fromkeys(expression.names())
+    parts = pd.DataFrame({name: table.numbers(quoted.get(name, name), flag) for name in names})
     rows = ({str(name): value for name, value in row.items()} for row in parts.to_dict(orient="records"))
     values = [expression.value(row) if not any(map(np.isnan, row.values())) else float("nan") for row in rows]
     return pd.Series(values, parts.index, float)
+
+
+def _unquoted(text: str, columns: Iterable[str], place: str) -> tuple[str, dict[str, str]]:
+    """An expression with every column `between backticks` under a name without blanks, and what those names mean."""
+    known = [str(name) for name in columns]
+    meant: dict[str, str] = {}
+    for column in re.findall("`([^`]*)`", text):
+        if column not in known:
+            raise UserError(f"{place}: no column {column!r}{did_you_mean(column, known)}")
+        name = "_" + re.sub(r"\W", "_", column)
+        while name in known or meant.get(name, column) != column:
+            name += "_"
+        meant[name], text = column, text.replace(f"`{column}`", name)
+    return text, meant
 
 
 def _parses(text: str) -> bool:
@@ -193,11 +210,13 @@ def _choose(
     for text, flag, unwanted in (*((text, "--drop", True) for text in rows.drop), (rows.where, "--where", False)):
         if text is None:
             continue
-        condition = Filter(text, f"{path}: {flag}")
+        bare, quoted = _unquoted(text, everything.columns, f"{path}: {flag}")
+        condition = Filter(bare, f"{path}: {flag}")
         if not condition.names():
             raise UserError(f"{path}: {flag}: {text!r} names no column, so it says the same of every row")
+        named = everything.assign(**{name: everything[column] for name, column in quoted.items()})
         out = [condition.keeps({str(k): v for k, v in row.items()}) is unwanted
-               for row in everything.to_dict(orient="records")]  # fmt: skip
+               for row in named.to_dict(orient="records")]  # fmt: skip
         reason[(reason == "") & pd.Series(out, everything.index)] = (
             f"dropped where {text}" if unwanted else f"not where {text}"
         )

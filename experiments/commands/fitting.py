@@ -73,9 +73,10 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.residual == "loss":
         if arguments.intervals == "profile":
             raise UserError("fit: --intervals profile needs residuals of ln L, so not --residual loss")
-        if arguments.loss_fn not in (None, "lsq"):
-            raise UserError(f"fit: --residual loss is plain least squares, so --loss-fn {arguments.loss_fn} cannot be")
-        return options | {"resample": arguments.resample, "bootstrap": resamples}
+        return options | {
+            "loss": arguments.loss_fn or "lsq", "delta": arguments.delta, "resample": arguments.resample,
+            "bootstrap": resamples,
+        }  # fmt: skip
     return options | {
         "loss": arguments.loss_fn or "huber", "delta": arguments.delta, "resample": arguments.resample,
         "bootstrap": resamples, "intervals": arguments.intervals,

@@ -169,6 +169,22 @@ def test_what_is_not_a_column_is_an_expression_or_a_mistake(tmp_path: Path, caps
         assert said in capsys.readouterr().err
 
 
+def test_columns_with_blanks_stand_between_backticks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = table().assign(flop=6 * table()["params"] * table()["tokens"])
+    blank = plain.rename(columns={"params": "Model Size", "flop": "Training FLOP"})
+    out, found = tmp_path / "fit.json", []
+    for path, size, flop in ((written(tmp_path, plain), "params", "flop"),
+                             (written(tmp_path, blank, "blank.csv"), "`Model Size`", "`Training FLOP`")):  # fmt: skip
+        words = ("--n", f"{size} / 1e6", "--d", f"{flop} / 6 / {size}", "--drop", f"{size} < 2e7", "--trust-units")
+        assert run(path, *words, *QUICK, "--json", str(out)) == 0
+        found.append(json.loads(out.read_text())["fit"])
+    assert found[0]["parameters"] == found[1]["parameters"]
+    assert found[0]["points_used"] == found[1]["points_used"] == 25
+    capsys.readouterr()
+    assert run(tmp_path / "blank.csv", "--n", "`Model Sise` / 1e6", "--flops", "Training FLOP", *QUICK) == 2
+    assert "--n: no column 'Model Sise'; did you mean 'Model Size'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -181,7 +197,7 @@ def test_what_is_not_a_column_is_an_expression_or_a_mistake(tmp_path: Path, caps
         (("--law", "chinchila"), "did you mean 'chinchilla'?"),
         (("--law", "muennighoff"), "needs --input unique=COLUMN"),
         (("--loss-fn", "hubre"), "did you mean 'huber'?"),
-        (("--residual", "loss", "--loss-fn", "lad"), "plain least squares"),
+        (("--residual", "loss", "--loss-fn", "lda"), "did you mean 'lad'?"),
         (("--where", "1 > 0"), "names no column"),
         (("--drop", "nothing > 0"), "nothing is no factor"),
         (("--figure", "a.jpeg"), "one of .png, .svg, .pdf"),
