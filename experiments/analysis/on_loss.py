@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
+from experiments.analysis import arguments
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import Fit
 from experiments.analysis.laws import Array, Law
@@ -35,8 +36,9 @@ def fit_on_loss(law: Law | str, df: pd.DataFrame, **options: Any) -> Fit:
         raise UserError(
             f"fit_on_loss: {name} cannot be chosen: it is plain least squares on the loss, with pairs drawn"
         )
-    draws, options = options.get("bootstrap", 0), {name: each for name, each in options.items() if name != "resample"}
-    start = fit(law, df, **{**options, "loss": "lsq", "bootstrap": 0})
+    draws = arguments.resamples(options.get("bootstrap", 0), "fit_on_loss")
+    options = {name: each for name, each in options.items() if name != "resample"}
+    start = fit(law, df, **{**options, "loss": "lsq", "bootstrap": 0, "intervals": "bootstrap"})
     measured = start.points[start.y].to_numpy(dtype=float)
     names, values = list(start.params), np.array(list(start.params.values()))
     positive = values > 0
