@@ -1,7 +1,8 @@
 """What makes a table suspect: units mixed within a column, rows that stand twice, points of one run taken for several.
 
-Sizes in millions beside plain ones, losses in bits beside nats: a table put together from two sources fits no law, and nothing in the numbers of the fit says why. Both checks ask for
-two things at once, a jump and the very factor that a change of units makes, so that a real gap is not taken for one.
+Sizes in millions beside plain ones, losses in bits beside nats: a table put together from two sources fits no law, and
+nothing in the numbers of the fit says why. Both checks ask for two things at once, a jump and the very factor that a
+change of units makes, so that a real gap is not taken for one.
 """
 
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ def shared_ids(used: pd.DataFrame, ids: str, cluster: str | None) -> list[str]:
     if not shared.any() or drawn_whole:
         return []
     runs = used.loc[shared, ids].nunique()
-    return [f"{int(shared.sum())} points share {runs} id{'s' * (runs != 1)}: points of one run are not independent, and "
+    share = f"{int(shared.sum())} points share {runs} id{'s' * (runs != 1)}"
+    return [f"{share}: points of one run are not independent, and "
             'the intervals are too narrow; cluster="id" draws runs whole']  # fmt: skip
 
 
