@@ -23,6 +23,7 @@ from experiments.planner.settings import PlanSettings, check_plan
 from experiments.runspec import RunSpec, make_spec
 from experiments.search.locking import first_specs
 from experiments.search.search import Search
+from experiments.sectionschema import lay_sections
 from experiments.studyfile import StudyFile, Variant, explain, variant_named, with_variant
 from experiments.supervise import Supervise, check_supervise
 from nanogpt.config import UserError, canonical_json
@@ -362,6 +363,7 @@ def study_schema() -> dict[str, Any]:
     schema["properties"]["launcher"] |= {"anyOf": [{"enum": list(kinds)}, *kinds.values()]}
     schema["properties"]["supervise"] |= _with_durations(Supervise.model_json_schema(), "time_limit", "backoff")
     schema["properties"]["plan"] |= _with_durations(PlanSettings.model_json_schema(), "budget", "power")
+    lay_sections(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A study", **schema}
 
 

@@ -44,6 +44,7 @@ def checklist(fit: "Fit", rollout: "Rollout | None" = None) -> list[Item]:
                      f"reach this optimum; {fit.reason}",
         "conditioning": f"condition number of J'J {fit.condition:.3g} in centred logarithmic coordinates",
         "not identified": _not_identified(fit),
+        "form against the data": fit.misfit.words if fit.misfit is not None else "not tested: see the notes",
         "intervals": _intervals(fit),
         "held-out error": rollout.sentence() if rollout is not None else "not measured",
     }  # fmt: skip

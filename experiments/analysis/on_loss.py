@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import arguments
 from experiments.analysis.derivatives import Expansion, Model
 from experiments.analysis.fit import AGREE, fit
 from experiments.analysis.fitted import Fit
@@ -72,7 +73,7 @@ def fit_on_loss(law: Law | str, df: pd.DataFrame, **options: Any) -> Fit:
     if "intervals" in options or options.get("resample") == "residual":
         name = "intervals" if "intervals" in options else "resample"
         raise UserError(f"fit_on_loss: {name} cannot be chosen: the noise of L is not known, so pairs are drawn")
-    draws = options.get("bootstrap", 0)
+    draws = arguments.resamples(options.get("bootstrap", 0), "fit_on_loss")
     options = {"loss": "lsq"} | {name: each for name, each in options.items() if name != "resample"}
     start = fit(law, df, **{**options, "bootstrap": 0})
     plain = make_problem(start.law, start.points, start.y)

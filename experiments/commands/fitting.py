@@ -66,8 +66,6 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `fit` takes."""
-    if arguments.bootstrap is not None and arguments.bootstrap < 0:
-        raise UserError(f"fit: --bootstrap must not be negative, found {arguments.bootstrap}")
     resamples = 1000 if arguments.bootstrap is None else arguments.bootstrap
     options: dict[str, Any] = {"seed": arguments.seed, "cluster": arguments.cluster}
     if arguments.residual == "loss":

@@ -99,18 +99,20 @@ def test_bits_beside_nats_are_found(every: int, tmp_path: Path, capsys: pytest.C
     assert f"bits beside nats: {len(mixed[::every])} of 30" in said
     assert f"look at lines 2, {2 + every}" in said
     assert run(written(tmp_path, mixed), *QUICK, "--trust-units") == 0
-    assert "warning: L looks like bits beside nats" in capsys.readouterr().out
+    assert "note: L looks like bits beside nats" in capsys.readouterr().out
 
 
 def test_one_high_loss_is_a_warning_and_a_real_gap_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = table()
     one.loc[4, "loss"] /= np.log(2)
     assert run(written(tmp_path, one), *QUICK) == 0
-    assert "warning: L looks like bits beside nats: 1 of 30" in capsys.readouterr().out
+    assert "note: L looks like bits beside nats: 1 of 30" in capsys.readouterr().out
     apart = table()
     apart.loc[apart["params"] > 5e9, "params"] = 3e12
     assert run(written(tmp_path, apart), *QUICK) == 0
-    assert "warning" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert "as if units were mixed" not in said
 
 
 def test_rows_without_a_loss_are_dropped_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
