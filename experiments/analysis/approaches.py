@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from experiments.analysis.arguments import check_positive, check_table, check_whole, is_number
 from experiments.analysis.columns import column
 from experiments.analysis.envelope import Envelope, envelope
 from experiments.analysis.fit import fit
@@ -102,6 +103,7 @@ def compare_approaches(
     accounting where there is one. `at`: compute to quote; default the largest one measured.
     Raises UserError where the table cannot be read at all; an approach that fails says why in its row.
     """
+    _check_options(check_table(runs, "approaches"), curves, budgets, noise, window, at, draws, seed)
     columns: dict[str, Any] = {"d": column(runs, d, "approaches"), "flops": flops, "y": column(runs, y, "approaches")}
     columns["where"] = where
     accountings = _accountings(runs, column(runs, n, "approaches"), columns["d"], flops)
@@ -114,7 +116,30 @@ def compare_approaches(
         own = fitted if accounting == accountings[0] else None
         items += _each(runs, points, columns, options, budgets, window, law or {}, own)
     assert seen is not None
-    return Approaches(tuple(items), at or float(seen.table["flops"].max()), seen)
+    return Approaches(tuple(items), float(at) if at is not None else float(seen.table["flops"].max()), seen)
+
+
+def _check_options(
+    runs: pd.DataFrame, curves: pd.DataFrame | None, budgets: Sequence[float] | int | None,
+    noise: float | Callable[[Array], Array] | None, window: int | None, at: float | None, draws: int, seed: int,
+) -> None:  # fmt: skip
+    """UserError for an option that no approach could work with."""
+    if curves is not None:
+        check_table(curves, "approaches: curves", "training curves")
+    if window is not None:
+        check_whole(window, "approaches", "window", 4)
+    if at is not None:
+        check_positive(at, "approaches", "at")
+    if noise is not None and not callable(noise) and not (is_number(noise) and noise >= 0):
+        raise UserError(f"approaches: noise must be a number of at least 0 or a function of the loss, found {noise!r}")
+    if isinstance(budgets, int | np.integer):
+        check_whole(budgets, "approaches", "budgets", 3)
+    elif budgets is not None:
+        listed = isinstance(budgets, Sequence | np.ndarray) and not isinstance(budgets, str) and len(budgets)
+        for each in budgets if listed else [budgets]:
+            check_positive(each, "approaches", "each of budgets")
+    check_whole(draws, "approaches", "draws", 0)
+    check_whole(seed, "approaches", "seed", 0)
 
 
 def _accountings(runs: pd.DataFrame, n: str, d: str, flops: str) -> list[Accounting]:

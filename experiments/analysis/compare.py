@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
+from experiments.analysis.arguments import check_level, check_positive, check_table
 from experiments.analysis.columns import column
 from experiments.analysis.fitted import Fit
 from experiments.analysis.ladder import Ladder, make_ladder
@@ -90,9 +91,10 @@ def compare(
     Seeds are paired where both variants ran the same ones: what a seed does to both cancels. The interval is Student's
     over the seeds' influence on the fitted multiplier (linearised); with one seed, or where one common curve misses the
     means by more than noise, it comes from the residuals. Choosing the best setting on the same means flatters both
-    variants alike and is not in the interval. Raises UserError for an unknown column, a variant without runs, and one
-    that is compared with itself.
+    variants alike and is not in the interval. Raises UserError for an unknown column, a variant without runs, one that
+    is compared with itself, and a finished run of either whose `x` or `y` is no finite number above 0.
     """
+    runs, level = check_table(runs, "compare"), check_level(level, "compare")
     factor = column(runs, factor, "compare")
     x, y = column(runs, x, "compare"), column(runs, y, "compare")
     if baseline == candidate:
@@ -241,8 +243,12 @@ def effective_speedup(fit: Fit, baseline_loss: float, loss: float, level: float 
     `fit`: the baseline's power law, with or without a floor. A draw whose floor lies above a loss has no finite answer
     and counts as infinite. Raises UserError for another law, and for a loss at or below the fitted floor.
     """
-    if not isinstance(fit.law, PowerLaw | SaturatingPowerLaw):
-        raise UserError(f"effective_speedup: needs a power law, found {fit.law.name}")
+    place = "effective_speedup"
+    if not isinstance(fit, Fit) or not isinstance(fit.law, PowerLaw | SaturatingPowerLaw):
+        found = fit.law.name if isinstance(fit, Fit) else type(fit).__name__
+        raise UserError(f"{place}: needs the fit of a power law, with or without a floor, found {found}")
+    baseline_loss, loss = (check_positive(baseline_loss, place, "baseline_loss"), check_positive(loss, place, "loss"))
+    level = check_level(level, place)
     value = float(
         _speedup(np.array([fit.params.get("E", 0.0)]), np.array([fit.params["alpha"]]), baseline_loss, loss)[0]
     )

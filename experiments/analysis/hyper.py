@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from experiments.analysis.arguments import check_level, check_names, check_positive, check_table
 from experiments.analysis.columns import column, diverged, finished
 from experiments.analysis.optimum import Estimate, Optima, find_optima
 from experiments.analysis.parabola import Refusal
+from experiments.analysis.spec import column_among
 from experiments.analysis.student import LEVEL, Array, Interval, Spread, fitted_spread
 from experiments.analysis.where import select
 from nanogpt.config import UserError
@@ -47,10 +49,15 @@ class HyperLaw:
     _residual_sum: float
 
     def predict(self, **sizes: float) -> Interval:
-        """The optimum at a size, with the interval of the law there (not of a new sweep). UserError without a law."""
+        """The optimum at a size, with the interval of the law there (not of a new sweep). Sizes go by their column or
+        its last part. UserError without a law, and for sizes that are not the law's or no numbers above 0."""
+        place = "hyper law: predict"
         if isinstance(self.constant, Refusal):
             raise UserError(f"hyper law: there is none to predict from: {self.constant.reason}")
-        row = np.array([1.0, *(math.log2(sizes[key] / self.centres[key]) for key in self.sizes)])
+        at = {column_among(self.sizes, key, place): check_positive(sizes[key], place, key) for key in sizes}
+        if missing := [name for name in self.sizes if name not in at]:
+            raise UserError(f"{place}: needs {' and '.join(self.sizes)}, and {missing[0]} is missing")
+        row = np.array([1.0, *(math.log2(at[key] / self.centres[key]) for key in self.sizes)])
         found = _spread(self._replicates @ row, float(row @ self._unit @ row), self._residual_sum, self._df)
         assert found is not None
         return found.interval(float(row @ self._coefficients), self.level).map(lambda value: float(2.0**value))
@@ -92,8 +99,12 @@ def hyper_law(
     `of` that are not above zero (a weight decay of 0) have no logarithm and are left out. `bootstrap`: of the
     intervals of the single optima. Raises UserError as `find_optima`, and for a size that is not a positive number.
     """
+    runs, level = check_table(runs, "hyper law"), check_level(level, "hyper law")
     of, y = column(runs, of, "hyper law"), column(runs, y, "hyper law")
-    names = tuple(column(runs, name, "hyper law") for name in sizes)
+    asked = check_names(sizes, "hyper law", "sizes", "n_params_non_embedding")
+    names = tuple(column(runs, name, "hyper law") for name in asked)
+    if of in names:
+        raise UserError(f"hyper law: {of} cannot be a size of its own law")
     rows, table, notes = _rows(runs, of, names, where)
     found = find_optima(rows, of, SIZE, y=y, window=window, bootstrap=bootstrap)
     optima = _table(found, table)
@@ -141,6 +152,8 @@ def _rows(
     if not (values > 0).all(axis=None):
         raise UserError(f"hyper law: {' and '.join(names)} must be numbers above 0 in every run")
     usable = pd.to_numeric(rows[of], errors="coerce") > 0
+    if not usable.any():
+        raise UserError(f"hyper law: no run has a number above 0 as its {of}")
     notes = () if usable.all() else (f"{int((~usable).sum())} runs with {of} = 0 have no logarithm and were left out",)
     rows, values = rows[usable], values[usable]
     table = values.drop_duplicates().sort_values(list(names)).reset_index(drop=True)

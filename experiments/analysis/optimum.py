@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from experiments.analysis.arguments import check_table, check_whole, refuse_bad_values, seeds_of
 from experiments.analysis.columns import column, diverged, finished
 from experiments.analysis.parabola import Array, Refusal, Vertex, find_vertex, read_loss
 from experiments.analysis.where import select
@@ -106,9 +107,11 @@ def find_optima(
     the deviation over the resamples, n the number of seeds and t the quantile of Student's distribution with n - 1
     degrees of freedom. (Percentiles of the resamples of three seeds would hold the truth in 3 cases of 4.)
 
-    Raises UserError for an unknown column, a value of x that is not above zero, an unknown base, and two runs with the
-    same x, size, panel and seed.
+    Raises UserError for an unknown column, a value of x that is not above zero, an unknown base, a finished run without
+    a finite loss, and two runs with the same x, size, panel and seed.
     """
+    runs, window = check_table(runs, "optimum"), check_whole(window, "optimum", "window", 1)
+    bootstrap = check_whole(bootstrap, "optimum", "bootstrap", 0)
     x, per, y = (column(runs, name, "optimum") for name in (x, per, y))
     panel = column(runs, panel, "optimum") if panel is not None else None
     rows = runs[select(runs, where, "optimum.where")] if where else runs
@@ -117,6 +120,7 @@ def find_optima(
         raise UserError("optimum: there are no runs")
     if not (pd.to_numeric(rows[x], errors="coerce") > 0).all():
         raise UserError(f"optimum: {x} must be a number above 0 in every run, since its logarithm is fitted")
+    refuse_bad_values(rows[finished(rows)], (y,), "optimum", above_zero=False)
     base = _base(rows[per], base)
     groups = rows.groupby(panel, sort=False) if panel is not None else [(None, rows)]
     options = {"window": window, "bootstrap": bootstrap, "seed": seed}
@@ -155,7 +159,7 @@ class _Grid:
 def _panel(
     value: Any, rows: pd.DataFrame, x: str, per: str, y: str, base: Any, window: int, bootstrap: int, seed: int
 ) -> Panel:
-    names = rows["seed"].astype(int) if "seed" in rows.columns else pd.Series(0, index=rows.index)
+    names = seeds_of(rows, "optimum")
     done = finished(rows) | diverged(rows)
     seeds = tuple(sorted(names[done].unique().tolist())) or (0,)
     grids = [_grid(size, rows[rows[per] == size], names, seeds, x, y) for size in _sizes(rows[per])]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.analysis.arguments import check_level, check_table, check_whole, is_number
 from experiments.analysis.columns import column, finished
 from experiments.analysis.holdout import Holdout, holdout
 from experiments.analysis.laws import Law, make_law
@@ -115,7 +116,8 @@ def rollout(
     and so to its `fitter`.
     Raises UserError where no cut can be fitted: a law that was judged by nothing must not look judged.
     """
-    by = column(df, by, "rollout")
+    df, interval = check_table(df, "rollout"), check_level(interval, "rollout", "interval")
+    by, y = column(df, by, "rollout"), column(df, y, "rollout")
     law = make_law(law) if isinstance(law, str) else law
     values = _choose_cuts(_values(df, by, where), cuts)
     steps: list[Holdout] = []
@@ -140,12 +142,11 @@ def _values(df: pd.DataFrame, by: str, where: str | None) -> "pd.Series[float]":
 
 def _choose_cuts(values: "pd.Series[float]", cuts: int | Sequence[float]) -> list[float]:
     """The cuts asked for, rising, each once."""
-    if not isinstance(cuts, int):
-        if not len(cuts):
-            raise UserError("rollout: cuts is empty")
+    if not isinstance(cuts, int | np.integer):
+        if not isinstance(cuts, Sequence | np.ndarray) or not len(cuts) or not all(is_number(cut) for cut in cuts):
+            raise UserError(f"rollout: cuts must be how many, or a list of values of {values.name}, found {cuts!r}")
         return sorted({float(cut) for cut in cuts})
-    if cuts < 1:
-        raise UserError(f"rollout: cuts must be at least 1, found {cuts}")
+    cuts = check_whole(cuts, "rollout", "cuts", 1)
     distinct = np.unique(values)
     if len(distinct) < 2:
         raise UserError(f"rollout: needs two values of {values.name} among the finished runs, found {len(distinct)}")
