@@ -40,12 +40,13 @@ def check_positive(value: Any, place: str, name: str) -> float:
 
 
 def check_table(table: Any, place: str, of: str = "runs") -> pd.DataFrame:
-    """A table (pandas.DataFrame) with one column of each name."""
+    """A table (pandas.DataFrame) with one column of each name; its rows numbered anew, since an index that repeats, as
+    that of two tables put together, would mix runs up."""
     if not isinstance(table, pd.DataFrame):
         raise UserError(f"{place}: expected a table of {of} (a pandas DataFrame), found {type(table).__name__}")
     if (twice := table.columns[table.columns.duplicated()]).size:
         raise UserError(f"{place}: the table has two columns {str(twice[0])!r}")
-    return table
+    return table.reset_index(drop=True)
 
 
 def check_names(names: Any, place: str, name: str, such_as: str) -> tuple[str, ...]:

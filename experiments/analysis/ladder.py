@@ -1,6 +1,6 @@
 """The ladder of one variant: its best setting at each level of compute, loss by seed, and what was left out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,9 +104,8 @@ def _cells(
     done: pd.DataFrame, numbers: "pd.Series[int]", seeds: Sequence[int], settings: list[str], x: str, y: str
 ) -> tuple[list[_Cell], int]:
     """The settings that every seed finished, and how many others there are."""
-    keys = done[settings].map(repr).agg(", ".join, axis=1) if settings else pd.Series("", index=done.index)
     cells, incomplete = [], 0
-    for _, rows in done.groupby([keys, done[x].astype(float).round(6)] if not settings else keys, sort=False):
+    for rows in _alike(done, numbers, settings, x):
         by_seed = dict(zip(numbers[rows.index], rows[y].astype(float), strict=True))
         if len(by_seed) < len(rows):
             raise UserError(
@@ -119,6 +118,16 @@ def _cells(
         words = ", ".join(f"{name.rpartition('.')[2]}={rows[name].iloc[0]}" for name in settings)
         cells.append(_Cell(float(rows[x].mean()), np.array([by_seed[seed] for seed in seeds]), words))
     return cells, incomplete
+
+
+def _alike(done: pd.DataFrame, numbers: "pd.Series[int]", settings: list[str], x: str) -> Iterator[pd.DataFrame]:
+    """The runs of one setting together, level by level where the settings alone do not tell them apart."""
+    keys = done[settings].map(repr).agg(", ".join, axis=1) if settings else pd.Series("", index=done.index)
+    for _, rows in done.groupby(keys, sort=False):
+        if numbers[rows.index].is_unique:
+            yield rows
+        else:
+            yield from (part for _, part in rows.groupby(rows[x].astype(float), sort=False))
 
 
 def _best_per_level(cells: list[_Cell]) -> list[_Cell]:
