@@ -18,6 +18,7 @@ from scipy.stats import f as fisher
 from experiments.analysis.arguments import check_level, check_table, check_whole, is_number
 from experiments.analysis.columns import column
 from experiments.analysis.parabola import Refusal
+from experiments.analysis.statements import LEAST_BATCHES
 from experiments.analysis.student import LEVEL, Array, Interval, fieller
 from nanogpt.config import UserError
 
@@ -126,9 +127,9 @@ def _is_decaying(curve: pd.DataFrame, step: float) -> bool:
 def _fit(points: pd.DataFrame, target: float, level: float, notes: tuple[str, ...]) -> TradeOff:
     """Least squares of ln S = ln S_min + ln(1 + B_crit / B), profiled over B_crit."""
     nan = float("nan")
-    if points["batch"].nunique() < 3 or len(points) < 3:
+    if points["batch"].nunique() < LEAST_BATCHES:
         found = points["batch"].nunique()
-        return TradeOff(target, level, Refusal(f"it takes 3 batch sizes that reach the loss, found {found}"), nan, nan,
+        return TradeOff(target, level, Refusal(f"it takes {LEAST_BATCHES} batch sizes that reach the loss, found {found}"), nan, nan,
                         points, notes)  # fmt: skip
     ln_b, ln_s = np.log(points["batch"].to_numpy(dtype=float)), np.log(points["steps"].to_numpy(dtype=float))
     grid = np.linspace(ln_b.min() - REACH, ln_b.max() + REACH, POINTS)

@@ -104,18 +104,18 @@ def test_a_slip_is_one_line_with_what_was_meant(text: Any, message: str) -> None
 def test_claims_that_a_study_cannot_answer_are_found_before_it_runs(text: str, message: str | None) -> None:
     factors = {"optimizer.kind": ["adamw", "muon"], "model.n_layer": [2, 4], "model.n_head": [2, 4]}
     if message is None:
-        check_claims([parse_claim(text)], factors, [], "claims")
+        check_claims([parse_claim(text)], factors, [], "claims.{}".format)
         return
     with pytest.raises(UserError) as caught:
-        check_claims([parse_claim(text)], factors, [], "claims")
+        check_claims([parse_claim(text)], factors, [], "claims.{}".format)
     assert message in str(caught.value)
 
 
 def test_a_parameter_that_the_law_lacks_is_found_before_it_runs() -> None:
     symbols = ("E", "A", "alpha")
-    check_claims([parse_claim("E covers the entropy"), parse_claim("alpha above 0")], {}, ["fit"], "claims", symbols)
+    check_claims([parse_claim("E covers the entropy"), parse_claim("alpha above 0")], {}, ["fit"], "claims.{}".format, symbols)
     with pytest.raises(UserError, match=r"claims\.0: 'alfa above 0': the law has no parameter 'alfa'; did you mean"):
-        check_claims([parse_claim("alfa above 0")], {}, ["fit"], "claims", symbols)
+        check_claims([parse_claim("alfa above 0")], {}, ["fit"], "claims.{}".format, symbols)
 
 
 def test_every_verdict_of_a_bound() -> None:
