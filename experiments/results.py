@@ -83,7 +83,8 @@ def check_base(study: Study, runs: Iterable[LockedRun]) -> None:
 
 def check_study_claims(study: Study, runs: Iterable[LockedRun]) -> None:
     """Raises UserError for a claim that no result of the study can answer: a section or a variant that it lacks."""
-    runs, values = list(runs), {}
+    runs = list(runs)
+    values: dict[str, list[Any]] = {}
     for run in runs:
         for name, value in run.factors.items():
             values.setdefault(name, []).append(value)

@@ -46,8 +46,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Study:
     """A question, a hypothesis, a base config, a sweep, and the analysis that answers it.
 
-    `place` tells where a key below `sweep` stands, `line` where any key does. `text` is the study as YAML, `files` the sha256 of every file that was read for it, and `hash` what must be equal
-    for an earlier lock to hold. `size` is the one of the file's `sizes` that was chosen, None for the study as written.
+    `place` tells where a key below `sweep` stands, `line` where any key does. `text` is the study as YAML, `files` the
+    sha256 of every file that was read for it, and `hash` what must be equal for an earlier lock to hold. `size` is the
+    one of the file's `sizes` that was chosen, None for the study as written.
     """
 
     name: str
@@ -133,7 +134,9 @@ class Study:
         def place(*path: str) -> str:
             return path[0] if path and path[0] in (search or {}) else "grid_params"
 
-        study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), place, lambda *path: door, door=door)
+        study = cls._build(
+            name, asked, layers, _base_chain(Path(base_config_path)), place, lambda *path: door, door=door
+        )
         return dataclasses.replace(study, text=study_text(name, data, door))
 
     @classmethod

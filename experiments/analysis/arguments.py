@@ -60,7 +60,7 @@ def check_names(names: Any, place: str, name: str, such_as: str) -> tuple[str, .
 
 
 def refuse_bad_values(rows: pd.DataFrame, names: Sequence[str], place: str, above_zero: bool = True) -> None:
-    """UserError for a row whose value is no finite number (above 0): a loss without a logarithm drops no run silently."""
+    """UserError for a row whose value is no finite number (above 0): no run is dropped silently."""
     what = "a finite number above 0" if above_zero else "a finite number"
     for name in names:
         values = pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=float)

@@ -129,8 +129,8 @@ def _fit(points: pd.DataFrame, target: float, level: float, notes: tuple[str, ..
     nan = float("nan")
     if points["batch"].nunique() < LEAST_BATCHES:
         found = points["batch"].nunique()
-        return TradeOff(target, level, Refusal(f"it takes {LEAST_BATCHES} batch sizes that reach the loss, found {found}"), nan, nan,
-                        points, notes)  # fmt: skip
+        reason = f"it takes {LEAST_BATCHES} batch sizes that reach the loss, found {found}"
+        return TradeOff(target, level, Refusal(reason), nan, nan, points, notes)
     ln_b, ln_s = np.log(points["batch"].to_numpy(dtype=float)), np.log(points["steps"].to_numpy(dtype=float))
     grid = np.linspace(ln_b.min() - REACH, ln_b.max() + REACH, POINTS)
 

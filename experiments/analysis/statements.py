@@ -27,11 +27,11 @@ BOUND = (
     rf"(?P<bound>(?:{'|'.join((*_LOW, *_HIGH))}) {NUMBER}(?: %)?"
     rf"|between {NUMBER}(?: %)? and {NUMBER}(?: %)?|within {NUMBER} % of (?:{NUMBER}|{_ENTROPY}))"
 )
-SYMBOL = r"\w+(?:\[[^\]\s]+\])?"  # alpha, or rho_N[muon]: one of the multipliers that a shared law has per variant
+SYMBOL = r"\w+(?:\[[^\]\s]+\])?"  # alpha, or rho_N[muon]: what a shared law has per variant
 EQUAL = r"(?: at equal (?P<x>\S+))?"
 FIXED_WORDS = (
-    "largest mean held-out holdout rollout error optimal best drifts octave octaves in exponent of beats matches by at equal covers "
-    "the entropy every lowest noise scale tokens critical batch size loss between and " + " ".join((*_LOW, *_HIGH))
+    "largest mean held-out holdout rollout error optimal best drifts octave octaves in exponent of beats matches by at "
+    "equal covers the entropy every lowest noise scale tokens critical batch size loss between and " + " ".join((*_LOW, *_HIGH))
 ).split()
 LEAST_BATCHES = 3  # batch sizes behind a critical one
 Word = Literal["held", "failed", "undecided"]

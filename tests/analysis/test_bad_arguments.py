@@ -1,4 +1,4 @@
-"""What comparisons, laws of optima, approaches, rollouts and batch sizes are called with: every slip is one clear line."""
+"""What comparisons, laws of optima, approaches, rollouts, batch sizes are called with: a slip is one clear line."""
 
 from collections.abc import Callable
 from typing import Any
@@ -134,11 +134,11 @@ def test_a_slip_is_one_clear_line(call: Callable[..., Any], options: dict[str, A
 def test_the_rest_of_the_batch_sizes_arguments() -> None:
     with pytest.raises(UserError, match=r"share must be the two ends of a part of the training.*found \(0.9, 0.1\)"):
         noise_scales(curves(), (0.9, 0.1))
-    with pytest.raises(UserError, match="windows must be a whole number of at least 1, found 0"):
+    with pytest.raises(UserError, match=r"windows must be a whole number of at least 1, found 0"):
         noise_scale_curve(curves(), 0)
     with pytest.raises(UserError, match="noise scales: no column 'step'"):
         noise_scales(curves().drop(columns="step"))
-    with pytest.raises(UserError, match="effective_speedup: needs the fit of a power law.*found dict"):
+    with pytest.raises(UserError, match=r"effective_speedup: needs the fit of a power law.*found dict"):
         effective_speedup({}, 2.0, 1.0)  # type: ignore[arg-type]  # the mistake that is tested
 
 

@@ -113,7 +113,9 @@ def test_claims_that_a_study_cannot_answer_are_found_before_it_runs(text: str, m
 
 def test_a_parameter_that_the_law_lacks_is_found_before_it_runs() -> None:
     symbols = ("E", "A", "alpha")
-    check_claims([parse_claim("E covers the entropy"), parse_claim("alpha above 0")], {}, ["fit"], "claims.{}".format, symbols)
+    check_claims(
+        [parse_claim("E covers the entropy"), parse_claim("alpha above 0")], {}, ["fit"], "claims.{}".format, symbols
+    )
     with pytest.raises(UserError, match=r"claims\.0: 'alfa above 0': the law has no parameter 'alfa'; did you mean"):
         check_claims([parse_claim("alfa above 0")], {}, ["fit"], "claims.{}".format, symbols)
 

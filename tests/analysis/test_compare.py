@@ -144,7 +144,10 @@ def test_a_setting_without_all_seeds_is_left_out_and_said() -> None:
     runs = variants(1.4, noise=0.001)
     lost = (runs["optimizer.kind"] == "muon") & (runs["model.n_embd"] == 4) & (runs["seed"] == 2)
     result = found(runs.assign(status=np.where(lost, "diverged", "completed")))
-    assert result.notes == ("muon: 1 diverged have no result to compare", "muon: 1 settings lack a seed and were left out")
+    assert result.notes == (
+        "muon: 1 diverged have no result to compare",
+        "muon: 1 settings lack a seed and were left out",
+    )
     assert len(result.levels) == 11
     assert result.paired
 

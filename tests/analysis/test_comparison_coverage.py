@@ -71,7 +71,7 @@ SLOPE, BEST = -0.3, -7.0
 
 
 def sweep(draw: int, seeds: int, noise: float, scatter: float, sizes: int = 4) -> pd.DataFrame:
-    """A parabola of losses over nine octaves of the rate per size; `scatter` moves each optimum off the law (octaves)."""
+    """A parabola of losses over nine octaves of the rate per size; `scatter` moves optima off the law (octaves)."""
     rng = np.random.default_rng([draw, 9])
     rows = []
     for rank in range(sizes):
