@@ -55,8 +55,8 @@ class Comparison:
     def outcome(self) -> Outcome | None:
         """By the multiplier's interval, else by the gap's; never by a point. None where there is neither."""
         if isinstance(self.multiplier, Interval):
-            return _outcome(self.multiplier.lower, self.multiplier.upper, 1.0)
-        return _outcome(-self.gap.upper, -self.gap.lower, 0.0) if isinstance(self.gap, Interval) else None
+            return outcome_of(self.multiplier.lower, self.multiplier.upper, 1.0)
+        return outcome_of(-self.gap.upper, -self.gap.lower, 0.0) if isinstance(self.gap, Interval) else None
 
     def sentence(self) -> str:
         """The comparison in words, with its interval."""
@@ -72,7 +72,8 @@ class Comparison:
         return f"{head}{gap}: {self.outcome or 'not decided'}"
 
 
-def _outcome(lower: float, upper: float, neutral: float) -> Outcome:
+def outcome_of(lower: float, upper: float, neutral: float) -> Outcome:
+    """Win above the neutral value, loss below it, tie where the interval holds it."""
     return "win" if lower > neutral else "loss" if upper < neutral else "tie"
 
 

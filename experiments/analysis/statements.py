@@ -31,7 +31,8 @@ SYMBOL = r"\w+(?:\[[^\]\s]+\])?"  # alpha, or rho_N[muon]: what a shared law has
 EQUAL = r"(?: at equal (?P<x>\S+))?"
 FIXED_WORDS = (
     "largest mean held-out holdout rollout error optimal best drifts octave octaves in exponent of beats matches by at "
-    "equal covers the entropy every lowest noise scale tokens critical batch size loss between and " + " ".join((*_LOW, *_HIGH))
+    "equal covers the entropy every lowest noise scale tokens critical batch size loss between and "
+    + " ".join((*_LOW, *_HIGH))
 ).split()
 LEAST_BATCHES = 3  # batch sizes behind a critical one
 Word = Literal["held", "failed", "undecided"]

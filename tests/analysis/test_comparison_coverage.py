@@ -1,5 +1,5 @@
 """How often the intervals of comparisons, hyper-parameter laws and batch sizes hold the truth: planted, several hundred
-studies each. Marked slow: about three minutes in all."""
+studies each. Marked slow: about four minutes in all."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.analysis.by_level import by_level
 from experiments.analysis.cbs import trade_off
 from experiments.analysis.compare import Comparison, compare
 from experiments.analysis.hyper import HyperLaw, hyper_law
 from experiments.analysis.student import Interval
 
-pytestmark = pytest.mark.slow  # budget: three minutes
+pytestmark = pytest.mark.slow  # budget: four minutes
 STUDIES = 400
 E, A, ALPHA = 1.9, 40.0, 0.15
 COMPUTE = np.geomspace(1e9, 1e12, 6)
@@ -64,6 +65,15 @@ def test_the_multiplier_is_covered_and_a_tie_is_called(options: dict[str, Any]) 
     assert 0.86 <= covered <= 0.94, covered
     decided = np.mean([each.outcome != "tie" for each in compared(1.0, **options)])
     assert 0.06 <= decided <= 0.14, decided
+
+
+@pytest.mark.parametrize("options", [DESIGNS["paired, equal levels"], DESIGNS["unpaired, other levels"]])
+def test_the_multiplier_of_each_level_is_covered(options: dict[str, Any]) -> None:
+    tables = [by_level(study(1.4, draw, **options), "optimizer.kind", "adamw", "muon")[1] for draw in range(STUDIES)]
+    for rank in range(len(options.get("others", COMPUTE))):
+        rows = [table.iloc[rank] for table in tables if len(table) > rank]
+        covered = np.mean([row["lower"] <= 1.4 <= row["upper"] for row in rows])
+        assert 0.84 <= covered <= 0.95, (rank, covered)
 
 
 N, RATE = "n_params_non_embedding", "optimizer.learning_rate"
