@@ -106,10 +106,19 @@ def compare(
     fitted = _multiplier(one, two, paired, level)
     gap = _gap(one, two, paired, level)
     levels = pd.concat([_levels(one), _levels(two)], ignore_index=True)
-    notes = (*one.notes, *two.notes, *fitted.notes)
+    notes = (*one.notes, *two.notes, *_unequal_search(one, two), *fitted.notes)
     seeds = (len(one.seeds), len(two.seeds))
     return Comparison(factor, baseline, candidate, x, y, level, paired and len(one.seeds) > 1, seeds,
                       fitted.multiplier, gap, fitted.floor, fitted.exponent, levels, notes)  # fmt: skip
+
+
+def _unequal_search(one: Ladder, two: Ladder) -> tuple[str, ...]:
+    """The best of more settings is better, by search and by luck, and no interval knows it."""
+    per_level = [ladder.tried / len(ladder.x) for ladder in (one, two)]
+    if max(per_level) <= 1.5 * min(per_level):
+        return ()
+    counts = " and ".join(f"{ladder.variant} the best of {ladder.tried} settings" for ladder in (one, two))
+    return (f"{counts} over its levels: the one that was searched longer looks better for it",)
 
 
 def _levels(ladder: Ladder) -> pd.DataFrame:

@@ -110,7 +110,7 @@ def optimum_law(
     tried = runs[finished(runs)]
     axes.plot(tried[name], tried[law.of], "_", color="#c4c4c4", ms=9, zorder=1)
     handles = [Line2D([], [], color="#c4c4c4", marker="_", ls="", label="values tried"),
-               Line2D([], [], color=ALARM, marker="D", ls="", label="lowest loss, 95 % interval over seeds")]  # fmt: skip
+               Line2D([], [], color=ALARM, marker="D", ls="", label="lowest loss, 95 % over seeds")]  # fmt: skip
     if not isinstance(law.constant, Refusal):
         handles += _law_line(axes, law, table[name].to_numpy(dtype=float))
     bounded = known[np.isfinite(known["lower"])]

@@ -18,7 +18,8 @@ SAME = 0.01  # relative difference up to which two amounts of compute are one le
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """`x`: the levels, rising. `losses`: (levels, seeds). `settings`: the setting chosen at each level, in words."""
+    """`x`: the levels, rising. `losses`: (levels, seeds). `settings`: the setting chosen at each level, in words;
+    `tried`: how many there were to choose from, over all levels."""
 
     variant: Any
     seeds: tuple[int, ...]
@@ -26,6 +27,7 @@ class Ladder:
     losses: Array
     settings: tuple[str, ...]
     notes: tuple[str, ...]
+    tried: int = 0
 
     def level_of(self, x: float) -> int | None:
         """The index of the level that `x` belongs to."""
@@ -64,7 +66,7 @@ def make_ladder(runs: pd.DataFrame, factor: str, variant: Any, x: str, y: str) -
     notes += [f"{variant}: {incomplete} settings lack a seed and were left out"] if incomplete else []
     notes += [f"{variant}: {beaten} levels do no better than a cheaper one and were left out"] if beaten else []
     return Ladder(variant, seeds, np.array([cell.x for cell in best]), np.stack([cell.losses for cell in best]),
-                  tuple(cell.setting for cell in best), tuple(notes))  # fmt: skip
+                  tuple(cell.setting for cell in best), tuple(notes), len(cells))  # fmt: skip
 
 
 def _meant(variant: Any, having: "pd.Series[Any]") -> str:

@@ -120,12 +120,23 @@ def find_optima(
         raise UserError("optimum: there are no runs")
     if not (pd.to_numeric(rows[x], errors="coerce") > 0).all():
         raise UserError(f"optimum: {x} must be a number above 0 in every run, since its logarithm is fitted")
+    _refuse_trials(rows, x)
     refuse_bad_values(rows[finished(rows)], (y,), "optimum", above_zero=False)
     base = _base(rows[per], base)
     groups = rows.groupby(panel, sort=False) if panel is not None else [(None, rows)]
     options = {"window": window, "bootstrap": bootstrap, "seed": seed}
     panels = tuple(_panel(value, part, x, per, y, base, **options) for value, part in groups)
     return Optima(x, per, panel, y, where, window, bootstrap, seed, panels)
+
+
+def _refuse_trials(rows: pd.DataFrame, x: str) -> None:
+    """Trials of a search lie on no grid: neighbours come arbitrarily close, so that a parabola through them fits their
+    noise, and whatever else was searched varies from one to the next."""
+    if "trial" not in rows.columns or rows["trial"].isna().all():
+        return
+    raise UserError(f"optimum: these runs are trials of a search, whose values of {x} were proposed and not laid out, "
+                    f"with other factors varying beside it; sweep {x} on a grid to find its optimum (the figure "
+                    "response_surface shows what the search learnt)")  # fmt: skip
 
 
 def _sizes(column: "pd.Series[Any]") -> list[Any]:

@@ -170,3 +170,19 @@ def test_a_flat_loss_has_no_optimum_and_is_called_flat() -> None:
     found = find_optima(runs().assign(val_loss=2.5), RATE, N, panel="kind")
     reasons = {size.optimum.reason for panel in found.panels for size in panel.sizes}  # type: ignore[union-attr]
     assert reasons == {"the loss is flat: it is the same at every value tried, so none is best"}
+
+
+def test_trials_of_a_search_are_compared_at_their_best_and_have_no_optimum() -> None:
+    """As `run_search(sampler="tpe")` leaves them: rates of their own in every trial, more of them for one variant."""
+    rng = np.random.default_rng(0)
+    table = runs().drop(columns=RATE)
+    table = pd.concat([table, table[table["optimizer.kind"] == "muon"]], ignore_index=True)
+    table["trial"] = np.arange(len(table)) // 2
+    table[RATE] = np.repeat(10 ** rng.uniform(-4, -1, len(table) // 2), 2)
+    table["val_loss"] += np.repeat(rng.uniform(0.0, 0.1, len(table) // 2), 2)
+    found = compared(table)
+    assert found.levels["setting"].str.startswith("learning_rate=").all()
+    assert len(found.levels) == 8
+    assert any("adamw the best of 20 settings and muon the best of 40 settings" in note for note in found.notes)
+    with pytest.raises(UserError, match="these runs are trials of a search, whose values of optimizer.learning_rate"):
+        hyper_law(table, RATE, [N])
