@@ -184,5 +184,5 @@ def test_trials_of_a_search_are_compared_at_their_best_and_have_no_optimum() -> 
     assert found.levels["setting"].str.startswith("learning_rate=").all()
     assert len(found.levels) == 8
     assert any("adamw the best of 20 settings and muon the best of 40 settings" in note for note in found.notes)
-    with pytest.raises(UserError, match="these runs are trials of a search, whose values of optimizer.learning_rate"):
+    with pytest.raises(UserError, match=r"these runs are trials of a search, whose values of optimizer.learning_rate"):
         hyper_law(table, RATE, [N])
