@@ -260,7 +260,7 @@ def test_one_seed_is_said_in_words_and_never_as_nan() -> None:
     runs = pd.DataFrame({"status": "completed", "seed": 1, "model.n_layer": [1, 2], "val_loss": [2.5, 2.4]})
     found = judge_claim(parse_claim("lowest val_loss below 3"), Evidence(runs))
     assert found.verdict == "undecided"
-    assert found.evidence == "val_loss 2.4000 (no interval); one seed gives no interval"
+    assert found.evidence == "val_loss 2.4000; one seed gives no interval"
 
 
 def test_the_lowest_is_no_mean_over_the_seeds_that_survived() -> None:
