@@ -75,8 +75,10 @@ def _forest_rows(whole: Any, table: pd.DataFrame, named: bool) -> list[dict[str,
         return []
     front = f"{whole.candidate}, " if named else ""
     rows: list[dict[str, Any]] = [
-        {**{str(key): value for key, value in row.items()}, "name": f"{front}{human(row['x'])}", "bold": False} for row in table.to_dict(orient="records")
-            if np.isfinite(row["multiplier"])]  # fmt: skip
+        {**{str(key): value for key, value in row.items()}, "name": f"{front}{human(row['x'])}", "bold": False}
+        for row in table.to_dict(orient="records")
+        if np.isfinite(row["multiplier"])
+    ]
     all_of_them = {"multiplier": whole.multiplier.value, "lower": whole.multiplier.lower,
                    "upper": whole.multiplier.upper, "outcome": whole.outcome or ""}  # fmt: skip
     return [*rows, {**all_of_them, "name": f"{front}all levels", "bold": True}]
