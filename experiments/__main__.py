@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _in("looking", "report"), "write report.html, report.md, table.csv, figures")
 
     add_flags(fit)
-    _add_strict(report)
+    for each in (fit, report):
+        _add_strict(each)
     for each in (plan, run, retry):
         _add_running(each)
     _add_planning(plan)

@@ -30,7 +30,7 @@ MAX_FACTORS = 8  # columns of varied factors shown in the report; table.csv has 
 @dataclass(frozen=True)
 class StudyMeta:
     """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:`, `approaches:`, `claims:` and
-    `report:`, how to repeat it."""
+    `report:`, how to repeat it. `late_claims`: those that were written after the runs were locked."""
 
     name: str
     question: str = ""
@@ -40,6 +40,7 @@ class StudyMeta:
     optimum: Mapping[str, Any] | None = None
     approaches: Mapping[str, Any] | None = None
     claims: tuple[str, ...] = ()
+    late_claims: tuple[str, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.analysis.arguments import positive
+from experiments.analysis import arguments
 from experiments.analysis.columns import column, row_names
 from experiments.analysis.laws.base import Array, Columns, Law
 from nanogpt.config import UserError
@@ -18,7 +18,7 @@ def read_inputs(law: Law, table: pd.DataFrame, place: str) -> pd.DataFrame:
     UserError for a column that is not there, and for a value that is no number or has no logarithm.
     """
     rows = row_names(table).to_list()
-    read = {name: positive(table[column(table, name, place)], rows, place) for name in law.columns}
+    read = {name: arguments.numbers(table[column(table, name, place)], rows, place) for name in law.columns}
     numbers = pd.DataFrame(read, index=table.index)
     return numbers.assign(**{name: table[column(table, name, place)] for name in law.label_columns})
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.analysis import approach_plots, basins, plots, surface, sweeps
+from experiments.analysis import approach_plots, basins, comparison_plots, plots, surface, sweeps
 from experiments.analysis.approaches import Approaches, Name
 from experiments.analysis.columns import excluded
 from experiments.analysis.corner import corner
@@ -159,6 +159,22 @@ def _rollout_errors(m: Material, s: FigureSpec) -> Figure:
     return figure_of(approach_plots.rollout_errors(m.rollout))
 
 
+def _multiplier_forest(m: Material, s: FigureSpec) -> Figure:
+    x = s.x if s.x in ("flops", "tokens", "wall_seconds") else "flops"
+    factor = _needs(s.hue, "multiplier_forest", "hue (the factor whose values are compared)")
+    return figure_of(comparison_plots.multiplier_forest(m.runs, factor, x=x, y=s.y or "val_loss"))
+
+
+def _optimum_law(m: Material, s: FigureSpec) -> Figure:
+    of, size = s.x or "learning_rate", s.hue or "n_params_non_embedding"
+    return figure_of(comparison_plots.optimum_law(m.runs, of, size, s.y or "val_loss"))
+
+
+def _batch_trade_off(m: Material, s: FigureSpec) -> Figure:
+    curves = _curves(m, "batch_trade_off")
+    return figure_of(comparison_plots.batch_trade_off(curves, y=s.y or "val_loss"))
+
+
 def _corner(m: Material, s: FigureSpec) -> Figure:
     return corner(_fitted(m, "corner"))
 
@@ -235,6 +251,22 @@ FIGURES: dict[str, Kind] = {
         _rollout_errors,
         "Every prediction of a run above a cut by the law fitted below it, against how far it reached. The grey band "
         "is the mean absolute error, the number to quote; bars are 95 % intervals for one new run.",
+    ),
+    "multiplier_forest": Kind(
+        _multiplier_forest,
+        "How much more compute the first variant needs for the loss of another, at each level of compute and over all "
+        "of them as one curve. Bars are 90 % intervals over seeds: a win lies above 1 with its whole interval, a loss "
+        "below, and what reaches across is a tie.",
+    ),
+    "optimum_law": Kind(
+        _optimum_law,
+        "The value of lowest loss at each size, and the power law through them with its 90 % band. Bars are 95 % "
+        "intervals over seeds; a size whose lowest loss lies at the edge of the values tried has no optimum.",
+    ),
+    "batch_trade_off": Kind(
+        _batch_trade_off,
+        "Steps and tokens that each batch size takes to one loss. The line is (S / S_min - 1)(E / E_min - 1) = 1: at "
+        "the critical batch, the star, both are twice their least.",
     ),
     "response_surface": Kind(
         _response_surface,

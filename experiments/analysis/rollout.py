@@ -128,7 +128,7 @@ def rollout(
     """
     df = arguments.own_index(arguments.table_of(df, "rollout"))
     interval = arguments.level_of(interval, "rollout", "interval")
-    by = column(df, by, "rollout")
+    by, y = column(df, by, "rollout"), column(df, y, "rollout")
     law = arguments.law_of(law, "rollout")
     values = _choose_cuts(_values(df, by, where), cuts)
     steps: list[Holdout] = []
@@ -155,7 +155,7 @@ def _choose_cuts(values: "pd.Series[float]", cuts: int | Sequence[float]) -> lis
     """The cuts asked for, rising, each once."""
     if isinstance(cuts, Sequence | np.ndarray) and not isinstance(cuts, str):
         if not len(cuts):
-            raise UserError("rollout: cuts is empty")
+            raise UserError(f"rollout: cuts must be how many, or a list of values of {values.name}, found []")
         return sorted({arguments.above_zero(cut, "rollout", "each of cuts") for cut in cuts})
     cuts = arguments.whole(cuts, "rollout", "cuts", least=1)
     distinct = np.unique(values)

@@ -24,7 +24,7 @@ LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
     "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap",
     "lr_basin", "lr_transfer", "response_surface", "isoflop_slices", "compute_envelope", "loss_contours",
-    "rollout_errors", "corner", "profiles",
+    "rollout_errors", "corner", "profiles", "multiplier_forest", "optimum_law", "batch_trade_off",
 ]  # fmt: skip
 
 

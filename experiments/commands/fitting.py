@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.commands.looking import folder_of
+from experiments.commands.looking import folder_of, judged
+from experiments.present import asked_now
 from nanogpt.config import UserError, did_you_mean
 from nanogpt.record import replacing
 
@@ -21,11 +22,15 @@ def fit(arguments: argparse.Namespace) -> int:
     if (arguments.study is None) is (arguments.csv is None):
         raise UserError("fit: give a study, or --csv FILE with --n, --d (or --flops) and --loss")
     if arguments.csv is not None:
+        if arguments.strict:
+            raise UserError("fit: --strict judges the claims of a study, and a table has none")
         return _fit_table(arguments)
     from experiments.conclude import fit_text
 
-    print(fit_text(folder_of(arguments)))
-    return SUCCESS
+    folder = folder_of(arguments)
+    written = fit_text(folder, asked_now(folder, arguments.study))
+    print(written.text)
+    return judged(written.failed, arguments.strict)
 
 
 def _fit_table(arguments: argparse.Namespace) -> int:

@@ -47,16 +47,16 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"y": "tokens"}, "d and y are both the column 'tokens'"),
     ({"where": 3}, "where must be a filter such as"),
     ({"where": "n_embd >"}, "is not an expression"),
-    ({"bootstrap": -5}, "bootstrap must be at least 0, found -5"),
-    ({"bootstrap": 2.5}, "bootstrap must be a whole number, found 2.5"),
+    ({"bootstrap": -5}, "bootstrap must be a whole number of at least 0, found -5"),
+    ({"bootstrap": 2.5}, "bootstrap must be a whole number of at least 0, found 2.5"),
     ({"bootstrap": 1}, "at least 2, found 1"),
-    ({"bootstrap": True}, "bootstrap must be a whole number, found True"),
-    ({"bootstrap": None}, "bootstrap must be a whole number, found None"),
+    ({"bootstrap": True}, "bootstrap must be a whole number of at least 0, found True"),
+    ({"bootstrap": None}, "bootstrap must be a whole number of at least 0, found None"),
     ({"cluster": 3}, "cluster must be the name of a column, found 3"),
     ({"cluster": "sed"}, "no column 'sed'; did you mean 'seed'?"),
     ({"cluster": "n_embd", "resample": "residual"}, "pairs can"),
     ({"cluster": "n_embd", "intervals": "profile"}, "bootstrap can"),
-    ({"seed": -1}, "seed must be at least 0, found -1"),
+    ({"seed": -1}, "seed must be a whole number of at least 0, found -1"),
     ({"seed": 1.5}, "seed must be a whole number"),
     ({"resample": "residuals"}, "did you mean 'residual'?"),
     ({"intervals": "profil"}, "intervals 'profil' is not known; did you mean 'profile'?"),
@@ -170,11 +170,11 @@ def test_predictions_at_what_is_no_table(fitted: Fit) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"cuts": 0}, "cuts must be at least 1"), ({"cuts": 2.5}, "cuts must be a whole number"),
-        ({"cuts": True}, "cuts must be a whole number"), ({"cuts": []}, "cuts is empty"),
+        ({"cuts": 0}, "cuts must be a whole number of at least 1"), ({"cuts": 2.5}, "cuts must be a whole number"),
+        ({"cuts": True}, "cuts must be a whole number"), ({"cuts": []}, "cuts must be how many, or a list of values of flops, found []"),
         ({"cuts": "5"}, "cuts must be a whole number"), ({"cuts": [1e9, np.nan]}, "each of cuts must be positive"),
         ({"cuts": ["a"]}, "each of cuts must be a number"), ({"by": "flop"}, "did you mean 'flops'?"),
-        ({"bootstrap": -5}, "bootstrap must be at least 0"),
+        ({"bootstrap": -5}, "bootstrap must be a whole number of at least 0"),
     ],
 )  # fmt: skip
 def test_every_option_of_a_rollout(options: dict[str, Any], said: str) -> None:
@@ -196,7 +196,10 @@ def test_every_option_of_a_holdout(options: dict[str, Any], said: str) -> None:
 
 def test_least_squares_on_the_loss_has_the_same_door() -> None:
     one_line(lambda: fit_on_loss("chinchilla", planted_runs(), bootstrap=2.5), "bootstrap must be a whole number")
-    one_line(lambda: fit_on_loss("chinchilla", planted_runs(), bootstrap=-1), "bootstrap must be at least 0")
+    one_line(
+        lambda: fit_on_loss("chinchilla", planted_runs(), bootstrap=-1),
+        "bootstrap must be a whole number of at least 0",
+    )
     one_line(lambda: fit_on_loss("chinchilla", None), "the table must be a DataFrame")
 
 

@@ -74,8 +74,8 @@ def test_a_cut_that_cannot_be_fitted_is_skipped_and_said() -> None:
     [
         (5, {}, "no cut in flops leaves runs to fit and runs to predict"),
         (35, {"by": "flop"}, "did you mean 'flops'"),
-        (35, {"cuts": 0}, "cuts must be at least 1, found 0"),
-        (35, {"cuts": []}, "cuts is empty"),
+        (35, {"cuts": 0}, "cuts must be a whole number of at least 1, found 0"),
+        (35, {"cuts": []}, r"cuts must be how many, or a list of values of flops, found \[\]"),
         (35, {"cuts": [1e30]}, "no finished run has flops >= 1e"),
         (1, {}, "needs two values of flops"),
     ],
