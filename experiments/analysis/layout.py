@@ -1,0 +1,161 @@
+"""How a figure keeps to the place of its axes: the title wrapped to their width, the legend in a strip without data.
+
+Sizes in points do not shrink with a panel, and a layout may still change the panel after it was drawn. So nothing of
+this can be settled while drawing. An axes locator is asked for the axes' place before every layout and every draw: the
+one public hook at which the true size is known.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.legend import Legend
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+MOST_LEGEND = 0.55  # share of the height that a legend may take
+PAD = 4.0  # points around the legend
+LONGEST = 34  # characters of a legend entry in one line
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Points of the text in a figure: title, labels, ticks, legend; `entries`: the most values a legend names."""
+
+    title: float
+    label: float
+    tick: float
+    legend: float
+    entries: int
+
+    @classmethod
+    def of(cls, axes: Axes) -> "Sizes":
+        """What suits axes of this width: a page of eight panels, or a figure of its own."""
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        inches = axes.bbox.width / figure.dpi
+        if inches > 4.0:
+            return cls(11.0, 10.0, 9.0, 8.0, 10)
+        return cls(8.5, 8.0, 7.0, 6.5, 4) if inches > 1.5 else cls(6.5, 6.0, 5.0, 5.0, 3)
+
+
+class KeepToPlace:
+    """An axes locator that wraps the title, and raises the upper limit so far that the legend stands above the data.
+
+    Titles, limits and legends that the user changes afterwards are left as they are. In a figure without a layout
+    engine the axes also shrink until title and labels fit between them and their neighbours.
+    """
+
+    def __init__(self, axes: Axes, title: Text, handles: Sequence[Any] = ()) -> None:
+        self._outer = axes.get_axes_locator()
+        self._title, self._said, self._written = title, title.get_text(), title.get_text()
+        self._handles, self._legend, self._size = list(handles), None, Sizes.of(axes).legend
+        self._base, self._limits = axes.get_ylim(), axes.get_ylim()
+        self._known: dict[tuple[float, ...], Bbox] = {}
+        self._legend = self._make_legend(axes, 1)
+        if self._handles:
+            _end_at(axes, *self._base)
+
+    def __call__(self, axes: Any, renderer: Any) -> Bbox:
+        place = self._outer(axes, renderer) if self._outer is not None else axes.get_position(original=True)
+        pixels = place.transformed(axes.get_figure(root=False).transSubfigure)
+        key = (*np.round(pixels.extents, 1), float(axes.get_figure(root=True).dpi))
+        if renderer is None:  # asked by bbox_inches="tight" after everything was laid out
+            return next(iter(self._known.values()), place)
+        if key not in self._known:
+            self._known = {key: self._fit(axes, renderer, place)}
+        return self._known[key]
+
+    def _fit(self, axes: Axes, renderer: Any, place: Bbox) -> Bbox:
+        """The place within `place`, after title and legend were made to fit it."""
+        own = axes.get_subplotspec() is not None and axes.get_figure(root=True).get_layout_engine() is None  # type: ignore[union-attr]
+        for _ in range(2 if own else 1):  # what the labels take depends on the size, a little
+            axes.apply_aspect(place)
+            self._wrap(axes, renderer)
+            if own:
+                place = _within_slot(axes, renderer, place)
+        axes.apply_aspect(place)
+        self._wrap(axes, renderer)
+        self._make_room(axes, renderer)
+        return place
+
+    def _wrap(self, axes: Axes, renderer: Any) -> None:
+        """The title in as many lines as its axes are wide; none where the user has set one in the middle."""
+        if self._title.get_text() != self._written:
+            return
+        lines: list[str] = []
+        line = ""
+        for word in (" " if axes.get_title() else self._said).split():
+            self._title.set_text(f"{line} {word}".strip())
+            if line and self._title.get_window_extent(renderer).width > axes.bbox.width:
+                lines, line = [*lines, line], word
+            else:
+                line = f"{line} {word}".strip()
+        self._written = "\n".join([*lines, line])
+        self._title.set_text(self._written)
+
+    def _make_legend(self, axes: Axes, columns: int) -> Legend | None:
+        if not self._handles:
+            return None
+        legend = axes.legend(handles=self._handles, ncols=columns, loc="upper left", fontsize=self._size, frameon=False,
+                             borderaxespad=PAD / self._size, borderpad=0.1, handlelength=1.6, columnspacing=1.0,
+                             labelspacing=0.3)  # fmt: skip
+        legend.set_in_layout(False)
+        return legend
+
+    def _make_room(self, axes: Axes, renderer: Any) -> None:
+        """As many columns as fit across, and the legend's height added above the highest data."""
+        if self._legend is None or axes.get_legend() is not self._legend:
+            return
+        for columns in range(min(4, len(self._handles)), 0, -1):
+            self._legend = self._make_legend(axes, columns)
+            assert self._legend is not None
+            box = self._legend.get_window_extent(renderer)
+            if box.width <= axes.bbox.width:
+                break
+        share = min(MOST_LEGEND, (box.height + 2.5 * renderer.points_to_pixels(PAD)) / axes.bbox.height)
+        if axes.get_ylim() != self._limits:
+            return
+        scale = axes.yaxis.get_transform()
+        low, high = scale.transform(np.array(self._base, dtype=float))
+        top = scale.inverted().transform(np.array([low + (high - low) / (1.0 - share)]))[0]
+        axes.set_ylim(self._base[0], float(top))
+        self._limits = axes.get_ylim()
+
+
+def _end_at(axes: Axes, low: float, high: float) -> None:
+    """Curves that leave through the upper limit end there, and do not go on behind the legend."""
+    data = Rectangle((0.0, low), 1.0, high - low, transform=axes.get_yaxis_transform())
+    for artist in (*axes.lines, *axes.collections):
+        if artist.get_clip_on() and artist.get_transform().contains_branch(axes.transData):
+            artist.set_clip_path(data)
+
+
+def _within_slot(axes: Axes, renderer: Any, place: Bbox) -> Bbox:
+    """`place` made smaller until title and labels keep out of the neighbours'."""
+    slot, inverse = _slot(axes), axes.get_figure(root=False).transSubfigure.inverted()  # type: ignore[union-attr]
+    box = axes.get_tightbbox(renderer, call_axes_locator=False)
+    if box is None:
+        return place
+    taken = box.transformed(inverse)
+    x0, y0 = place.x0 + max(0.0, slot.x0 - taken.x0), place.y0 + max(0.0, slot.y0 - taken.y0)
+    x1, y1 = place.x1 - max(0.0, taken.x1 - slot.x1), place.y1 - max(0.0, taken.y1 - slot.y1)
+    wide, high = 0.3 * place.width, 0.3 * place.height  # never to nothing
+    return Bbox.from_extents(x0, y0, max(x1, x0 + wide), max(y1, y0 + high))
+
+
+def _slot(axes: Axes) -> Bbox:
+    """The part of the figure that belongs to a subplot: its left gap, and half of the gaps above and below."""
+    spec = axes.get_subplotspec()
+    figure: Any = axes.get_figure(root=False)
+    assert spec is not None
+    bottoms, tops, _, rights = spec.get_gridspec().get_grid_positions(figure)
+    rows, columns = spec.rowspan, spec.colspan
+    left = rights[columns.start - 1] + 0.004 if columns.start else 0.004
+    right = rights[columns.stop - 1] if columns.stop < len(rights) else 0.996
+    top = (0.35 * bottoms[rows.start - 1] + 0.65 * tops[rows.start]) if rows.start else 0.996
+    bottom = (0.35 * bottoms[rows.stop - 1] + 0.65 * tops[rows.stop]) if rows.stop < len(tops) else 0.004
+    return Bbox.from_extents(left, bottom, right, top)
