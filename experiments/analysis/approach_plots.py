@@ -143,7 +143,7 @@ def loss_contours(
     mesh = np.meshgrid(grid_n, grid_d)
     losses = law.predict(surface.fit.params, {n_name: mesh[0].ravel(), d_name: mesh[1].ravel()}).reshape(mesh[0].shape)
     measured = points[surface.fit.y].to_numpy(dtype=float)
-    levels = np.unique(np.quantile(measured, np.linspace(0.03, 0.97, Sizes.of(axes).entries)).round(3))
+    levels = np.unique(np.quantile(measured, np.linspace(0.03, 0.97, Sizes.of(axes).entries + 2)).round(3))
     low, high = np.quantile(measured, [0.02, 0.98]).tolist()
     norm = LogNorm(low, high, clip=True)
     axes.set(xlabel=_size_label(seen), ylabel=label(d_name), xlim=(grid_n[0], grid_n[-1]), ylim=(grid_d[0], grid_d[-1]))
@@ -187,7 +187,7 @@ def _name_contours(axes: Axes, lines: ContourSet) -> None:
         if long is None:
             continue
         places = width.transform(axes.transData.transform(long))
-        inner = places[(places[:, 1] < 0.955) & (places[:, 0] > 0.03)]
+        inner = places[(places[:, 1] < 0.955) & (places[:, 0] > 0.06)]
         at = inner[np.argmax(inner[:, 1] - inner[:, 0])] if len(inner) else places[0]
         x, y = axes.transData.inverted().transform(axes.transAxes.transform(at))
         axes.text(x, y, f"{level:.3g}", fontsize=Sizes.of(axes).tick - 0.5, color=INK, ha="center", va="center",

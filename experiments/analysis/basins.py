@@ -46,7 +46,7 @@ def lr_transfer(
     number = len(optima.panels)
     title = f"Where {_words(optima.y)} is lowest over {_words(optima.x)}, by {_words(optima.per)}"
     _, axes = place(ax, title, max(3.1 * number + 1.4, 5.6), 5.4)
-    panels = divide(axes, 1, number, gap=(12.0, 0.0))
+    panels = divide(axes, 1, number, gap=(12.0, 0.0), head=30.0)
     colours = palette(runs, optima.per)
     for each, found in zip(panels, optima.panels, strict=True):
         _draw_panel(each, runs, optima, found, colours)

@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 
 MOST_LEGEND = 0.55  # share of the height that a legend may take
 PAD = 4.0  # points around the legend
-LONGEST = 34  # characters of a legend entry in one line
+MOST_LINES = 3  # of a title or a label
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,50 @@ class Sizes:
         return cls(8.5, 8.0, 7.0, 6.5, 4) if inches > 1.5 else cls(6.5, 6.0, 5.0, 5.0, 3)
 
 
-class KeepToPlace:
-    """An axes locator that wraps the title, and raises the upper limit so far that the legend stands above the data.
+class _Wrapped:
+    """A text in as many lines as its axes are wide (or high, for one that stands upright), three at most."""
 
-    Titles, limits and legends that the user changes afterwards are left as they are. In a figure without a layout
+    def __init__(self, text: Text) -> None:
+        self._text, self._said, self._written = text, text.get_text(), text.get_text()
+
+    def fit(self, room: float, renderer: Any) -> None:
+        """Broken to `room` pixels; a text that the user has changed since is left alone."""
+        if self._text.get_text() != self._written:
+            return
+        lines: list[str] = []
+        line = ""
+        for word in self._said.split():
+            self._text.set_text(f"{line} {word}".strip())
+            box = self._text.get_window_extent(renderer)
+            if line and (box.height if self._text.get_rotation() == 90.0 else box.width) > room:
+                lines, line = [*lines, line], word
+            else:
+                line = f"{line} {word}".strip()
+        lines = [*lines, line]
+        if len(lines) > MOST_LINES:
+            lines = [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1] + " …"]
+        self._written = "\n".join(lines)
+        self._text.set_text(self._written)
+
+
+class KeepToPlace:
+    """An axes locator that wraps title and labels, and raises the upper limit so far that the legend stands above the
+    data.
+
+    Texts, limits and legends that the user changes afterwards are left as they are. In a figure without a layout
     engine the axes also shrink until title and labels fit between them and their neighbours.
     """
 
     def __init__(self, axes: Axes, title: Text, handles: Sequence[Any] = ()) -> None:
         self._outer = axes.get_axes_locator()
-        self._title, self._said, self._written = title, title.get_text(), title.get_text()
-        self._handles, self._legend, self._size = list(handles), None, Sizes.of(axes).legend
+        self._title, self._across = title, (_Wrapped(title), _Wrapped(axes.xaxis.label))
+        self._up = _Wrapped(axes.yaxis.label)
+        self._handles, self._size = list(handles), Sizes.of(axes).legend
         self._base, self._limits = axes.get_ylim(), axes.get_ylim()
         self._known: dict[tuple[float, ...], Bbox] = {}
-        self._legend = self._make_legend(axes, 1)
+        self._legend: Legend | None = None
         if self._handles:
+            self._legend = self._make_legend(axes, 1, self._size)
             _end_at(axes, *self._base)
 
     def __call__(self, axes: Any, renderer: Any) -> Bbox:
@@ -69,61 +98,54 @@ class KeepToPlace:
             self._known = {key: self._fit(axes, renderer, place)}
         return self._known[key]
 
-    def _fit(self, axes: Axes, renderer: Any, place: Bbox) -> Bbox:
-        """The place within `place`, after title and legend were made to fit it."""
-        own = axes.get_subplotspec() is not None and axes.get_figure(root=True).get_layout_engine() is None  # type: ignore[union-attr]
-        for _ in range(2 if own else 1):  # what the labels take depends on the size, a little
-            axes.apply_aspect(place)
-            self._wrap(axes, renderer)
-            if own:
-                place = _within_slot(axes, renderer, place)
+    def _fit(self, axes: Any, renderer: Any, place: Bbox) -> Bbox:
+        """The place within `place`, after texts and legend were made to fit it."""
+        if axes.get_title() and axes.get_title() != self._title.get_text():
+            self._title.set_text("")  # the user has set one in the middle
         axes.apply_aspect(place)
         self._wrap(axes, renderer)
-        self._make_room(axes, renderer)
+        if axes.get_subplotspec() is not None and axes.get_figure(root=True).get_layout_engine() is None:
+            for _ in range(2):  # what the labels take depends on the size, a little
+                place = _within_slot(axes, renderer, place)
+                axes.apply_aspect(place)
+                self._wrap(axes, renderer)
+        if self._legend is not None and axes.get_legend() is self._legend:
+            self._make_room(axes, renderer)
         return place
 
     def _wrap(self, axes: Axes, renderer: Any) -> None:
-        """The title in as many lines as its axes are wide; none where the user has set one in the middle."""
-        if self._title.get_text() != self._written:
-            return
-        lines: list[str] = []
-        line = ""
-        for word in (" " if axes.get_title() else self._said).split():
-            self._title.set_text(f"{line} {word}".strip())
-            if line and self._title.get_window_extent(renderer).width > axes.bbox.width:
-                lines, line = [*lines, line], word
-            else:
-                line = f"{line} {word}".strip()
-        self._written = "\n".join([*lines, line])
-        self._title.set_text(self._written)
+        for text in self._across:
+            text.fit(axes.bbox.width, renderer)
+        self._up.fit(axes.bbox.height, renderer)
 
-    def _make_legend(self, axes: Axes, columns: int) -> Legend | None:
-        if not self._handles:
-            return None
-        legend = axes.legend(handles=self._handles, ncols=columns, loc="upper left", fontsize=self._size, frameon=False,
-                             borderaxespad=PAD / self._size, borderpad=0.1, handlelength=1.6, columnspacing=1.0,
+    def _make_legend(self, axes: Axes, columns: int, size: float) -> Legend:
+        legend = axes.legend(handles=self._handles, ncols=columns, loc="upper left", fontsize=size, frameon=False,
+                             borderaxespad=PAD / size, borderpad=0.1, handlelength=1.6, columnspacing=1.0,
                              labelspacing=0.3)  # fmt: skip
         legend.set_in_layout(False)
         return legend
 
     def _make_room(self, axes: Axes, renderer: Any) -> None:
-        """As many columns as fit across, and the legend's height added above the highest data."""
-        if self._legend is None or axes.get_legend() is not self._legend:
-            return
-        for columns in range(min(4, len(self._handles)), 0, -1):
-            self._legend = self._make_legend(axes, columns)
-            assert self._legend is not None
+        """The legend in as many columns as fit across, and its height added above the highest data. Where not even one
+        column fits there is none: it would cover the data or the neighbours."""
+        tries = [(size, columns) for size in (self._size, self._size - 1.0)
+                 for columns in range(min(4, len(self._handles)), 0, -1)]  # fmt: skip
+        for size, columns in tries:
+            self._legend = self._make_legend(axes, columns, size)
             box = self._legend.get_window_extent(renderer)
-            if box.width <= axes.bbox.width:
+            share = (box.height + 2.5 * renderer.points_to_pixels(PAD)) / axes.bbox.height
+            if box.width <= axes.bbox.width and share <= MOST_LEGEND:
                 break
-        share = min(MOST_LEGEND, (box.height + 2.5 * renderer.points_to_pixels(PAD)) / axes.bbox.height)
-        if axes.get_ylim() != self._limits:
-            return
-        scale = axes.yaxis.get_transform()
-        low, high = scale.transform(np.array(self._base, dtype=float))
-        top = scale.inverted().transform(np.array([low + (high - low) / (1.0 - share)]))[0]
-        axes.set_ylim(self._base[0], float(top))
-        self._limits = axes.get_ylim()
+        else:
+            share = 0.0
+        assert self._legend is not None
+        self._legend.set_visible(share > 0)
+        if axes.get_ylim() == self._limits:
+            scale = axes.yaxis.get_transform()
+            low, high = scale.transform(np.array(self._base, dtype=float))
+            top = scale.inverted().transform(np.array([low + (high - low) / (1.0 - share)]))[0]
+            axes.set_ylim(self._base[0], float(top))
+            self._limits = axes.get_ylim()
 
 
 def _end_at(axes: Axes, low: float, high: float) -> None:

@@ -148,8 +148,7 @@ def _law_line(axes: Axes, drawn: Fit | None, good: pd.DataFrame, y: str) -> list
     if line is None:
         return []
     axes.fill_between(line["flops"], line["lower"], line["upper"], color=BLUE, alpha=0.16, lw=0, zorder=1)
-    best = "" if drawn.law.columns == ("flops",) else ", best size at each compute"
-    return axes.plot(line["flops"], line["predicted"], color=INK, lw=1.6, zorder=3, label=f"fitted law{best}")
+    return axes.plot(line["flops"], line["predicted"], color=INK, lw=1.6, zorder=3, label="fitted law")
 
 
 def _shade_extrapolation(axes: Axes, drawn: Fit | None, good: pd.DataFrame, y: str) -> list[Line2D | Patch]:

@@ -12,7 +12,7 @@ from experiments.analysis.contract import figure, fitted_part, needed_fit
 from experiments.analysis.fitted import Fit
 from experiments.analysis.panels import divide
 from experiments.analysis.profile import Profile
-from experiments.analysis.ticks import log_axis
+from experiments.analysis.ticks import human, log_axis
 from nanogpt.config import UserError
 
 ROOM = 2.5  # cutoffs, above which the curve is not shown
@@ -59,10 +59,11 @@ def profiles(
     wide = min(3, len(found))
     high = -(-len(found) // wide)
     _, axes = place(ax, f"Profile likelihood of the {law.law.title}", 4.4 * wide, 3.5 * high + 0.4)
-    panels = divide(axes, high, wide, gap=(46.0, 52.0))
+    panels = divide(axes, high, wide, gap=(22.0, 50.0))
     for panel, each in zip(panels, found, strict=False):
-        place(panel, f"{each.name}: {_interval(each)}")
+        place(panel, _interval(each))
         _draw(panel, each)
+        panel.set(xlabel=each.name, ylabel="deviance" if panel in panels[::wide] else "")
         done(panel, axes, "")
     for spare in panels[len(found) :]:
         spare.remove()
@@ -74,7 +75,7 @@ def _draw(ax: Axes, found: Profile) -> None:
     table = found.table
     ax.plot(table["value"], table["deviance"], color=BLUE, lw=1.8, label="profile")
     ax.plot(table["value"], _parabola(found), color=FAINT, lw=1.2, ls=":", label="parabola")
-    ax.axhline(found.cutoff, color=ALARM, lw=1.2, ls="--", label=f"{found.level:.0%} cutoff")
+    ax.axhline(found.cutoff, color=ALARM, lw=1.2, ls="--", label=f"{100 * found.level:g} % cutoff")
     ax.axvline(found.estimate, color=INK, lw=0.8)
     first, last = float(table["value"].iloc[0]), float(table["value"].iloc[-1])
     ax.axvspan(max(found.lower, first), min(found.upper, last), color=BLUE, alpha=0.12, lw=0, label="interval")
@@ -101,7 +102,11 @@ def _parabola(profile: Profile) -> list[float]:
 
 def _interval(profile: Profile) -> str:
     if profile.closed:
-        return f"{profile.level:.0%} between {profile.lower:.4g} and {profile.upper:.4g}"
+        return f"{100 * profile.level:g} % in {human(profile.lower)} to {human(profile.upper)}"
     if profile.open_below and profile.open_above:
         return "not identified"
-    return f"under {profile.upper:.4g}, open below" if profile.open_below else f"over {profile.lower:.4g}, open above"
+    return (
+        f"under {human(profile.upper)}, open below"
+        if profile.open_below
+        else f"over {human(profile.lower)}, open above"
+    )

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullLocator
 
+from experiments.analysis.layout import Sizes
+
 ACROSS, UP = 0.55, 0.28  # inches that one label takes along a horizontal and along a vertical axis
 ROUND = ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))  # mantissas, the more the better
 
@@ -34,13 +36,13 @@ class LogTicks(Locator):
         axis: Any = self.axis
         most = room_for(axis.axes, self._which)
         decades = np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)
-        for step in range(1, max(2, len(decades))):
-            for mantissas in ROUND if step == 1 else ROUND[-1:]:
-                ticks = [m * 10.0**d for d in decades[decades % step == 0] for m in mantissas]
-                inside = [tick for tick in ticks if vmin <= tick <= vmax]
-                if 3 <= len(inside) <= most:
-                    return np.array(inside)
-        even = MaxNLocator(max(2, most - 1), steps=[1, 2, 2.5, 5, 10]).tick_values(vmin, vmax)
+        steps = [(1, mantissas) for mantissas in ROUND] + [(step, ROUND[-1]) for step in range(2, len(decades))]
+        for step, mantissas in steps:
+            ticks = [m * 10.0**d for d in decades[decades % step == 0] for m in mantissas]
+            inside = [tick for tick in ticks if vmin <= tick <= vmax]
+            if min(3, most) <= len(inside) <= most:
+                return np.array(inside)
+        even = MaxNLocator(max(2, most - 1), steps=[1, 2, 5, 10]).tick_values(vmin, vmax)
         return np.array([tick for tick in even if vmin <= tick <= vmax])
 
 
@@ -64,7 +66,8 @@ def room_for(axes: Axes, which: str) -> int:
     figure = axes.get_figure(root=True)
     assert figure is not None
     inches = (axes.bbox.width if which == "x" else axes.bbox.height) / figure.dpi
-    return int(np.clip(inches / (ACROSS if which == "x" else UP), 3, 12))
+    labels = inches / (ACROSS if which == "x" else UP) * 8.0 / Sizes.of(axes).tick
+    return int(np.clip(labels, 2, 12))
 
 
 def log_axis(axes: Axes, which: str) -> None:
