@@ -143,7 +143,7 @@ def loss_contours(
     mesh = np.meshgrid(grid_n, grid_d)
     losses = law.predict(surface.fit.params, {n_name: mesh[0].ravel(), d_name: mesh[1].ravel()}).reshape(mesh[0].shape)
     measured = points[surface.fit.y].to_numpy(dtype=float)
-    levels = np.unique(np.quantile(measured, np.linspace(0.03, 0.97, Sizes.of(axes).entries + 2)).round(3))
+    levels = np.unique(np.quantile(measured, np.linspace(0.03, 0.97, min(8, Sizes.of(axes).entries + 2))).round(3))
     low, high = np.quantile(measured, [0.02, 0.98]).tolist()
     norm = LogNorm(low, high, clip=True)
     axes.set(xlabel=_size_label(seen), ylabel=label(d_name), xlim=(grid_n[0], grid_n[-1]), ylim=(grid_d[0], grid_d[-1]))

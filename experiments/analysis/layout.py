@@ -77,6 +77,8 @@ class KeepToPlace:
     """
 
     def __init__(self, axes: Axes, title: Text, handles: Sequence[Any] = ()) -> None:
+        # Not the axes it is called with: where axes stand inside others, matplotlib hands over the outer ones.
+        self._axes: Any = axes
         self._outer = axes.get_axes_locator()
         self._title, self._across = title, (_Wrapped(title), _Wrapped(axes.xaxis.label))
         self._up = _Wrapped(axes.yaxis.label)
@@ -88,7 +90,8 @@ class KeepToPlace:
             self._legend = self._make_legend(axes, 1, self._size)
             _end_at(axes, *self._base)
 
-    def __call__(self, axes: Any, renderer: Any) -> Bbox:
+    def __call__(self, _: Any, renderer: Any) -> Bbox:
+        axes = self._axes
         place = self._outer(axes, renderer) if self._outer is not None else axes.get_position(original=True)
         pixels = place.transformed(axes.get_figure(root=False).transSubfigure)
         key = (*np.round(pixels.extents, 1), float(axes.get_figure(root=True).dpi))

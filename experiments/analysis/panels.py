@@ -15,8 +15,8 @@ def divide(
     """Axes inside `ax`, row by row, which becomes an empty frame that keeps its title and its legend.
 
     `gap`: points between columns and between rows, where labels stand; those at the left and below hang outside, as
-    they do at any axes. `head`: points for the titles of the first row, `right`: points left free at the right. The panels follow `ax` wherever a layout moves it, and
-    make room for its legend when there is one.
+    they do at any axes. `head`: points for the titles of the first row, `right`: points left free at the right.
+    The panels follow `ax` wherever a layout moves it, and make room for its legend when there is one.
     """
     ax.set_axis_off()
     panels = []

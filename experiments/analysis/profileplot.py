@@ -35,7 +35,7 @@ def profile(
     law = needed_fit(fit, "profile")
     fitted_part(df, law, "profile")
     found = law.profile(next(iter(law.params)) if parameter is None else parameter, level)
-    _, axes = place(ax, f"Profile of {found.name}: {_interval(found)}", 6.4, 4.4)
+    _, axes = place(ax, f"Profile of {found.name}: {100 * level:g} % interval {_interval(found)}", 6.4, 4.4)
     _draw(axes, found)
     note = f"deviance: rise of the objective over the noise; inside the interval up to {found.cutoff:.3g}"
     return done(axes, ax, f"{note}; {len(law.points)} fitted runs", _handles(axes))
@@ -58,7 +58,9 @@ def profiles(
     found = [law.profile(name, level) for name in (law.params if names is None else names)]
     wide = min(3, len(found))
     high = -(-len(found) // wide)
-    _, axes = place(ax, f"Profile likelihood of the {law.law.title}", 4.4 * wide, 3.5 * high + 0.4)
+    _, axes = place(
+        ax, f"Profile likelihood of the {law.law.title}, {100 * level:g} % intervals", 4.4 * wide, 3.5 * high + 0.4
+    )
     panels = divide(axes, high, wide, gap=(22.0, 50.0))
     for panel, each in zip(panels, found, strict=False):
         place(panel, _interval(each))
@@ -102,7 +104,7 @@ def _parabola(profile: Profile) -> list[float]:
 
 def _interval(profile: Profile) -> str:
     if profile.closed:
-        return f"{100 * profile.level:g} % in {human(profile.lower)} to {human(profile.upper)}"
+        return f"{human(profile.lower)} to {human(profile.upper)}"
     if profile.open_below and profile.open_above:
         return "not identified"
     return (
