@@ -101,6 +101,10 @@ class KeepToPlace:
             self._known = {key: self._fit(axes, renderer, place)}
         return self._known[key]
 
+    def get_subplotspec(self) -> Any:
+        """Where the axes stand in a grid: tight_layout asks a locator for it."""
+        return self._axes.get_subplotspec()
+
     def _fit(self, axes: Any, renderer: Any, place: Bbox) -> Bbox:
         """The place within `place`, after texts and legend were made to fit it."""
         if axes.get_title() and axes.get_title() != self._title.get_text():

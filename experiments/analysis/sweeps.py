@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
 
 from experiments.analysis.axes import (
     ALARM,
@@ -22,7 +23,7 @@ from experiments.analysis.axes import (
 from experiments.analysis.columns import column, diverged
 from experiments.analysis.contract import figure
 from experiments.analysis.layout import Sizes
-from experiments.analysis.ticks import human, values_axis
+from experiments.analysis.ticks import ValueTicks, human, values_axis
 from nanogpt.config import UserError
 
 
@@ -102,15 +103,19 @@ def loss_heatmap(df: pd.DataFrame, ax: Axes | None = None, *, x: str, rows: str,
     lost = runs[diverged(runs)]
     for _, run in lost.iterrows():
         _cross(axes, columns.index(run[x]), lines.index(run[rows]))
-    axes.set_xticks(range(len(columns)), [_tick(value) for value in columns])
-    axes.set_yticks(range(len(lines)), [_tick(value) for value in lines])
+    _name_cells(axes, columns, "x")
+    _name_cells(axes, lines, "y")
     axes.set(xlabel=label(x), ylabel=label(rows))
     note = counts(runs) + "; framed: lowest loss" + ("; cross: a run diverged" if len(lost) else "")
     return done(axes, ax, note)
 
 
-def _tick(value: object) -> str:
-    return human(value) if isinstance(value, int | float) else str(value)
+def _name_cells(axes: Axes, values: list[object], which: str) -> None:
+    """The value of each column or row, or of every second where all would be crowded."""
+    names = [human(value) if isinstance(value, int | float) else str(value) for value in values]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(ValueTicks(range(len(names)), which))
+    axis.set_major_formatter(FuncFormatter(lambda at, _: names[round(at)] if 0 <= at < len(names) else ""))
 
 
 def _cell_texts(axes: Axes, means: pd.DataFrame) -> None:

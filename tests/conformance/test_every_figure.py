@@ -6,6 +6,7 @@ colour vision tell apart, words in the SVG are words, and bad arguments get one 
 
 import re
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -29,7 +30,6 @@ from tests.analysis.tables import planted_curves, planted_ladder
 from tests.analysis.test_surface import SCALES, trials
 
 matplotlib.use("Agg")
-LAYOUTS = (None, "constrained", "tight")
 
 
 def by_hand(noise: float = 0.003) -> pd.DataFrame:
@@ -59,7 +59,8 @@ def material() -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
         "compute_envelope": (df, {}), "loss_contours": (df, {"fit": law}),
         "rollout_errors": (planted_ladder(0.003), {}), "profile": (df, {"fit": law, "parameter": "alpha"}),
         "profiles": (df, {"fit": law, "names": ["E", "alpha", "beta"]}), "corner": (law.draws, {"fit": law}),
-        "loss_vs": (df, {"x": "tokens", "hue": "n_params"}), "loss_heatmap": (swept(), {"x": "learning_rate", "rows": "n_params"}),
+        "loss_vs": (df, {"x": "tokens", "hue": "n_params"}),
+        "loss_heatmap": (swept(), {"x": "learning_rate", "rows": "n_params"}),
         "lr_basin": (swept(), {}), "lr_transfer": (swept(), {}),
         "response_surface": (trials(pruned=5, lost=2), {"searched": Searched(SCALES)}),
     }  # fmt: skip
@@ -75,8 +76,11 @@ def page(layout: str | None) -> tuple[Figure, Any]:
     return figure, figure.subplots(2, 2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*((name, "constrained") for name in FUNCTIONS), ("loss_vs_compute", None), ("corner", None),
+     ("residuals", "tight"), ("profiles", "tight")],
+)  # fmt: skip
 def test_a_panel_of_a_page(name: str, layout: str | None, material: dict[str, Any]) -> None:
     df, options = material[name]
     before = df.copy(deep=True)
@@ -145,7 +149,17 @@ def points_of(ax: Axes) -> list[np.ndarray]:
 def check_colours(ax: Axes) -> None:
     """Greys, viridis and the one vermillion, or what a map of these colours gives."""
     known = np.vstack([VIRIDIS(np.linspace(0, 1, 512))[:, :3], [to_rgba(ALARM)[:3]]])
-    colours = [line.get_color() for line in ax.lines] + [c for each in ax.collections for c in each.get_facecolor()]
+    colours = [
+        colour
+        for line in ax.lines
+        for colour in (
+            [line.get_color()]
+            if line.get_linestyle() != "None"
+            else [line.get_markerfacecolor(), line.get_markeredgecolor()]
+        )
+        if str(colour) != "none"
+    ]
+    colours += [c for each in ax.collections if len(each.get_offsets()) for c in each.get_facecolor()]
     for colour in colours:
         rgb = np.array(to_rgba(colour)[:3])
         assert np.ptp(rgb) < 0.02 or np.abs(known - rgb).max(axis=1).min() < 0.02, colour
@@ -159,9 +173,7 @@ def check_ticks(ax: Axes) -> None:
     middles = [(box.x0 + box.x1) / 2 for box in (text.get_window_extent() for text in shown)]
     drawn = [text for text, at in zip(shown, middles, strict=True) if ax.bbox.x0 - 1 <= at <= ax.bbox.x1 + 1]
     ends = sorted((text.get_window_extent().x0, text.get_window_extent().x1) for text in drawn)
-    assert all(left[1] <= right[0] + 1 for left, right in zip(ends, ends[1:], strict=False)), [
-        t.get_text() for t in shown
-    ]
+    assert all(left[1] <= right[0] + 1 for left, right in pairwise(ends)), [t.get_text() for t in shown]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
