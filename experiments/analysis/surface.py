@@ -29,7 +29,7 @@ COLOURS = VIRIDIS.reversed()
 GRID = 80
 WORST_SHOWN = 0.85  # quantile of the losses at which the colours end
 MIDDLE = "#6ccd5a"  # of the colours, for the legend
-STAR: dict[str, Any] = {"marker": "*", "ms": 15, "mfc": "none", "mec": ALARM, "mew": 1.6, "zorder": 7}
+STAR: dict[str, Any] = {"marker": "*", "ls": "", "ms": 15, "mfc": "none", "mec": ALARM, "mew": 1.6, "zorder": 7}
 
 
 @dataclass(frozen=True)
