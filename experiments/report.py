@@ -173,7 +173,7 @@ def _content(meta: StudyMeta, runs: "pd.DataFrame", analysis: "Analysis", drawn:
     """Everything the templates show, as text."""
     from markupsafe import Markup, escape
 
-    from experiments.analysis.figures import inline_svg
+    from experiments.analysis.saving import inline_svg
 
     figures = [
         {

@@ -106,14 +106,14 @@ def _holdout(text: str | None) -> dict[str, Any] | None:
 def _draw(done: Any, arguments: argparse.Namespace) -> None:
     if arguments.figure is None and arguments.corner is None:
         return
-    from experiments.analysis.corner import corner
-    from experiments.analysis.figures import picture
+    from experiments.analysis.corner import corner, draws_of
     from experiments.analysis.overview import overview
+    from experiments.analysis.saving import figure_of, picture
 
     if arguments.figure is not None:
         _write(arguments.figure, picture(overview(done), arguments.figure.suffix))
     if arguments.corner is not None:
-        _write(arguments.corner, picture(corner(done.fit), arguments.corner.suffix))
+        _write(arguments.corner, picture(figure_of(corner(draws_of(done.fit), fit=done.fit)), arguments.corner.suffix))
 
 
 def _write(path: Path, content: bytes) -> None:

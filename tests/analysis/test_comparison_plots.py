@@ -14,7 +14,7 @@ from experiments.analysis.spec import FigureSpec
 from nanogpt.config import UserError
 from tests.analysis.test_cbs import BATCHES, TARGET, curves
 from tests.analysis.test_compare import COMPUTE, variants
-from tests.analysis.test_hyper import RATE, SIZES, N, sweep
+from tests.analysis.test_hyper import SIZES, sweep
 
 
 def words(figure: Figure) -> str:
@@ -22,7 +22,7 @@ def words(figure: Figure) -> str:
 
 
 def test_the_forest_has_a_row_per_level_and_one_for_all() -> None:
-    axes = multiplier_forest(variants(2.0, noise=0.001), "kind")
+    axes = multiplier_forest(variants(2.0, noise=0.001), factor="kind")
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert len(names) == len(COMPUTE) + 1
     assert names[0] == "all levels"
@@ -45,19 +45,21 @@ def test_one_seed_has_no_verdict_per_level() -> None:
     _, table = by_level(variants(2.0, seeds=1, noise=0.001), "kind", "adamw", "muon")
     assert table["outcome"].eq("").all()
     assert table["lower"].isna().all()
-    assert "one seed: no interval, no verdict" in words(figure_of(multiplier_forest(variants(2.0, seeds=1), "kind")))
+    assert "one seed: no interval, no verdict" in words(
+        figure_of(multiplier_forest(variants(2.0, seeds=1), factor="kind"))
+    )
 
 
 def test_what_cannot_be_compared_is_said() -> None:
     alone = variants(2.0)[lambda t: t["optimizer.kind"] == "adamw"]
     with pytest.raises(UserError, match=r"optimizer\.kind has one value among the finished runs"):
-        multiplier_forest(alone, "kind")
+        multiplier_forest(alone, factor="kind")
     with pytest.raises(UserError, match="it takes two levels"):
-        multiplier_forest(variants(2.0, compute=COMPUTE[:1]), "kind")
+        multiplier_forest(variants(2.0, compute=COMPUTE[:1]), factor="kind")
 
 
 def test_the_law_of_an_optimum_goes_through_its_points_and_names_what_is_refused() -> None:
-    axes = optimum_law(sweep(sizes=[*SIZES, 2**40], tokens=[2**20]), "learning_rate")
+    axes = optimum_law(sweep(sizes=[*SIZES, 2**40], tokens=[2**20]), of="learning_rate")
     points = next(line for line in axes.lines if line.get_marker() == "D")
     assert len(points.get_xdata()) == len(SIZES)
     law = next(line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 60)
@@ -67,21 +69,13 @@ def test_the_law_of_an_optimum_goes_through_its_points_and_names_what_is_refused
 
 
 def test_the_trade_off_has_a_point_per_run_and_its_star() -> None:
-    axes = batch_trade_off(curves(), TARGET)
+    axes = batch_trade_off(curves(), target=TARGET)
     star = next(line for line in axes.lines if line.get_marker() == "*")
     assert (star.get_xdata()[0], star.get_ydata()[0]) == pytest.approx((1000, 2 * 500 * 8192), rel=2e-3)
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert sum(len(line.get_xdata()) for line in dots) == 2 * len(BATCHES)
     with pytest.raises(UserError, match="it takes 3 batch sizes that reach the loss, found 0"):
-        batch_trade_off(curves(), 0.001)
-
-
-def test_each_draws_into_a_given_ax_and_returns_it() -> None:
-    for draw in (lambda ax: multiplier_forest(variants(2.0), "kind", ax=ax),
-                 lambda ax: optimum_law(sweep(tokens=[2**20]), RATE, N, ax=ax),
-                 lambda ax: batch_trade_off(curves(), TARGET, ax=ax)):  # fmt: skip
-        ax = Figure().add_subplot()
-        assert draw(ax) is ax
+        batch_trade_off(curves(), target=0.001)
 
 
 def test_reports_draw_them_with_the_same_bytes_twice() -> None:

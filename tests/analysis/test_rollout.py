@@ -87,7 +87,7 @@ def test_refusals(rows: int, options: dict, message: str) -> None:
 
 def test_the_figure_has_a_point_per_prediction() -> None:
     found = rollout("chinchilla", planted_runs(), bootstrap=20)
-    axes = rollout_errors(found)
+    axes = rollout_errors(planted_runs(), rollout=found)
     points = [line for line in axes.lines if line.get_marker() == "o"]
     assert sum(len(line.get_xdata()) for line in points) == len(found.table)
     drawn = np.sort(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in points]))
