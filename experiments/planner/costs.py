@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from experiments.lock import LockedRun
+from experiments.planner.amounts import energy
 from experiments.planner.crew import Crew, makespan
 from experiments.planner.rates import Rate, Rates, Setting, by_shape, finished_rates, machine_name, shape_key
 from experiments.planner.settings import PlanSettings
@@ -71,9 +72,5 @@ def money_lines(costs: Costs, settings: PlanSettings) -> list[str]:
         bill = f"{settings.currency} {hours * settings.price:.3g}"
         lines.append(f"{bill} ({held}, {settings.currency} {settings.price:g} an hour each, held throughout)")
     if settings.power is not None:
-        lines.append(f"{_energy(hours * settings.power)} ({held} at {settings.power:g} W)")
+        lines.append(f"{energy(hours * settings.power)} ({held} at {settings.power:g} W)")
     return lines
-
-
-def _energy(watt_hours: float) -> str:
-    return f"{watt_hours / 1000:.3g} kWh" if watt_hours >= 1000 else f"{watt_hours:.3g} Wh"
