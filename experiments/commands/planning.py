@@ -21,10 +21,10 @@ from experiments.planner.page import budget_lines, forecast_lines, shapes_lines,
 from experiments.planner.rates import Rate, Rates, by_shape, finished_rates
 from experiments.planner.settings import PlanSettings, check_plan
 from experiments.planner.summary import drift_text
-from experiments.planner.trunks import find_trunks
 from experiments.results import RESULTS
 from experiments.runner import Prepared
 from experiments.store import StudyFolder
+from experiments.trunks import shared_trunks
 from nanogpt.config import UserError
 
 SUCCESS = 0
@@ -71,7 +71,7 @@ def plan_page(prepared: Prepared, arguments: argparse.Namespace, settings: PlanS
         spec = check_fit_spec(study.lock.fit) if study.lock.fit is not None else None
         told = forecast(study, spec, runs) if spec is not None and costs.left else None
         lines += time_lines(costs, settings, calibrated) + budget_lines(costs, settings)
-        lines += trunk_lines(find_trunks(runs), runs) + forecast_lines(told)
+        lines += trunk_lines(shared_trunks(runs), runs) + forecast_lines(told)
         lines += [f"  warning      {caution}" for caution in cautions(runs, spec, told)]
         lines += ["", *shapes_lines(runs, costs)]
     elif any(value is not None for value in (settings.budget, settings.flops, settings.price, settings.power)):

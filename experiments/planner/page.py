@@ -10,7 +10,7 @@ from experiments.planner.costs import Costs, money_lines
 from experiments.planner.forecast import AHEAD, Forecast
 from experiments.planner.rates import by_shape, shape_key
 from experiments.planner.settings import PlanSettings
-from experiments.planner.trunks import Trunk
+from experiments.trunks import Trunk
 
 MOST_SHAPES = 24
 INDENT = " " * 15
@@ -144,14 +144,14 @@ def _against(wanted: str, given: str, share: float) -> str:
 
 
 def trunk_lines(trunks: Sequence[Trunk], runs: Sequence[LockedRun]) -> list[str]:
-    """Which runs share steps, and what it would save to train those once."""
+    """Which runs share steps, and what training those once saves."""
     if not trunks:
         return []
     shared = sum(len(trunk.runs) for trunk in trunks)
     saved, total = sum(trunk.saved_flops for trunk in trunks), sum(run.flops for run in runs)
     return [
-        f"  trunks       {shared} runs share {len(trunks)} WSD trunk{'s' * (len(trunks) > 1)}: trained once each, "
-        f"they would save {amount(saved, 'FLOP')} of {amount(total, 'FLOP')} ({saved / total:.0%})"
+        f"  trunks       {shared} runs share {len(trunks)} WSD trunk{'s' * (len(trunks) > 1)}, trained once each: "
+        f"that saves {amount(saved, 'FLOP')} of {amount(total, 'FLOP')} ({saved / total:.0%})"
     ]
 
 

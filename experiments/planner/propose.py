@@ -55,8 +55,8 @@ def propose(
         design = maker.design()
     except Refused as refusal:
         least = f"the study's smallest, {short(maker.studied.least)} parameters (--smallest N allows less)"
-        told = f"{refusal}{'' if settings.smallest else f'; shapes start at {least}'}"
-        raise UserError(f"{arguments.study}: --propose {arguments.propose}: refused: {told}") from None
+        why = f"{refusal}{'' if settings.smallest else f'; shapes start at {least}'}"
+        raise UserError(f"{arguments.study}: --propose {arguments.propose}: refused: {why}") from None
     text = study_text(design, study, arguments, settings, target)
     proposed = _checked(text, target, maker, settings)
     say(f"{target}: {len(design.cells)} runs, {design.summary}")

@@ -75,10 +75,12 @@ class PlanSettings(BaseModel):
     budget: Annotated[float | None, _unless_none(time_of)] = Field(
         None, description="Wall time for the whole study on its launcher, such as 3h."
     )
-    flops: Annotated[float | None, _unless_none(flops_of)] = Field(
+    flops: Annotated[Annotated[float, Field(gt=0)] | None, _unless_none(flops_of)] = Field(
         None, description="Training FLOPs for the whole study, such as 1e18 or 4 TFLOP."
     )
-    price: Annotated[float | None, _unless_none(price_of)] = Field(None, description="Money per device and hour.")
+    price: Annotated[Annotated[float, Field(ge=0)] | None, _unless_none(price_of)] = Field(
+        None, description="Money per device and hour."
+    )
     currency: str = Field("USD", description="Of the price.")
     power: Annotated[float | None, _unless_none(watts_of)] = Field(
         None, description="Power of one device, such as 350W."

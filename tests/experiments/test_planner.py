@@ -14,8 +14,8 @@ from experiments.planner.designs import chinchilla, isoflop, loss, optimal_size
 from experiments.planner.ladder import ladder
 from experiments.planner.rates import Rate, by_shape
 from experiments.planner.settings import EMBEDDED, watts_of
-from experiments.planner.trunks import find_trunks
 from experiments.study import Study
+from experiments.trunks import find_trunks
 from nanogpt.config import UserError
 
 pytestmark = pytest.mark.usefixtures("fake_engine")
@@ -165,7 +165,7 @@ def test_trunks_are_shared_up_to_the_first_cool_down(plan, write_study):
     assert [trunk.stable for trunk in trunks] == [(320, 160, 80)] * 2
     assert trunks[0].saved_steps == 240
     assert trunks[0].saved_flops == trunks[0].runs[0].flops * 240 / 400
-    assert "6 runs share 2 WSD trunks" in plan(study)[1]
+    assert "6 runs share 2 WSD trunks, trained once each" in plan(study)[1]
     assert "(34%)" in plan(study)[1]
 
 
