@@ -1,7 +1,8 @@
 """Are the plan's times true? Calibrate studies, run them, and put predicted and measured seconds side by side.
 
-`python benchmarks/plan_times.py studies/quickstart.yaml studies/depth.yaml --jobs 2` on a machine that does nothing
-else. Per run the wall time of its record, in all that of the `run` command without its report.
+`python benchmarks/plan_times.py studies/quickstart.yaml studies/depth.yaml --jobs 2`. Per run the time of its record,
+in all that of the `run` command without its report. A machine that does other work as well slows runs down as it
+likes: there the CPU time of a run is what says how long it takes on a machine of its own.
 """
 
 import argparse
@@ -42,16 +43,19 @@ def compare(path: Path, out: Path, jobs: int) -> None:
     spent = time.perf_counter() - began
     found = StudyFolder(out / path.stem)
     print(f"{path.stem}, {jobs} at a time, {costs.setting.machine}")
-    ratios = []
+    ratios: list[float] = []
     for run in sorted(found.runs(), key=lambda run: run.flops):
         record, told = published_record(found.folder(run)), costs.seconds_of(run)
         assert record is not None, f"{run.label} is not finished"
         assert told is not None, f"{run.label} was not calibrated"
-        ratios.append(told / record.wall_seconds)
-        print(f"  {run.label:<40} predicted {told:7.1f} s  measured {record.wall_seconds:7.1f} s  {ratios[-1]:5.2f}")
+        # What a run took over from a trunk is not of its own time.
+        taken = record.environment.get("branched_from") or {"wall_seconds": 0.0, "step": 0}
+        wall, cpu = record.wall_seconds - taken["wall_seconds"], record.cpu_seconds * (1 - taken["step"] / record.steps)
+        ratios.append(told / cpu)
+        print(f"  {run.label:<32} predicted {told:6.1f} s  wall {wall:6.1f} s  CPU {cpu:6.1f} s  {ratios[-1]:.2f}")
     middle = f"{median(ratios):.2f} in the middle, {min(ratios):.2f} to {max(ratios):.2f}"
-    print(f"  predicted over measured per run: {middle}")
-    print(f"  in all: predicted {costs.seconds:.1f} s, measured {spent:.1f} s, {(costs.seconds or 0) / spent:.2f}")
+    print(f"  predicted over CPU seconds per run: {middle}")
+    print(f"  in all: predicted {costs.seconds:.1f} s, wall {spent:.1f} s, {(costs.seconds or 0) / spent:.2f}")
 
 
 def planned(path: Path, out: Path, jobs: int) -> Costs:

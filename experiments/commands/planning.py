@@ -16,7 +16,7 @@ from experiments.planner.calibrate import calibrate
 from experiments.planner.cautions import cautions
 from experiments.planner.costs import Costs, costs_of, setting_of
 from experiments.planner.crew import Crew, crew_of
-from experiments.planner.forecast import forecast
+from experiments.planner.forecast import Child, forecast, forecaster
 from experiments.planner.page import budget_lines, forecast_lines, shapes_lines, time_lines, trunk_lines
 from experiments.planner.rates import Rate, Rates, by_shape, finished_rates
 from experiments.planner.settings import PlanSettings, check_plan
@@ -32,6 +32,13 @@ SUCCESS = 0
 
 def plan(arguments: argparse.Namespace) -> int:
     """Show what would be run, why, what it costs, and what the fit will know of its parameters."""
+    if any(getattr(arguments, key, None) for key in ("propose", "next")):
+        return _plan(arguments)
+    with forecaster() as child:
+        return _plan(arguments, child)
+
+
+def _plan(arguments: argparse.Namespace, child: Child | None = None) -> int:
     out = None
     if getattr(arguments, "propose", None) and arguments.out.suffix:
         if arguments.out.suffix not in (".yaml", ".yml"):
@@ -48,7 +55,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
         print(next_text(prepared.study, arguments.next, settings, _speeds(prepared.study, arguments)))
         return SUCCESS
-    print(plan_page(prepared, arguments, settings))
+    print(plan_page(prepared, arguments, settings, child))
     return SUCCESS
 
 
@@ -60,7 +67,9 @@ def settings_of(study: StudyFolder, arguments: argparse.Namespace) -> PlanSettin
     return check_plan({**study.lock.plan, **changed}, str(study.path))
 
 
-def plan_page(prepared: Prepared, arguments: argparse.Namespace, settings: PlanSettings) -> str:
+def plan_page(
+    prepared: Prepared, arguments: argparse.Namespace, settings: PlanSettings, child: Child | None = None
+) -> str:
     """The whole page."""
     study, runs = prepared.study, prepared.study.runs()
     crew = crew_here(study, arguments)
@@ -69,7 +78,7 @@ def plan_page(prepared: Prepared, arguments: argparse.Namespace, settings: PlanS
         costs = known_costs(study, crew, arguments.out, bool(getattr(arguments, "calibrate", False)))
         calibrated = bool(getattr(arguments, "calibrate", False))
         spec = check_fit_spec(study.lock.fit) if study.lock.fit is not None else None
-        told = forecast(study, spec, runs) if spec is not None and costs.left else None
+        told = forecast(study, spec, runs, child) if spec is not None and costs.left else None
         lines += time_lines(costs, settings, calibrated) + budget_lines(costs, settings)
         lines += trunk_lines(shared_trunks(runs), runs) + forecast_lines(told)
         lines += [f"  warning      {caution}" for caution in cautions(runs, spec, told)]

@@ -3,11 +3,12 @@
 `python -m experiments.planner.forecast` reads one JSON request on standard input and prints one JSON answer.
 """
 
+import contextlib
 import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -73,18 +74,36 @@ def guess_of(lock: Lock, spec: FitSpec) -> Guess:
     return Guess(params, source, NOISE, "assumed")
 
 
-def forecast(study: StudyFolder, spec: FitSpec, runs: Sequence[LockedRun]) -> Forecast:
+Child = subprocess.Popen[str]
+
+
+@contextlib.contextmanager
+def forecaster() -> Iterator[Child]:
+    """The child with numpy that forecasts one fit; it loads its libraries while the runs are still being worked out."""
+    command = [sys.executable, "-m", "experiments.planner.forecast"]
+    environment = {**engine.child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def forecast(study: StudyFolder, spec: FitSpec, runs: Sequence[LockedRun], child: Child | None = None) -> Forecast:
     """What fitting `spec` to all of `runs` will know: the law and the noise from the study's results where they can be
-    fitted, else as guessed. Starts one child with numpy."""
+    fitted, else as guessed. In a child with numpy, which is started here unless one is given."""
+    if child is None:
+        with forecaster() as child:
+            return forecast(study, spec, runs, child)
     guess, rows = guess_of(study.lock, spec), rows_of(runs, spec)
     folder = str(study.path) if (study.path / LOCK_NAME).exists() else None
     request = {"spec": spec.model_dump(mode="json"), "rows": rows, "folder": folder, **asdict(guess)}
-    command = [sys.executable, "-m", "experiments.planner.forecast"]
-    environment = {**engine.child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
-    if done.returncode:
-        return Forecast(problem=done.stderr.strip().rpartition("\n")[2])
-    answer = json.loads(done.stdout)
+    told, problem = child.communicate(json.dumps(request))
+    if child.returncode:
+        return Forecast(problem=problem.strip().rpartition("\n")[2])
+    answer = json.loads(told)
     intervals = {name: (value, half) for name, (value, half) in answer.pop("intervals").items()}
     unidentified = tuple(answer.pop("unidentified"))
     return Forecast(law=spec.law, points=len(rows), intervals=intervals, unidentified=unidentified, **answer)
@@ -211,6 +230,10 @@ def _ahead(columns: Sequence[str], largest: dict[str, Any]) -> dict[str, float] 
 
 
 def main() -> int:
+    import pandas  # noqa: F401 -- loaded before the request is there, since whoever started this is busy until then
+
+    import experiments.analysis.fit  # noqa: F401
+
     try:
         json.dump(_answer(json.load(sys.stdin)), sys.stdout)
     except UserError as error:
