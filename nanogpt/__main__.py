@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
     train.add_argument("--fence", type=Path, help=argparse.SUPPRESS)
     train.add_argument("--parent_fd", type=int, help=argparse.SUPPRESS)
+    train.add_argument("--trunk", type=Path, help=argparse.SUPPRESS)
+    train.add_argument("--branch_points", type=_steps, default=(), help=argparse.SUPPRESS)
     _add_sample(command("sample", _sample, "text from a trained run's model"))
     describe = command("describe", _describe, "parameters, FLOPs and memory of a config, without training it")
     describe.add_argument("target", type=Path, nargs="?", metavar="CONFIG", help="then any settings as --key=value")
@@ -71,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     schema = command("schema", _schema, "the JSON schema of config files")
     schema.add_argument("what", choices=["config"])
     return parser
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +146,7 @@ def _train_for_worker(arguments: argparse.Namespace, config: Config) -> int:
     folder: Path = arguments.target
     attempt_folder(folder, arguments.attempt).mkdir(parents=True, exist_ok=True)
     description = describe(config)
-    materials = gather(description, folder)
+    materials = gather(description, folder, arguments.trunk)
     return _run(description, materials, folder, arguments.attempt, arguments, person=False)
 
 
@@ -156,11 +162,12 @@ def _run(
     if arguments.parent_fd is not None:
         watch_parent(arguments.parent_fd, stop)
     narrator = Narrator(description, folder)
+    fence, points = arguments.fence, arguments.branch_points
     try:
         with stop_signals(stop):
             narrator.begin()
             narrator.resumed(materials.loaded, attempt)
-            record = run_attempt(description, materials, folder, attempt, stop, arguments.fence, narrator.line)
+            record = run_attempt(description, materials, folder, attempt, stop, fence, narrator.line, points)
     except SupersededError as error:
         print(f"nanogpt: {error}", file=sys.stderr)
         return EXIT_FAILED

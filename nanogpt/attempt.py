@@ -3,6 +3,7 @@
 import math
 import time
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def run_attempt(
     stop: StopRequest,
     fence: Path | None,
     say: Say,
+    branch_points: Collection[int] = (),
 ) -> Record:
     """Train one attempt and write its outcome.json; returns the record.
 
@@ -45,7 +47,7 @@ def run_attempt(
     error: dict[str, Any] | None = None
     result: Result | None = None
     try:
-        result = train(description, materials, device, folder, attempt, stop, fence, say)
+        result = train(description, materials, device, folder, attempt, stop, fence, say, branch_points)
     except (UserError, SupersededError, KeyboardInterrupt, OSError):  # a full disk cannot take an outcome either
         raise
     except Exception as problem:
@@ -55,6 +57,8 @@ def run_attempt(
         surroundings["float32_matmul"] = matmul.describe()
     if result is not None and result.resumed_from is not None:
         surroundings["resumed_from"] = result.resumed_from
+    if result is not None and result.branch is not None:
+        surroundings["branched_from"] = result.branch
     record = _record(description, folder, result, error, time.perf_counter() - started, surroundings)
     peak, speed = peak_flops(str(device)), record.tokens_per_second
     mfu = speed * description.flops_per_token / peak if peak and speed else None

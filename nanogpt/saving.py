@@ -1,7 +1,7 @@
 """When a run saves itself: by time, at multiples of a step, at its best and at its end, and never too often."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ COST_RATIO = 20
 
 @dataclass
 class Saver:
-    """Writes an attempt's checkpoints by its policy. `state` packs what is to be saved, at the moment of saving."""
+    """Writes an attempt's checkpoints by its policy. `state` packs what is to be saved, at the moment of saving;
+    `branch_points` are steps that other runs start from: their checkpoints stay until a worker removes them."""
 
     folder: Path
     attempt: int
@@ -25,6 +26,7 @@ class Saver:
     fence: Path | None
     progress: Progress
     state: Callable[[], dict[str, Any]]
+    branch_points: Collection[int] = ()
     saved_step: int = field(init=False)
     saved_at: float = field(init=False)
     cost: float = 0.0
@@ -36,6 +38,7 @@ class Saver:
         """Save if the policy wants a checkpoint at the step just done."""
         every = self.policy.every
         wanted = last or self._is_due() or (every is not None and self.progress.step % every == 0)
+        wanted = wanted or self.progress.step in self.branch_points
         if wanted or (best and self.policy.policy == "best"):
             self.save()
 
@@ -53,7 +56,8 @@ class Saver:
         check_fence(self.fence)
         started = time.perf_counter()
         checkpoint.save(self.folder, self.attempt, self.progress.step, self.state())
-        also = self.progress.best_step if self.policy.policy == "best" else None
+        best = {self.progress.best_step} if self.policy.policy == "best" else set()
+        also = {step for step in best if step is not None} | set(self.branch_points)
         checkpoint.prune(self.folder, self.attempt, checkpoint.KEPT, self.policy.every, also)
         self.saved_step, self.saved_at = self.progress.step, time.perf_counter()
         self.cost = self.saved_at - started

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,7 @@ class Result:
     val_entropy: float | None
     val_bytes_per_token: float | None
     resumed_from: str | None
+    branch: dict[str, Any] | None = None  # the other run's checkpoint that this one started from, whatever came since
     diverged_at_step: int | None = None
 
 
@@ -58,8 +59,11 @@ def train(
     stop: StopRequest,
     fence: Path | None = None,
     say: Say = lambda line: None,
+    branch_points: Collection[int] = (),
 ) -> Result:
     """Train a resolved config to its horizon, going on from what `materials` hold.
+
+    Checkpoints at `branch_points` are kept for runs that share this one's trunk.
 
     Writes only into the attempt's own folder. `say` gets every line of the history. Raises SupersededError when
     `fence` appears.
@@ -76,11 +80,14 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     parameters = list(model.parameters())
 
-    progress, resumed_from, earlier = Progress(), None, []
+    progress, resumed_from, earlier, branch = Progress(), None, [], None
     if loaded is not None:
         _fix_threads(config, loaded.state["threads"])
         progress = unpack(loaded.state, model, optimizer, scaler)
         resumed_from = str(loaded.file.path)
+        branch = loaded.state.get("branch")
+        if loaded.state["id"] != description.id:
+            branch = {"checkpoint": resumed_from, "step": progress.step, "wall_seconds": progress.wall_seconds}
         earlier = history_until(loaded.file.path.parent / "history.jsonl", progress.step)
     clock = Clock(progress)
     saver = Saver(
@@ -89,7 +96,8 @@ def train(
         settings.checkpoint,
         fence,
         progress,
-        lambda: pack(description.id, clock, model, optimizer, scaler),
+        lambda: {**pack(description.id, clock, model, optimizer, scaler), "branch": branch},
+        branch_points,
     )
     probes = Probes(model)
     meter = NoiseMeter(parameters, config.train.batch_size, config.micro_batch_size, config.model.block_size)
@@ -97,7 +105,9 @@ def train(
     def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
         clock.update()
         failed_at = progress.step if status == "diverged" else None
-        return Result(status, progress, eval_set.entropy, materials.corpus.val_bytes_per_token, resumed_from, failed_at)
+        return Result(
+            status, progress, eval_set.entropy, materials.corpus.val_bytes_per_token, resumed_from, branch, failed_at
+        )
 
     with HistoryWriter(attempt_folder(folder, attempt) / "history.jsonl", earlier) as history:
         line_tokens, line_seconds = progress.tokens, progress.step_seconds

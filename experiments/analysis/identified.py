@@ -9,6 +9,7 @@ from experiments.analysis.bounds import FLOOR_IS_ZERO
 
 if TYPE_CHECKING:
     from experiments.analysis.fitted import Fit
+    from experiments.analysis.laws import Law
 
 COLLINEAR = 1e9  # condition number of J'J from which the inputs move together as far as the fit can tell
 TOGETHER = 0.02  # spread of the ln inputs across their main direction, relative to it, below which they move together
@@ -68,21 +69,21 @@ def unidentified(fit: "Fit", name: str, always: bool = False) -> str | None:
     lower, upper = (float(end) for end in fit.conf_int(0.95).loc[name].to_numpy(dtype=float))
     if always and not lower <= upper and fit.on == "ln L":
         lower, upper = fit.profile(name).lower, fit.profile(name).upper
-    return _too_wide(fit, name, lower, upper, lowest)
+    return too_wide(fit.law, name, lower, upper, lowest)
 
 
-def _too_wide(fit: "Fit", name: str, lower: float, upper: float, lowest: float) -> str | None:
-    """Judge one 95 % interval; one of NaN is judged good."""
+def too_wide(law: "Law", name: str, lower: float, upper: float, lowest: float) -> str | None:
+    """Why one 95 % interval does not identify a parameter; one of NaN is judged good. `lowest` is the lowest loss."""
     runs = f"its 95 % interval runs from {lower:.3g} to {upper:.3g}"
-    if name == fit.law.floor:
+    if name == law.floor:
         if lower < FLOOR_IS_ZERO * lowest or upper > FLOOR_SPAN * lower:
             return f"{name} is not identified: " + (
                 "its 95 % interval reaches down to 0" if lower < 0.01 * lowest else runs
             )
         return None
-    if name in fit.law.exponents:
+    if name in law.exponents:
         return f"{name} is not identified: {runs}" if lower < 1e-3 or upper > SPAN * lower else None
-    if name in fit.law.coefficients:
+    if name in law.coefficients:
         why = f"{runs} (it is its term at an input of 1, far outside the data); predictions can still be good"
         return f"{name} is not identified on its own: {why}" if upper > SPAN * lower else None
     if lower > 0:

@@ -28,6 +28,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def energy(watt_hours: float) -> str:
+    """`250 Wh`, `1.4 kWh`."""
+    return f"{watt_hours / 1000:.3g} kWh" if watt_hours >= 1000 else f"{watt_hours:.3g} Wh"
+
+
 def table_lines(head: list[str], rows: list[list[str]], indent: str = "  ") -> list[str]:
     """A table with aligned columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
