@@ -139,8 +139,9 @@ def test_claims_that_fail_are_said_plainly(tmp_path: Path) -> None:
     runs["val_entropy"] = 1.5
     analysis = analyse(META, runs)
     failed = [claim.text for claim in analysis.claims if claim.holds is False]
-    told = ("ABOVE the limit of 3.00%: the prediction fails", "Only 0 of 5 held-out losses lie inside",
-            "The law bends away from the data", "does NOT cover it")  # fmt: skip
+    told = ("ABOVE the limit of 3.00%: the prediction fails",
+            "The intervals of that prediction: only 0 of 5 held-out losses lie inside",
+            "The form of the law: the law bends away from the data", "does NOT cover it")  # fmt: skip
     assert len(failed) == len(told)
     assert all(part in text for part, text in zip(told, failed, strict=True)), failed
     assert "predicts all of them too low: it bends away from the data" in failed[1]
@@ -159,9 +160,9 @@ def test_an_error_within_its_limit_does_not_excuse_narrow_intervals(tmp_path: Pa
     assert "within the limit of 3.00%" in error.text
     assert error.holds is True
     assert intervals.holds is False
-    assert intervals.text == analysis.holdout.misfit
-    assert json.loads(json.dumps(analysis.holdout.to_dict()))["misfit"] == intervals.text
-    assert "FAILS: Only 0 of 5 held-out losses" in print_analysis(analysis)
+    assert intervals.text == f"The intervals of that prediction: {analysis.holdout.misfit}"
+    assert json.loads(json.dumps(analysis.holdout.to_dict()))["misfit"] == analysis.holdout.misfit
+    assert "FAILS: The intervals of that prediction: only 0 of 5" in print_analysis(analysis)
 
 
 def test_the_details_to_report_stand_in_both_reports(written: tuple[Path, pd.DataFrame]) -> None:

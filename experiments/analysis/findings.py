@@ -178,7 +178,7 @@ def _claims(
     if rolled is not None:
         claims.append(Claim(rolled.sentence()))
     if result is not None and result.misfit is not None and result.misfit.bends:
-        claims.append(Claim(f"{result.misfit.words[0].upper()}{result.misfit.words[1:]}.", False))
+        claims.append(Claim(f"The form of the law: {result.misfit.words}.", False))
     if result is not None and floor is not None and _reaches_the_floor(result.law):
         claims.append(_floor_claim(result, floor, held))
     if searched is not None:
@@ -245,7 +245,7 @@ def _held_out_claims(held: Holdout, limit: float) -> list[Claim]:
     if not len(held.fit.draws):
         return [Claim(claim, holds)]
     if (narrow := held.misfit) is not None:
-        return [Claim(claim, holds), Claim(narrow, False)]
+        return [Claim(claim, holds), Claim(f"The intervals of that prediction: {narrow}", False)]
     return [Claim(f"{claim} {inside} of {n} measured losses lie inside their 95 % interval.", holds)]
 
 

@@ -156,10 +156,10 @@ class KeepToPlace:
 
 
 def _end_at(axes: Axes, low: float, high: float) -> None:
-    """Curves that leave through the upper limit end there, and do not go on behind the legend."""
+    """Curves and upright lines that leave through the upper limit end there, and do not go on behind the legend."""
     data = Rectangle((0.0, low), 1.0, high - low, transform=axes.get_yaxis_transform())
     for artist in (*axes.lines, *axes.collections):
-        if artist.get_clip_on() and artist.get_transform().contains_branch(axes.transData):
+        if artist.get_clip_on() and any(artist.get_transform().contains_branch_seperately(axes.transData)):
             artist.set_clip_path(data)
 
 

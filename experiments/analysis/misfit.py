@@ -161,4 +161,4 @@ def held_out_misfit(table: pd.DataFrame) -> str | None:
         return None
     side = "too high" if (errors > 0).all() else "too low" if (errors < 0).all() else ""
     signs = f", and the law predicts all of them {side}: it bends away from the data" if side and n > 1 else ""
-    return f"Only {held} of {n} held-out losses lie inside their 95 % interval{signs}; these intervals are too narrow."
+    return f"only {held} of {n} held-out losses lie inside their 95 % interval{signs}; these intervals are too narrow."

@@ -59,10 +59,11 @@ class Rollout:
     @property
     def misfit(self) -> str | None:
         """That too few held-out losses lie in their intervals, in words: each run counts once, as predicted from the
-        last cut below it."""
+        last cut below it, since errors of one run from several cuts are not independent."""
         if np.isnan(self.covered):
             return None
-        return held_out_misfit(self.table.sort_values("cut", kind="stable").drop_duplicates("id", keep="last"))
+        narrow = held_out_misfit(self.table.sort_values("cut", kind="stable").drop_duplicates("id", keep="last"))
+        return narrow and f"Each run taken once, from the last cut below it: {narrow}"
 
     def by_cut(self) -> pd.DataFrame:
         """A row per cut: cut, fitted, targets, beyond (the farthest), mean_error, max_error, inside (how many)."""

@@ -78,7 +78,7 @@ def holdout_text(done: TableFit) -> str:
     return "\n".join([
         f"held out: {held.by} >= {held.cut:.4g}, predicted by the law fitted to the {len(held.fit.points)} rows below; "
         f"mean error {held.mean_error:.4%}, largest {held.max_error:.4%}, {held.reach:.3g} times beyond",
-        *rows, *([held.misfit] if held.misfit else []),
+        *rows, *([f"the intervals: {held.misfit}"] if held.misfit else []),
     ])  # fmt: skip
 
 

@@ -16,6 +16,11 @@ def short(value: float) -> str:
     return amount(value, "").replace(" ", "")
 
 
+def runs_words(count: int) -> str:
+    """`1 run`, `16 runs`."""
+    return f"{count} run{'s' * (count != 1)}"
+
+
 def duration(seconds: float) -> str:
     """`4.2 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
     if seconds < 60:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from experiments.factors import short_names, value_text
 from experiments.lock import LockedRun
-from experiments.planner.amounts import amount, duration, short, table_lines
+from experiments.planner.amounts import amount, duration, runs_words, short, table_lines
 from experiments.planner.cautions import COLLINEAR
 from experiments.planner.costs import Costs, money_lines
 from experiments.planner.forecast import AHEAD, Forecast
@@ -81,7 +81,7 @@ def time_lines(costs: Costs, settings: PlanSettings, calibrated: bool) -> list[s
         unknown = f"  time         unknown: {_unmeasured(costs, calibrated)}"
         return [unknown, f"{INDENT}would run on {costs.crew}{_elsewhere(costs)}", *_unpriced(settings)]
     longest = max(spent for run in costs.left if (spent := costs.seconds_of(run)) is not None)
-    lines = [f"  time         {duration(costs.seconds)} for {len(costs.left)} runs ({costs.crew}); "
+    lines = [f"  time         {duration(costs.seconds)} for {runs_words(len(costs.left))} ({costs.crew}); "
              f"the longest takes {duration(longest)}"]  # fmt: skip
     sources = sorted({rate.source for rate in costs.rates.values()})
     lines.append(f"{INDENT}speeds from {' and '.join(sources)}, {costs.setting.machine}{_elsewhere(costs)}")
@@ -128,7 +128,7 @@ def budget_lines(costs: Costs, settings: PlanSettings) -> list[str]:
 
 def _needed_speed(costs: Costs, flops: float, budget: float) -> str:
     known = [spent for run in costs.left if (spent := costs.seconds_of(run)) is not None]
-    told = f"the {len(known)} runs of known speed alone take {duration(sum(known))} of training; " if known else ""
+    told = f"{runs_words(len(known))} of known speed alone take {duration(sum(known))} of training; " if known else ""
     return (
         f"{duration(budget)}: unknown whether it fits: {told}{amount(flops, 'FLOP')} in that time ask for "
         f"{amount(flops / budget, 'FLOP/s')} over all slots; --calibrate or finished runs tell the speeds"
@@ -161,7 +161,7 @@ def forecast_lines(told: Forecast | None) -> list[str]:
         return []
     if told.problem:
         return [f"  fit to come  not foreseen: {told.problem}"]
-    lines = [f"  fit to come  {told.law} on {told.points} runs, expected 95 % intervals:"]
+    lines = [f"  fit to come  {told.law} on {runs_words(told.points)}, expected 95 % intervals:"]
     lines += [
         f"{INDENT}{interval_text(name, *pair, name in told.unidentified)}" for name, pair in told.intervals.items()
     ]
