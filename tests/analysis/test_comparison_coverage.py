@@ -25,10 +25,10 @@ OTHER = np.geomspace(3e9, 5e11, 4)  # neither as many levels as COMPUTE nor the 
 def study(
     multiplier: float, draw: int, *, levels: Sequence[float] = COMPUTE, others: Sequence[float] = COMPUTE,
     seeds: Sequence[int] = (1, 2, 3), other_seeds: Sequence[int] = (1, 2, 3), own: float = 0.003, shared: float = 0.0,
-    rates: int = 1,
+    rates: int = 1, worse: float = 0.0,
 ) -> pd.DataFrame:  # fmt: skip
     """Two optimizers on one curve of loss over compute. `own`: noise of a run in ln L; `shared`: what a seed does at a
-    level of either; `rates`: learning rates tried at each level, all equally good."""
+    level of either; `rates`: learning rates tried at each level, each but the first worse by `worse` in ln L."""
     rng = np.random.default_rng([draw, 7])
     common = {(seed, rank): rng.normal(0, shared) for seed in range(20) for rank in range(8)}
     rows = []
@@ -39,7 +39,7 @@ def study(
                     noise = common[seed, rank] + rng.normal(0, own)
                     rows.append({"status": "completed", "seed": seed, "optimizer.kind": kind, "flops": flops,
                                  "model.n_embd": 2**rank, "optimizer.learning_rate": 2.0**-rate,
-                                 "val_loss": (E + A * (m * flops) ** -ALPHA) * math.exp(noise)})  # fmt: skip
+                                 "val_loss": (E + A * (m * flops) ** -ALPHA) * math.exp(noise + worse * (rate > 0))})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -54,18 +54,22 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "unpaired, other levels": {"other_seeds": (4, 5, 6), "others": OTHER},
     "three seeds against five": {"other_seeds": (4, 5, 6, 7, 8)},
     "one seed": {"seeds": (1,), "other_seeds": (1,)},
-    "the best of three rates": {"rates": 3},
+    "one of three rates the best": {"rates": 3, "worse": 0.02},
+    "three rates equally good": {"rates": 3},
 }
+# The smallest of three equal normals has .5595 of the variance of one (order statistics), while the seeds within it
+# scatter as ever: an interval for one is 1.34 times too wide for it, and 90 % become Phi(1.645 * 1.34), twice = 97.2 %.
+EQUALS = 0.972
 
 
 @pytest.mark.parametrize("options", DESIGNS.values(), ids=DESIGNS)
 def test_the_multiplier_is_covered_and_a_tie_is_called(options: dict[str, Any]) -> None:
     intervals = [each.multiplier for each in compared(1.4, **options)]
     covered = np.mean([isinstance(each, Interval) and each.lower <= 1.4 <= each.upper for each in intervals])
-    # The best of three is less noisy than any of them, so there the intervals are on the wide side.
-    assert 0.86 <= covered <= (0.97 if "rates" in options else 0.94), covered
+    highest = EQUALS if options == DESIGNS["three rates equally good"] else 0.94
+    assert 0.86 <= covered <= highest, covered
     decided = np.mean([each.outcome != "tie" for each in compared(1.0, **options)])
-    assert (0.02 if "rates" in options else 0.06) <= decided <= 0.14, decided
+    assert 1 - highest <= decided <= 0.14, decided
 
 
 def test_the_multiplier_of_each_level_is_covered() -> None:

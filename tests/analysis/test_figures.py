@@ -92,7 +92,7 @@ def test_pyplot_is_left_alone(material: Material) -> None:
 
 
 def test_ticks_are_plain_numbers(material: Material) -> None:
-    for name in FIGURES:
+    for name in IN_REGISTRY:
         figure = drawn(name, material)
         figure.draw_without_rendering()
         panels = figure.axes[0].child_axes or figure.axes
