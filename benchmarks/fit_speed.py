@@ -20,6 +20,7 @@ from scipy.optimize import minimize
 from experiments.analysis.fit import fit
 from experiments.analysis.laws import Chinchilla
 from experiments.analysis.problem import Problem, make_problem
+from experiments.analysis.resample import Objective, refit
 from experiments.analysis.solver import huber, solve
 
 POINTS, NOISE, DELTA = 240, 0.01, 1e-3
@@ -111,16 +112,14 @@ def compare_point_fits(law: Chinchilla, table: pd.DataFrame, sample: int, seed: 
 def compare_bootstraps(law: Chinchilla, table: pd.DataFrame, resamples: int, seed: int) -> None:
     problem = make_problem(law, table, "val_loss")
     weights = np.random.default_rng(seed).multinomial(POINTS, np.full(POINTS, 1 / POINTS), resamples).astype(float)
-    first = problem.starts()
-    point = solve(problem, first, np.ones(POINTS), "huber", DELTA)
+    point = solve(problem, problem.starts(), np.ones(POINTS), "huber", DELTA)
     best = point.theta[point.best]
+    near, ones = np.tile(best, (resamples, 1)), np.ones(resamples)
     with timed() as ours:
-        misfit = np.stack([huber(problem.residuals(start[None]), weights, DELTA) for start in first])
-        launch = np.stack([np.broadcast_to(best, (resamples, len(best))), first[misfit.argmin(axis=0)]], axis=1)
-        pairs = solve(problem, launch.reshape(-1, len(best)), np.repeat(weights, 2, axis=0), "huber", DELTA)
-    objective = pairs.objective.reshape(resamples, 2).min(axis=1)
+        draws = refit(problem, near, point.theta, weights, Objective("huber", DELTA), ones)
+    objective = huber(problem.residuals(draws.theta), weights, DELTA)
     print(f"bootstrap, {resamples} resamples of {POINTS} points")
-    print(f"  ours, two starts each       {ours}  {pairs.converged.mean():.2%} converged")
+    print(f"  ours                        {ours}  {draws.converged:.2%} converged")
     for name, centre in (("published", False), ("centred", True)):
         peer = make_problem(law, table, "val_loss", centre=centre)
         origin = peer.coordinates(problem.natural(best[None]))[0]

@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _in("looking", "report"), "write report.html, report.md, table.csv, figures")
 
     add_flags(fit)
-    _add_strict(report)
+    for each in (fit, report):
+        _add_strict(each)
     for each in (plan, run, retry):
         _add_running(each)
     _add_planning(plan)
@@ -141,10 +142,11 @@ def _add_strict(parser: argparse.ArgumentParser) -> None:
 
 def _add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", metavar="TIME", help="wall time for the whole study, such as 3h")
-    parser.add_argument("--flops", type=float, metavar="FLOPS", help="training FLOPs for the whole study")
+    parser.add_argument("--flops", metavar="FLOPS", help="training FLOPs for the whole study, such as 1e18 or 4TFLOP")
     parser.add_argument("--calibrate", action="store_true", help="measure the speed of each shape here for a second")
-    parser.add_argument("--price", type=float, metavar="MONEY", help="of a device (a GPU, else a machine) and hour")
+    parser.add_argument("--price", metavar="MONEY", help="of a device (a GPU, else a machine) and hour")
     parser.add_argument("--power", metavar="WATTS", help="of a device, such as 350W")
+    parser.add_argument("--smallest", metavar="N", help="fewest non-embedding parameters of a run that is proposed")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--propose", choices=["isoflop", "tokens_per_param", "chinchilla"],
                         help="write a study of this design that fits the budget to --out FILE.yaml")  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import engine, lease, marks, policy
+from experiments.branching import FROM_SCRATCH, Start
 from experiments.lease import Claimant, Lease
 from experiments.lock import LockedRun
 from experiments.outcomes import (
@@ -35,6 +36,7 @@ class Attempt:
 
     run: LockedRun
     lease: Lease
+    start: Start = FROM_SCRATCH
 
     @property
     def folder(self) -> Path:
@@ -45,7 +47,8 @@ class Attempt:
         return self.folder / LOG_NAME
 
     def arguments(self, parent_fd: int | None) -> list[str]:
-        return engine.train_arguments(self.lease.folder, self.lease.generation, self.lease.fence, parent_fd)
+        told = engine.train_arguments(self.lease.folder, self.lease.generation, self.lease.fence, parent_fd)
+        return [*told, *self.start.arguments()]
 
 
 def claim(

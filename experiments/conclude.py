@@ -4,59 +4,69 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.exclusions import read_exclusions
+from experiments.present import Asked
 from experiments.results import load, load_curves
 from experiments.store import StudyFolder
 from nanogpt.config import UserError
 
 if TYPE_CHECKING:
+    from experiments.analysis.findings import Analysis
     from experiments.analysis.searched import Searched
     from experiments.report import StudyMeta
 
 
-def fit_text(folder: StudyFolder) -> str:
-    """The study's law, optima and approaches on its finished runs and the verdicts on its claims, as printed. UserError
-    when it asks for none of them."""
-    from experiments.report import analyse, print_analysis
-
-    lock = folder.lock
-    if lock.fit is None and lock.optimum is None and lock.approaches is None and not lock.claims:
-        missing = "no `fit:`, no `optimum:`, no `approaches:` and no `claims:`"
-        raise UserError(f"{folder.path}: the study has {missing}, so there is nothing to fit")
-    analysis = analyse(report_meta(folder), load(folder, details=True), load_curves(folder))
-    return _with_limits(print_analysis(analysis), folder)
-
-
-def _with_limits(text: str, folder: StudyFolder) -> str:
-    """What a study cannot show stands beside what it shows."""
-    return f"{text.rstrip()}\nlimits: {folder.lock.limits}" if folder.lock.limits else text
-
-
 @dataclass(frozen=True)
 class Written:
-    """The text to print when a report has been written, and the claims that failed."""
+    """The text to print when a study has been analysed, and the claims that failed."""
 
     text: str
     failed: tuple[str, ...]
 
 
-def write_report(folder: StudyFolder) -> Written:
-    """Write report.html, report.md, table.csv, the figures and missing loss.png files."""
+def fit_text(folder: StudyFolder, asked: Asked | None = None) -> Written:
+    """The study's law, optima and approaches on its finished runs and the verdicts on its claims, as printed. `asked`:
+    the analysis, where it is not the lock's. UserError when it asks for none of them."""
+    from experiments.report import analyse, print_analysis
+
+    asked = asked or Asked(folder.lock)
+    lock = asked.lock
+    if lock.fit is None and lock.optimum is None and lock.approaches is None and not lock.claims:
+        missing = "no `fit:`, no `optimum:`, no `approaches:` and no `claims:`"
+        raise UserError(f"{folder.path}: the study has {missing}, so there is nothing to fit")
+    analysis = analyse(report_meta(folder, asked), load(folder, details=True), load_curves(folder))
+    return Written(_with_limits(print_analysis(analysis), asked), _failed(analysis))
+
+
+def _with_limits(text: str, asked: Asked) -> str:
+    """What a study cannot show stands beside what it shows, and what has changed since it ran."""
+    lines = [text.rstrip(), *([f"limits: {asked.lock.limits}"] if asked.lock.limits else []),
+             *(f"note: {note}" for note in asked.notes)]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _failed(analysis: "Analysis") -> tuple[str, ...]:
+    return tuple(each.text for each in analysis.judged if each.verdict == "failed")
+
+
+def write_report(folder: StudyFolder, asked: Asked | None = None) -> Written:
+    """Write report.html, report.md, table.csv, the figures and missing loss.png files. `asked` as for `fit_text`."""
     from experiments.report import analyse, print_analysis
     from experiments.report import write_report as write
 
-    table, curves, meta = load(folder, details=True), load_curves(folder), report_meta(folder)
+    asked = asked or Asked(folder.lock)
+    table, curves, meta = load(folder, details=True), load_curves(folder), report_meta(folder, asked)
     analysis = analyse(meta, table, curves)
     paths = write(folder.path, meta, table, curves, analysis)
     draw_losses(folder)
-    text = f"{_with_limits(print_analysis(analysis), folder).rstrip()}\nreport: {paths.html}"
-    return Written(text, tuple(each.text for each in analysis.judged if each.verdict == "failed"))
+    return Written(f"{_with_limits(print_analysis(analysis), asked)}\nreport: {paths.html}", _failed(analysis))
 
 
-def report_meta(folder: StudyFolder) -> "StudyMeta":
-    """What the report says of the study beside its numbers, from the lock."""
+def report_meta(folder: StudyFolder, asked: Asked | None = None) -> "StudyMeta":
+    """What the report says of the study beside its numbers, from the lock or as it is `asked` now."""
     from experiments.report import StudyMeta
 
-    lock = folder.lock
+    asked = asked or Asked(folder.lock)
+    lock = asked.lock
     target = f"{lock.source or folder.path}{f' --size {lock.size}' if lock.size else ''}"
     return StudyMeta(
         name=lock.name,
@@ -69,7 +79,8 @@ def report_meta(folder: StudyFolder) -> "StudyMeta":
         claims=tuple(lock.claims),
         report=lock.report,
         commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),
-        notes=(*lock.notes, *_refusals(folder), *_exclusions(folder)),
+        late_claims=asked.new_claims,
+        notes=(*asked.notes, *lock.notes, *_refusals(folder), *_exclusions(folder)),
         searched=_searched(folder),
     )
 

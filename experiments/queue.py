@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments import marks, published
 from experiments.attempt import Settled
+from experiments.branching import Branching
 from experiments.lease import Claimant, lease_path
 from experiments.lock import LockedRun
 from experiments.shapes import Shapes
@@ -26,6 +27,7 @@ class Queue:
 
     def __post_init__(self) -> None:
         self.shapes, self._looks = Shapes(self.study), Looks()
+        self.branching = Branching(self.study)
         self.seen: dict[str, int | None] = {}  # the generation that made us want a run
         self._left: dict[str, LockedRun] = {}
         self._known: set[str] = set()
@@ -104,7 +106,8 @@ class Queue:
         else:
             has_lease = lease_path(folder, state.generation).exists()
             self.seen[run.id] = state.generation if has_lease or not state.generation else None
-            return self._is_due(run, state) and self.shapes.may_start(run)
+            waits = not self.branching.may_start(run, self._left.keys())
+            return not waits and self._is_due(run, state) and self.shapes.may_start(run)
         return False
 
     def lost_race(self, run: LockedRun) -> None:
@@ -137,6 +140,7 @@ class Queue:
             self.failures[run.name] = (settled.ended.kind, settled.ended.signature)
         if settled.ending == "published":
             published.note(self.study.path, run.id)
+            self.branching.tidy(run)
         if settled.ending in ("published", "failed"):
             self.drop(run)
         elif settled.ending in ("interrupted", "superseded", "deleted"):

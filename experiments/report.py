@@ -17,6 +17,7 @@ from nanogpt.record import replacing
 if TYPE_CHECKING:  # pandas and matplotlib take seconds to import, and only a report needs them
     import pandas as pd
 
+    from experiments.analysis.checklist import Item
     from experiments.analysis.figures import Drawn
     from experiments.analysis.findings import Analysis
     from experiments.analysis.fitted import Fit
@@ -29,7 +30,7 @@ MAX_FACTORS = 8  # columns of varied factors shown in the report; table.csv has 
 @dataclass(frozen=True)
 class StudyMeta:
     """What a report says of a study beside its numbers: its words, its `fit:`, `optimum:`, `approaches:`, `claims:` and
-    `report:`, how to repeat it."""
+    `report:`, how to repeat it. `late_claims`: those that were written after the runs were locked."""
 
     name: str
     question: str = ""
@@ -39,6 +40,7 @@ class StudyMeta:
     optimum: Mapping[str, Any] | None = None
     approaches: Mapping[str, Any] | None = None
     claims: tuple[str, ...] = ()
+    late_claims: tuple[str, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -171,7 +173,7 @@ def _content(meta: StudyMeta, runs: "pd.DataFrame", analysis: "Analysis", drawn:
     """Everything the templates show, as text."""
     from markupsafe import Markup, escape
 
-    from experiments.analysis.figures import inline_svg
+    from experiments.analysis.saving import inline_svg
 
     figures = [
         {
@@ -196,6 +198,7 @@ def _content(meta: StudyMeta, runs: "pd.DataFrame", analysis: "Analysis", drawn:
         "optima": _optima_grid(analysis),
         "optima_notes": _optima_notes(analysis),
         "checklists": _checklists(analysis),
+        "to_report": _to_report(analysis),
         "runs": _runs_grid(runs, analysis),
         "states": _states(runs),
         "cost": _cost(runs),
@@ -213,7 +216,7 @@ def _held_out_grid(analysis: "Analysis") -> Grid | None:
     rows = tuple(
         (
             str(row["run"]), _number(row[analysis.holdout.by]), f"{row['measured']:.4f}", f"{row['predicted']:.4f}",
-            f"{row['lower']:.4f} to {row['upper']:.4f}", f"{row['error']:+.2%}", "yes" if row["inside"] else "no",
+            _between(row["lower"], row["upper"], "{:.4f}"), f"{row['error']:+.2%}", "yes" if row["inside"] else "no",
         )
         for row in table.to_dict(orient="records")
     )  # fmt: skip
@@ -263,10 +266,10 @@ def _checklists(analysis: "Analysis") -> list[dict[str, Any]]:
 
 
 def _checklist(title: str, result: "Fit") -> dict[str, Any]:
-    intervals, stderr = result.conf_int().to_numpy(), result.stderr
+    found, stderr = result.conf_int().to_numpy(), result.stderr
     parameters = tuple(
-        (name, f"{value:.5g}", f"{low:.4g} to {high:.4g}", f"{stderr[name]:.3g}", result.law.unit(name))
-        for (name, value), (low, high) in zip(result.params.items(), intervals, strict=True)
+        (name, f"{value:.5g}", _between(low, high, "{:.4g}"), _known(stderr[name]), result.law.unit(name))
+        for (name, value), (low, high) in zip(result.params.items(), found, strict=True)
     )
     loss = f"Huber with delta = {result.delta:g}" if result.loss == "huber" else result.loss.upper()
     by = f"clusters of equal {result.cluster}" if result.cluster else "runs"
@@ -285,6 +288,22 @@ def _checklist(title: str, result: "Fit") -> dict[str, Any]:
     ]  # fmt: skip
     heads = ("parameter", "value", "95 % interval", "standard error", "unit")
     return {"title": title, "parameters": Grid(heads, parameters), "checks": items, "notes": result.notes}
+
+
+def _between(low: float, high: float, form: str) -> str:
+    """The ends of an interval, or that there is none."""
+    return "none" if math.isnan(low) or math.isnan(high) else f"{form.format(low)} to {form.format(high)}"
+
+
+def _known(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.3g}"
+
+
+def _to_report(analysis: "Analysis") -> "list[Item]":
+    """The details that a paper must report of the fit on all runs; nothing without one."""
+    from experiments.analysis.checklist import checklist
+
+    return checklist(analysis.fit, analysis.rollout) if analysis.fit is not None else []
 
 
 def _dropped(result: "Fit") -> str:

@@ -1,12 +1,12 @@
 """The table of a study: one tidy row per run, made from its lock and its records, never from a log or a name."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.filters import Filter
-from experiments.analysis.laws import LAWS
+from experiments.analysis.laws import make_law
 from experiments.analysis.spec import (
     FitSpec,
     check_approaches_spec,
@@ -60,7 +60,12 @@ def check_columns(study: Study, factors: Iterable[str]) -> None:
         filtered = Filter(claim.where, "claims").names() if claim.where else ()
         named += [(f"claims.{index}", name) for name in (*claim.columns(), *filtered)]
     for key, name in named:
-        column_among(columns, name, f"{study.source or study.name}: {key}")
+        column_among(columns, name, place_of(study, key))
+
+
+def place_of(study: Study, key: str) -> str:
+    """`study.yaml:12: fit.where`: where a key of the analysis stands, and which it is."""
+    return f"{study.line(*key.split('.'))}: {key}"
 
 
 def check_base(study: Study, runs: Iterable[LockedRun]) -> None:
@@ -69,27 +74,41 @@ def check_base(study: Study, runs: Iterable[LockedRun]) -> None:
     if spec is None or spec.base is None:
         return
     factors = [run.factors for run in runs]
-    per = column_among(dict.fromkeys([*COLUMNS, *factors[0]]), spec.per, f"{study.source or study.name}: optimum.per")
+    per = column_among(dict.fromkeys([*COLUMNS, *factors[0]]), spec.per, place_of(study, "optimum.per"))
     sizes = sorted({run[per] for run in factors if per in run}, key=str)
     if sizes and spec.base not in sizes:
         known = ", ".join(map(str, sizes))
-        raise UserError(f"{study.source or study.name}: optimum.base: {spec.base!r} is none of the sizes {known}")
+        raise UserError(f"{place_of(study, 'optimum.base')}: {spec.base!r} is none of the sizes {known}")
 
 
 def check_study_claims(study: Study, runs: Iterable[LockedRun]) -> None:
     """Raises UserError for a claim that no result of the study can answer: a section or a variant that it lacks."""
+    runs = list(runs)
     values: dict[str, list[Any]] = {}
     for run in runs:
         for name, value in run.factors.items():
             values.setdefault(name, []).append(value)
-    sections, symbols = ([], ()) if study.fit is None else (["fit"], _symbols(check_fit_spec(study.fit)))
-    check_claims(parse_claims(study.claims), values, sections, f"{study.source or study.name}: claims", symbols)
+    spec = check_fit_spec(study.fit) if study.fit is not None else None
+    sections = [] if spec is None else ["fit", *(["fit.holdout"] if spec.holdout is not None else [])]
+    known: dict[str, Any] = {}
+    if runs:  # a search that learns has none before it starts
+        known["batches"] = len({run.tokens // run.steps for run in runs})
+        known["measures_noise"] = any(run.config["runtime"].get("noise_scale_interval") for run in runs)
+    check_claims(
+        parse_claims(study.claims), values, sections, lambda index: place_of(study, f"claims.{index}"),
+        () if spec is None else _symbols(spec, values), **known,
+    )  # fmt: skip
 
 
-def _symbols(spec: FitSpec) -> tuple[str, ...]:
-    """The parameters of a study's law; none where only the runs' labels tell them."""
-    law = LAWS[spec.law]
-    return () if law.labels else law().parameters
+def _symbols(spec: FitSpec, values: Mapping[str, list[Any]]) -> tuple[str, ...]:
+    """The parameters of a study's law; of one with a label column those of the variants that are trained, and none
+    where that column is no factor of the study."""
+    law = make_law(spec.law, **spec.chosen_columns())
+    try:
+        labels = {name: values[column_among(values, name, "fit")] for name in law.label_columns}
+    except UserError:
+        return ()
+    return law.bind(labels).parameters if labels else law.parameters
 
 
 def study_folder(

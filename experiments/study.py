@@ -23,6 +23,7 @@ from experiments.planner.settings import PlanSettings, check_plan
 from experiments.runspec import RunSpec, make_spec
 from experiments.search.locking import first_specs
 from experiments.search.search import Search
+from experiments.sectionschema import lay_sections
 from experiments.studyfile import StudyFile, Variant, explain, variant_named, with_variant
 from experiments.supervise import Supervise, check_supervise
 from nanogpt.config import UserError, canonical_json
@@ -46,8 +47,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Study:
     """A question, a hypothesis, a base config, a sweep, and the analysis that answers it.
 
-    `text` is the study as YAML, `files` the sha256 of every file that was read for it, and `hash` what must be equal
-    for an earlier lock to hold. `size` is the one of the file's `sizes` that was chosen, None for the study as written.
+    `place` tells where a key below `sweep` stands, `line` where any key does. `text` is the study as YAML, `files` the
+    sha256 of every file that was read for it, and `hash` what must be equal for an earlier lock to hold. `size` is the
+    one of the file's `sizes` that was chosen, None for the study as written.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Study:
     overrides: dict[str, Any]
     files: dict[str, str]
     place: Callable[..., str]
+    line: Callable[..., str]
 
     @classmethod
     def load(
@@ -95,11 +98,12 @@ class Study:
         layers.lay(asked.config, _places_below(file, "config"), str(file.path))
         if size is not None:
             layers.lay(variant.config, _places_below(file, "sizes", size, "config"), str(file.path))
-        _check_analysis(asked, lambda *path: file.line(path))
+        line = _section_places(file, size, variant)
+        _check_analysis(asked, line)
         _check_execution(asked, lambda *path: file.line(path))
         files = [file.path, *chain]
         name = "-".join(part for part in (asked.name or file.path.stem, size) if part)
-        return cls._build(name, asked, layers, files, place, str(file.path), _pairs(overrides), size)
+        return cls._build(name, asked, layers, files, place, line, str(file.path), _pairs(overrides), size)
 
     @classmethod
     def from_grid(
@@ -131,7 +135,9 @@ class Study:
         def place(*path: str) -> str:
             return path[0] if path and path[0] in (search or {}) else "grid_params"
 
-        study = cls._build(name, asked, layers, _base_chain(Path(base_config_path)), place, door=door)
+        study = cls._build(
+            name, asked, layers, _base_chain(Path(base_config_path)), place, lambda *path: door, door=door
+        )
         return dataclasses.replace(study, text=study_text(name, data, door))
 
     @classmethod
@@ -142,6 +148,7 @@ class Study:
         layers: Layers,
         files: Sequence[Path],
         place: Callable[..., str],
+        line: Callable[..., str],
         source: str = "",
         overrides: Mapping[str, Any] = MappingProxyType({}),
         size: str | None = None,
@@ -175,6 +182,7 @@ class Study:
             overrides=dict(overrides),
             files={os.path.relpath(path): _sha256(path.read_bytes()) for path in files},
             place=place,
+            line=line,
         )
         study._refuse_double_keys()
         return study
@@ -295,6 +303,20 @@ def _sweep_places(file: YamlFile, size: str | None, variant: Variant) -> Callabl
     return place
 
 
+def _section_places(file: YamlFile, size: str | None, variant: Variant) -> Callable[..., str]:
+    """Places of the keys of the analysis: the chosen size's, where it says them, before the study's."""
+
+    def line(*path: str) -> str:
+        if size is not None and path and path[0] in variant.model_fields_set:
+            if there := file.places.get(("sizes", size, *path)):
+                return there
+            if path[0] == "claims":
+                return file.line(("sizes", size, *path))
+        return file.line(path)
+
+    return line
+
+
 def _places_below(file: YamlFile, *head: str) -> dict[tuple[str, ...], str]:
     """The places of everything under a key, by the path from there on."""
     return {path[len(head) :]: place for path, place in file.places.items() if path[: len(head)] == head}
@@ -370,6 +392,7 @@ def study_schema() -> dict[str, Any]:
     schema["properties"]["launcher"] |= {"anyOf": [{"enum": list(kinds)}, *kinds.values()]}
     schema["properties"]["supervise"] |= _with_durations(Supervise.model_json_schema(), "time_limit", "backoff")
     schema["properties"]["plan"] |= _with_durations(PlanSettings.model_json_schema(), "budget", "power")
+    lay_sections(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A study", **schema}
 
 

@@ -10,18 +10,19 @@ from experiments.lease import STALE_SECONDS
 from nanogpt.config import UserError, did_you_mean
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_PART = r"(\d+(?:\.\d+)?)\s*(s(?:ec(?:ond)?s?)?|m(?:in(?:ute)?s?)?|h(?:(?:ou)?rs?)?|d(?:ays?)?)"
+_DURATION = re.compile(rf"\d+(?:\.\d+)?|{_PART}(?:\s*{_PART})*", re.I)
 Place = str | Callable[..., str]
 
 
 def seconds_of(value: Any) -> float:
-    """Seconds from `90`, `90s`, `15m`, `2h` or `1d`. Raises ValueError for anything else."""
+    """Seconds from `90`, `90s`, `15m`, `2h`, `1d`, `1h30m` or `3 hours`. Raises ValueError for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
         return float(value)
-    found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
+    if not isinstance(value, str) or _DURATION.fullmatch(value.strip()) is None:
         raise ValueError(f"expected a time such as 90s, 15m, 2h or 1d, got {value!r}")
-    return float(found[1]) * _UNITS[found[2]]
+    parts = re.findall(_PART, value, re.I) or [(value, "")]
+    return sum(float(number) * _UNITS[unit[:1].lower()] for number, unit in parts)
 
 
 def _limit(value: Any) -> float | None:
@@ -72,10 +73,13 @@ def check_supervise(value: Any, where: Place = "supervise") -> Supervise:
 
 
 def section_problem(error: ValidationError, section: str, where: Place, allowed: list[str]) -> str:
-    """The first problem of a section in one line: its place, what was found, what is allowed."""
+    """The first problem of a section in one line: its place, what was found, what is allowed.
+
+    `section` names the keys: `plan` makes `plan.price`, and `--` the flag `--price`.
+    """
     problem = error.errors(include_url=False)[0]
     path = [str(part) for part in problem["loc"]]
-    key = ".".join([section, *path])
+    key = section + ".".join(path) if section == "--" else ".".join([section, *path])
     if problem["type"] == "extra_forbidden":
         return f"{_at(where, path)}: {key}: no such key{did_you_mean(path[-1], allowed)}"
     said = problem["msg"].removeprefix("Value error, ")

@@ -16,7 +16,7 @@ import os
 import select
 import signal
 import time
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 
 from experiments import engine, lease, marks, policy
 from experiments.attempt import Settled, claim, give_back, settle
@@ -195,6 +195,7 @@ class Worker:
         if attempt is None:
             self.queue.lost_race(run)
             return
+        attempt = replace(attempt, start=self.queue.branching.start(run))
         gpus = self.gpus.take() if _on_gpu(run) else None
         try:
             child = self._nursery().start(attempt, gpus)
@@ -206,7 +207,8 @@ class Worker:
         self.queue.started(run)
         self.children[child.pid] = child
         devices = f", GPU {','.join(gpus)}" if gpus else ""
-        say(f"{run.name}: attempt {attempt.lease.generation} started, pid {child.pid}{devices}")
+        trunk = f", on the trunk of {attempt.start.trunk.name}" if attempt.start.trunk is not None else ""
+        say(f"{run.name}: attempt {attempt.lease.generation} started, pid {child.pid}{devices}{trunk}")
 
     def _end_with_study(self) -> None:
         """Whoever deletes a study while it runs means that."""

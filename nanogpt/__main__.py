@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
     train.add_argument("--fence", type=Path, help=argparse.SUPPRESS)
     train.add_argument("--parent_fd", type=int, help=argparse.SUPPRESS)
+    train.add_argument("--branch_folder", type=Path, help=argparse.SUPPRESS)
+    train.add_argument("--branch_points", type=_steps, default=(), help=argparse.SUPPRESS)
     _add_sample(command("sample", _sample, "text from a trained model"))
     evaluation = command("eval", _eval, "a trained run's validation loss, at any evaluation depth of its trunk")
     evaluation.add_argument("folder", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or one checkpoint")
@@ -88,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     schema = command("schema", _schema, "the JSON schema of config files")
     schema.add_argument("what", choices=["config"])
     return parser
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +182,7 @@ def _train_for_worker(arguments: argparse.Namespace, config: Config) -> int:
     folder: Path = arguments.target
     attempt_folder(folder, arguments.attempt).mkdir(parents=True, exist_ok=True)
     description = describe(config)
-    materials = gather(description, folder)
+    materials = gather(description, folder, arguments.branch_folder)
     return _run(description, materials, folder, arguments.attempt, arguments, person=False)
 
 
@@ -197,11 +203,12 @@ def _run(
     if arguments.parent_fd is not None:
         watch_parent(arguments.parent_fd, stop)
     narrator = Narrator(description, folder, speaks=os.environ.get("RANK", "0") == "0")
+    fence, points = arguments.fence, arguments.branch_points
     try:
         with stop_signals(stop, patient=is_rank()):
             narrator.begin()
             narrator.resumed(materials.loaded, attempt)
-            record = run_attempt(description, materials, folder, attempt, stop, arguments.fence, narrator.line)
+            record = run_attempt(description, materials, folder, attempt, stop, fence, narrator.line, points)
     except SupersededError as error:
         print(f"nanogpt: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -225,7 +232,10 @@ def _lead(description: Any, folder: Path, attempt: int, arguments: argparse.Name
     from nanogpt.captain import lead
     from nanogpt.record import publish
 
-    code = lead(description, folder, attempt, arguments.fence, arguments.parent_fd)
+    options = ["--branch_folder", str(arguments.branch_folder)] if arguments.branch_folder else []
+    points = ",".join(map(str, arguments.branch_points))
+    options += ["--branch_points", points] if points else []
+    code = lead(description, folder, attempt, arguments.fence, arguments.parent_fd, options)
     if code or not person:
         return code
     publish(folder, attempt)

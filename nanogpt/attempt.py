@@ -4,6 +4,7 @@ import math
 import os
 import time
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def run_attempt(
     stop: StopRequest,
     fence: Path | None,
     say: Say,
+    branch_points: Collection[int] = (),
 ) -> Record:
     """Train one attempt and write its outcome.json; returns the record.
 
@@ -50,7 +52,7 @@ def run_attempt(
     outcome = attempt_folder(folder, attempt) / "outcome.json"
     try:
         with joined(device) as team:
-            result = train(description, materials, device, folder, attempt, stop, fence, say, team)
+            result = train(description, materials, device, folder, attempt, stop, fence, say, branch_points, team)
             peak = max(team.gather(peak_memory_bytes(str(device))))
             cpu_seconds = sum(team.gather(result.progress.cpu_seconds))
     except (UserError, SupersededError, KeyboardInterrupt, OSError):  # a full disk cannot take an outcome either
@@ -65,6 +67,8 @@ def run_attempt(
         return record
     if result.resumed_from is not None:
         surroundings["resumed_from"] = result.resumed_from
+    if result.branch is not None:
+        surroundings["branched_from"] = result.branch
     if team.size > 1:
         surroundings |= {"nproc": team.size, "data_parallel": config.runtime.data_parallel}
     record = _record(description, folder, None, surroundings, status=result.status, **_figures(result))

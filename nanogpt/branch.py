@@ -11,6 +11,18 @@ from nanogpt.describe import describe
 from nanogpt.optim import stable_steps
 
 
+def offered_trunk(config: Config, horizon: int, source: Path | None) -> checkpoint.Loaded | None:
+    """As `load_trunk`, of a run that a worker offers: where it cannot be taken, the run starts from scratch."""
+    if source is None:
+        return None
+    runtime = config.runtime.model_copy(update={"branch_from": str(source)})
+    try:
+        return load_trunk(config.model_copy(update={"runtime": runtime}), horizon)
+    except (UserError, OSError) as problem:
+        print(f"{problem}; starting from step 0", flush=True)
+        return None
+
+
 def load_trunk(config: Config, horizon: int) -> checkpoint.Loaded | None:
     """The furthest checkpoint of `runtime.branch_from` that lies in the stable phase of both runs.
 

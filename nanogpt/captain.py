@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,17 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
 GRACE_SECONDS = 60  # for a last checkpoint, once the ranks are asked to stop
 
 
-def lead(description: Description, folder: Path, attempt: int, fence: Path | None, parent_fd: int | None = None) -> int:
+def lead(
+    description: Description,
+    folder: Path,
+    attempt: int,
+    fence: Path | None,
+    parent_fd: int | None = None,
+    options: Sequence[str] = (),
+) -> int:
     """Train one attempt in `runtime.nproc` processes; returns the exit status that one process would have.
+
+    `options` are further words of the ranks' command line.
 
     A rank that is killed leaves no outcome, and one that fails may leave the others waiting: then the outcome that
     names it is written here. Raises UserError where there are fewer GPUs than processes.
@@ -46,7 +55,7 @@ def lead(description: Description, folder: Path, attempt: int, fence: Path | Non
         event_log_handler="null",
     )
     words = ["-m", "nanogpt", "train", str(folder), "--attempt", str(attempt)]
-    words += ["--fence", str(fence)] if fence is not None else []
+    words += [*(["--fence", str(fence)] if fence is not None else []), *options]
     with _surroundings(config.runtime.threads, config.runtime.nproc), _watched(parent_fd):
         try:
             elastic_launch(launch, sys.executable)(*words)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,16 +153,16 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def prune(folder: Path, attempt: int, keep: int, every: int | None = None, also: int | None = None) -> None:
+def prune(folder: Path, attempt: int, keep: int, every: int | None = None, also: Collection[int] = ()) -> None:
     """Remove old checkpoints of a run and of its earlier attempts, keeping the furthest `keep`.
 
-    `every` spares those at its multiples, `also` the one at that step (the best so far). Of an attempt other than
-    `attempt`, nothing is removed before this attempt has `keep` checkpoints of its own.
+    `every` spares those at its multiples, `also` those at these steps (the best so far, the ends of trunks). Of an
+    attempt other than `attempt`, nothing is removed before this attempt has `keep` checkpoints of its own.
     """
     mine = sorted(_of_attempt(folder, attempt), key=lambda checkpoint: checkpoint.step, reverse=True)
     older = [c for c in listed(folder) if c.attempt < attempt] if len(mine) >= keep else []
     for checkpoint in mine[keep:] + older:
-        if (every and checkpoint.step % every == 0) or checkpoint.step == also:
+        if (every and checkpoint.step % every == 0) or checkpoint.step in also:
             continue
         # The digest goes first: a kill between the two leaves a file that counts as torn, not as good.
         checkpoint.digest.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt import checkpoint
-from nanogpt.branch import load_trunk
+from nanogpt.branch import load_trunk, offered_trunk
 from nanogpt.config import UserError
 from nanogpt.data.corpora import OpenCorpus, open_corpus
 from nanogpt.data.stream import EvalSet, TrainStream, make_eval_set
@@ -21,8 +21,10 @@ class Materials:
     loaded: checkpoint.Loaded | None
 
 
-def gather(description: Description, folder: Path) -> Materials:
+def gather(description: Description, folder: Path, trunk: Path | None = None) -> Materials:
     """Open the corpus and load the checkpoint that the run in `folder` goes on from. Writes nothing there.
+
+    `trunk` is a run whose WSD trunk a worker offers for the start; what cannot be taken is left.
 
     Raises UserError for a corpus that does not fit, a resume without a checkpoint, checkpoints that are all damaged
     or of another run, and a branch that cannot be taken.
@@ -36,4 +38,5 @@ def gather(description: Description, folder: Path) -> Materials:
         raise UserError(f"{loaded.file.path}: belongs to run {loaded.state['id']}, not to {description.id}")
     if loaded is None and config.runtime.resume == "required":
         raise UserError(f"{folder}: nothing to resume: no checkpoint there")
-    return Materials(corpus, stream, eval_set, loaded or load_trunk(config, description.steps))
+    loaded = loaded or load_trunk(config, description.steps) or offered_trunk(config, description.steps, trunk)
+    return Materials(corpus, stream, eval_set, loaded)

@@ -4,7 +4,7 @@ All ranks of a team decide alike; its leader writes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ COST_RATIO = 20
 
 @dataclass
 class Saver:
-    """Writes an attempt's checkpoints by its policy. `state` packs what is to be saved, at the moment of saving."""
+    """Writes an attempt's checkpoints by its policy. `state` packs what is to be saved, at the moment of saving;
+    `branch_points` are steps that other runs start from: their checkpoints stay until a worker removes them."""
 
     folder: Path
     attempt: int
@@ -30,6 +31,7 @@ class Saver:
     progress: Progress
     state: Callable[[], dict[str, Any]]
     team: Team = ALONE
+    branch_points: Collection[int] = ()
     saved_step: int = field(init=False)
     saved_at: float = field(init=False)
     cost: float = 0.0
@@ -41,6 +43,7 @@ class Saver:
         """Save if the policy wants a checkpoint at the step just done, or the time for one is `due`."""
         every = self.policy.every
         wanted = last or due or (every is not None and self.progress.step % every == 0)
+        wanted = wanted or self.progress.step in self.branch_points
         if wanted or (best and self.policy.policy == "best"):
             self.save()
 
@@ -68,5 +71,6 @@ class Saver:
 
     def _write(self, state: dict[str, Any]) -> None:
         checkpoint.save(self.folder, self.attempt, self.progress.step, state)
-        also = self.progress.best_step if self.policy.policy == "best" else None
+        best = {self.progress.best_step} if self.policy.policy == "best" else set()
+        also = {step for step in best if step is not None} | set(self.branch_points)
         checkpoint.prune(self.folder, self.attempt, checkpoint.KEPT, self.policy.every, also)

@@ -53,24 +53,27 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """A shape that cannot be trained here is an answer, too: the other shapes do not suffer from it."""
     try:
         config = Config.model_validate(request["config"])
-        return asdict(measure(config, float(request.get("seconds", SECONDS)), request.get("threads")))
+        seconds, by_cpu = float(request.get("seconds", SECONDS)), bool(request.get("by_cpu"))
+        return asdict(measure(config, seconds, request.get("threads"), by_cpu))
     except UserError as error:
         return {"error": str(error)}
     except (RuntimeError, ValueError, MemoryError) as error:  # torch's: out of memory is one of them
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")}
 
 
-def measure(config: Config, seconds: float = SECONDS, threads: int | None = None) -> Throughput:
+def measure(config: Config, seconds: float = SECONDS, threads: int | None = None, by_cpu: bool = False) -> Throughput:
     """Train a config for about `seconds`, evaluate and save once, and say what each of these costs.
 
-    Nothing is written but a checkpoint into a temporary folder. Raises UserError as training would.
+    `by_cpu` counts CPU time per thread, which is what a processor to itself would take: for a machine that is busy
+    with other work. On a GPU it changes nothing. Nothing is written but a checkpoint into a temporary folder. Raises
+    UserError as training would.
     """
     import torch
 
     from nanogpt.describe import describe
     from nanogpt.hardware import enable_fast_float32_matmul, keep_freed_memory, peak_memory_bytes, torch_device
 
-    begun = time.perf_counter()
+    begun, begun_cpu = time.perf_counter(), time.process_time()
     config = describe(config).config
     device = torch_device(config.runtime.device, config.runtime.threads or threads)
     keep_freed_memory()
@@ -78,24 +81,33 @@ def measure(config: Config, seconds: float = SECONDS, threads: int | None = None
         enable_fast_float32_matmul()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    by_cpu = by_cpu and device.type == "cpu"
+    now = _cpu_clock if by_cpu else time.perf_counter
     work = _Work(config, device)
     for _ in range(WARM_UP_STEPS):
         work.step()
-    setup = time.perf_counter() - begun
-    started, steps = time.perf_counter(), 0
-    while steps < FEWEST_STEPS or time.perf_counter() - started < seconds:
+    setup = time.process_time() - begun_cpu if by_cpu else time.perf_counter() - begun
+    started, steps = now(), 0
+    while steps < FEWEST_STEPS or now() - started < seconds:
         work.step()
         steps += 1
-    trained = time.perf_counter() - started
-    evaluation, checkpoint = _seconds(work.evaluate) * work.evaluations_in_whole, _seconds(work.save)
+    trained = now() - started
+    evaluation, checkpoint = _seconds(work.evaluate, now) * work.evaluations_in_whole, _seconds(work.save)
     tokens = steps * config.train.batch_size * config.model.block_size
     return Throughput(tokens / trained, evaluation, setup, checkpoint, peak_memory_bytes(str(device)))
 
 
-def _seconds(function: Callable[[], None]) -> float:
-    started = time.perf_counter()
+def _seconds(function: Callable[[], None], now: Callable[[], float] = time.perf_counter) -> float:
+    started = now()
     function()
-    return time.perf_counter() - started
+    return now() - started
+
+
+def _cpu_clock() -> float:
+    """CPU seconds of this process per thread that computes."""
+    import torch
+
+    return time.process_time() / torch.get_num_threads()
 
 
 class _Work:

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ class Result:
     val_entropy: float | None
     val_bytes_per_token: float | None
     resumed_from: str | None
+    branch: dict[str, Any] | None = None  # the other run's checkpoint that this one started from, whatever came since
     diverged_at_step: int | None = None
 
 
@@ -63,9 +64,12 @@ def train(
     stop: StopRequest,
     fence: Path | None = None,
     say: Say = lambda line: None,
+    branch_points: Collection[int] = (),
     team: Team = ALONE,
 ) -> Result:
     """Train a resolved config to its horizon, going on from what `materials` hold.
+
+    Checkpoints at `branch_points` are kept for runs that share this one's trunk.
 
     Writes only into the attempt's own folder, and only the leader of a team writes. `say` gets every line of the
     history. Raises SupersededError when `fence` appears.
@@ -84,7 +88,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     parameters = list(model.parameters())
 
-    progress, resumed_from, earlier = Progress(), None, []
+    progress, resumed_from, earlier, branch = Progress(), None, [], None
     if loaded is not None:
         _fix_threads(config, loaded.state, team)
         progress = unpack(loaded.state, optimizer, scaler, replica)
@@ -92,6 +96,9 @@ def train(
         if progress.step and not progress.applications:  # from before these were summed: every step cost the same
             progress.flops = description.flops_per_token * progress.tokens
             progress.applications = model.step_cost(0).applications * progress.step
+        branch = loaded.state.get("branch")
+        if loaded.state["id"] != description.id:
+            branch = {"checkpoint": resumed_from, "step": progress.step, "wall_seconds": progress.wall_seconds}
         earlier = history_until(loaded.file.path.parent / "history.jsonl", progress.step)
     clock = Clock(progress)
     saver = Saver(
@@ -100,11 +107,13 @@ def train(
         settings.checkpoint,
         fence,
         progress,
-        lambda: (
-            pack(description.id, clock, model, optimizer, scaler, replica, team.size)
-            | {"config": config.model_dump(mode="json")}
-        ),
+        lambda: {
+            **pack(description.id, clock, model, optimizer, scaler, replica, team.size),
+            "config": config.model_dump(mode="json"),
+            "branch": branch,
+        },
         team,
+        branch_points,
     )
     probes = Probes(model)
     balancer = Balancer(model, team.add)
@@ -113,7 +122,9 @@ def train(
     def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
         clock.update()
         failed_at = progress.step if status == "diverged" else None
-        return Result(status, progress, eval_set.entropy, materials.corpus.val_bytes_per_token, resumed_from, failed_at)
+        return Result(
+            status, progress, eval_set.entropy, materials.corpus.val_bytes_per_token, resumed_from, branch, failed_at
+        )
 
     lines = attempt_folder(folder, attempt) / "history.jsonl"
     with HistoryWriter(lines if team.leads else Path(os.devnull), earlier) as history:

@@ -1,5 +1,6 @@
 """The report: self-contained, escaped, deterministic, atomic, and plain about what failed."""
 
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -137,24 +138,65 @@ def test_claims_that_fail_are_said_plainly(tmp_path: Path) -> None:
     runs.loc[runs["flops"].nlargest(5).index, "val_loss"] *= 1.2
     runs["val_entropy"] = 1.5
     analysis = analyse(META, runs)
-    held, _, floor = analysis.claims[1:4]
-    assert held.holds is False
-    assert "ABOVE the limit of 3.00%: the prediction fails" in held.text
-    assert floor.holds is False
-    assert "does NOT cover it" in floor.text
+    failed = [claim.text for claim in analysis.claims if claim.holds is False]
+    told = ("ABOVE the limit of 3.00%: the prediction fails",
+            "The intervals of that prediction: only 0 of 5 held-out losses lie inside",
+            "The form of the law: the law bends away from the data", "does NOT cover it")  # fmt: skip
+    assert len(failed) == len(told)
+    assert all(part in text for part, text in zip(told, failed, strict=True)), failed
+    assert "predicts all of them too low: it bends away from the data" in failed[1]
     paths = write_report(tmp_path, META, runs, None, analysis)
-    assert Page(paths.html.read_text()).words.count("Does not hold") == 2
-    assert paths.markdown.read_text().count("**Does not hold.**") == 2
-    assert print_analysis(analysis).count("FAILS: ") == 2
+    assert Page(paths.html.read_text()).words.count("Does not hold") == len(told)
+    assert paths.markdown.read_text().count("**Does not hold.**") == len(told)
+    assert print_analysis(analysis).count("FAILS: ") == len(told)
+
+
+def test_an_error_within_its_limit_does_not_excuse_narrow_intervals(tmp_path: Path) -> None:
+    """Held-out losses half a percent off are good predictions, and lie outside intervals a tenth of that wide."""
+    runs = planted_runs(noise=0.0005)
+    runs.loc[runs["flops"].nlargest(5).index, "val_loss"] *= 1.005
+    analysis = analyse(META, runs)
+    error, intervals = analysis.claims[1:3]
+    assert "within the limit of 3.00%" in error.text
+    assert error.holds is True
+    assert intervals.holds is False
+    assert intervals.text == f"The intervals of that prediction: {analysis.holdout.misfit}"
+    assert json.loads(json.dumps(analysis.holdout.to_dict()))["misfit"] == analysis.holdout.misfit
+    assert "FAILS: The intervals of that prediction: only 0 of 5" in print_analysis(analysis)
+
+
+def test_the_details_to_report_stand_in_both_reports(written: tuple[Path, pd.DataFrame]) -> None:
+    from experiments.analysis.checklist import YOURS
+
+    folder, _ = written
+    page, text = (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    words = Page(page).words
+    assert page.count("<details>") == 1
+    for name, hint in YOURS:
+        assert f"{name} (yours to say)" in words
+        assert f"- [ ] {name}: {hint}" in text
+    for name in ("form", "objective", "form against the data", "held-out error"):
+        assert f"- [x] {name}: " in text
+    assert "held-out error: not measured" not in text
+
+
+def test_without_a_bootstrap_the_report_says_none(tmp_path: Path) -> None:
+    meta = StudyMeta("s", fit={"law": "chinchilla", "bootstrap": 0, "holdout": {"largest": 2}})
+    runs = planted_runs()
+    analysis = analyse(meta, runs)
+    paths = write_report(tmp_path, meta, runs, None, analysis)
+    said = paths.markdown.read_text() + print_analysis(analysis)
+    assert "nan" not in said.lower()
+    assert "no interval" in said
 
 
 @pytest.mark.parametrize(
     ("inside", "n", "narrow"), [(4, 4, False), (3, 4, False), (2, 4, True), (0, 1, False), (0, 2, True)]
 )
 def test_intervals_that_miss_too_often_are_called_narrow(inside: int, n: int, narrow: bool) -> None:
-    from experiments.analysis.findings import _improbable
+    from experiments.analysis.misfit import improbable
 
-    assert _improbable(inside, n) is narrow
+    assert improbable(inside, n) is narrow
 
 
 def test_too_few_finished_runs_still_make_a_report(tmp_path: Path) -> None:

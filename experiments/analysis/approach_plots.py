@@ -1,8 +1,8 @@
 """The figures of compute-optimal sizes: IsoFLOP slices with their minima, the envelope, loss contours with the
 frontier, and how well laws fitted below a cut predicted what lay above it.
 
-Each function takes what it shows (or a table of runs to work it out from) and an `ax`, and returns the axes; without an
-`ax` it makes a figure of its own, with a note under it.
+Each function takes a table of runs and an `ax`, and returns the axes; without an `ax` it makes a figure of its own,
+with a note under it. What it shows is worked out from the table, or given by keyword where that has been done.
 """
 
 from collections.abc import Sequence
@@ -10,39 +10,54 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.colors import LogNorm
+from matplotlib.contour import ContourSet
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from experiments.analysis.approaches import Approaches, Name, Surface
-from experiments.analysis.axes import ALARM, FAINT, INK, finish, human, label, log_axis, new_figure
-from experiments.analysis.envelope import Envelope, envelope
-from experiments.analysis.isoflop import IsoFlops, isoflop
-from experiments.analysis.observations import Observations, observe
+from experiments.analysis.approaches import Approaches, Name, Surface, fit_surface
+from experiments.analysis.axes import ALARM, FAINT, INK, VIRIDIS, done, label, palette, place
+from experiments.analysis.contract import figure
+from experiments.analysis.envelope import Envelope
+from experiments.analysis.envelope import envelope as find_envelope
+from experiments.analysis.fitted import Fit
+from experiments.analysis.isoflop import IsoFlops, Method, isoflop
+from experiments.analysis.laws import Chinchilla
+from experiments.analysis.layout import Sizes
+from experiments.analysis.observations import Accounting, Observations, observe
 from experiments.analysis.powerline import PowerLine
 from experiments.analysis.rollout import Rollout
+from experiments.analysis.rollout import rollout as roll_out
 from experiments.analysis.slices import along
+from experiments.analysis.ticks import human, log_axis
 from nanogpt.config import UserError
 
-VIRIDIS = LinearSegmentedColormap.from_list(
-    "sizes", list(colormaps["viridis"].resampled(256)(np.linspace(0, 0.9, 256)))
-)
-BESIDE = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+
+def _observed(df: pd.DataFrame, n: str | None) -> Observations:
+    """The table's runs, sizes counted by column `n` (default: without embeddings where the table says), compute as
+    spent where the table has it."""
+    size = n or ("n_params_non_embedding" if "n_params_non_embedding" in df.columns else "n_params")
+    return observe(df, Accounting(size, "exact" if "flops" in df.columns else "6ND"))
 
 
-def isoflop_slices(data: IsoFlops | pd.DataFrame, ax: Axes | None = None) -> Axes:
+@figure
+def isoflop_slices(
+    df: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    found: IsoFlops | None = None,
+    method: Method = "akima",
+    n: str | None = None,
+) -> Axes:
     """Loss against size, a colour per compute budget, with the curve through each slice and its minimum.
 
-    Budgets whose lowest loss lies at an edge are drawn hollow and without a minimum. A table of runs is taken as
-    `observe` and `isoflop` take it.
+    Budgets whose lowest loss lies at an edge are drawn hollow and without a minimum. `found`: what `isoflop` made of
+    the table; by default it is called with `method` and the sizes in column `n`.
     """
-    found = isoflop(observe(data)) if isinstance(data, pd.DataFrame) else data
+    found = isoflop(_observed(df, n), method) if found is None else found
     name = "parabolas" if found.method == "parabola" else "Akima interpolants"
-    axes, own = _axes(
-        ax, f"Loss at equal compute, {name} and their minima: the best N grows as {_exponent(found.n_line)}"
-    )
+    title = f"Loss at equal compute, {name} and their minima: the best N grows as {_exponent(found.n_line)}"
+    _, axes = place(ax, title, 8.6, 5.4)
     colours = _shades([part.flops for part in found.slices])
     for i, (part, row) in enumerate(zip(found.slices, found.table.to_dict(orient="records"), strict=True)):
         stands = row["refused"] == ""
@@ -57,26 +72,29 @@ def isoflop_slices(data: IsoFlops | pd.DataFrame, ax: Axes | None = None) -> Axe
     log_axis(axes, "x")
     log_axis(axes, "y")
     refused = len(found.table) - len(stand)
-    handles = [
-        *(_line(colours[i], f"{_flops(part.flops)} FLOPs", marker="o") for i, part in _some(found.slices)),
-        _line(ALARM, "lowest point, 95 % interval", marker="D", ls="--"),
-        *(
-            [_line(FAINT, f"refused: lowest at an edge ({refused})", marker="o", ls=":", mfc="white")]
-            if refused
-            else []
-        ),
-    ]
+    budgets = _some(found.slices, Sizes.of(axes).entries)
+    handles = [_line(colours[i], f"{_flops(part.flops)} FLOPs", marker="o") for i, part in budgets]
+    handles.append(_line(ALARM, "lowest point, 95 % interval", marker="D", ls="--"))
+    if refused:
+        handles.append(_line(FAINT, f"lowest at an edge: refused ({refused})", marker="o", ls=":", mfc="white"))
     kind = "runs trained at these budgets" if found.measured else "losses read between the runs of each size"
     note = f"{len(stand)} of {len(found.table)} budgets with an inner minimum; {_runs(found.observations)}; {kind}; "
     unused = f"; {found.unused} points at computes of fewer than 4 sizes, not drawn" if found.unused else ""
-    return _done(axes, own, f"{note}\nnoise {found.noise.words}{unused}", handles, **BESIDE)
+    return done(axes, ax, f"{note}\nnoise {found.noise.words}{unused}", handles)
 
 
-def compute_envelope(data: Envelope | pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Loss against compute, a line per size, and the lowest of them: solid where smaller and larger sizes did worse."""
-    found = envelope(observe(data)) if isinstance(data, pd.DataFrame) else data
+@figure
+def compute_envelope(
+    df: pd.DataFrame, ax: Axes | None = None, *, found: Envelope | None = None, n: str | None = None
+) -> Axes:
+    """Loss against compute, a line per size, and the lowest of them: solid where smaller and larger sizes did worse.
+
+    `found`: what `envelope` made of the table; by default it is called with the sizes in column `n`.
+    """
+    found = find_envelope(_observed(df, n)) if found is None else found
     seen = found.observations
-    axes, own = _axes(ax, f"Which size is best at each compute: on the envelope N grows as {_exponent(found.n_line)}")
+    title = f"Which size is best at each compute: on the envelope N grows as {_exponent(found.n_line)}"
+    _, axes = place(ax, title, 8.6, 5.4)
     norm = LogNorm(seen.sizes.min(), seen.sizes.max())
     for _, path in seen.table.sort_values("flops").groupby("path"):
         colour, flops = VIRIDIS(norm(path["n"].iloc[0])), path["flops"].to_numpy(dtype=float)
@@ -94,55 +112,86 @@ def compute_envelope(data: Envelope | pd.DataFrame, ax: Axes | None = None) -> A
     axes.set_ylim(float(seen.table["loss"].min()) * 0.98, top * 1.02)
     log_axis(axes, "x")
     log_axis(axes, "y")
-    _bar(axes, norm, _size_label(seen))
-    handles = [
-        _line(ALARM, f"envelope, used ({found.winners} sizes win)", lw=2.4),
-    ]
+    sizes = palette(seen.table.rename(columns={"n": seen.accounting.n}), seen.accounting.n)
+    handles = [*sizes.handles(axes), _line(ALARM, f"envelope, used ({found.winners} sizes win)", lw=2.4)]
     if found.refused:
-        said = f"best size has no rival on one side: refused ({found.refused:.0%})"
-        handles.append(_line(INK, said, ls=(0, (1, 1.5))))
-    return _done(axes, own, f"{_runs(seen)}; losses joined along each size; noise {found.noise.words}", handles)
+        handles.append(_line(INK, f"best size at an edge: refused ({found.refused:.0%})", ls=(0, (1, 1.5))))
+    return done(axes, ax, f"{_runs(seen)}; losses joined along each size; noise {found.noise.words}", handles)
 
 
-def loss_contours(data: Approaches | pd.DataFrame, ax: Axes | None = None) -> Axes:
+@figure
+def loss_contours(
+    df: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    fit: Fit | None = None,
+    approaches: Approaches | None = None,
+    n: str | None = None,
+) -> Axes:
     """The fitted loss over N and D as contours, the runs it was fitted to, and the efficient frontier: the best N and D
-    at each compute by the surface, with the minima of approach 2 beside it. UserError where no surface was fitted."""
-    from experiments.analysis.approaches import compare_approaches
-
-    found = compare_approaches(data) if isinstance(data, pd.DataFrame) else data
-    item = found.get("surface")
-    if item is None or not isinstance(item.result, Surface):
-        raise UserError(f"loss_contours: {item.refused if item is not None else 'no surface was fitted'}")
-    surface, points = item.result, item.result.fit.points
-    law = surface.fit.law
+    at each compute by the surface. `fit`: a Chinchilla law of this table, fitted here by default with the sizes in
+    column `n`. `approaches`: what `compare_approaches` made of the table; the minima of approach 2 are drawn, too.
+    UserError where no surface can be fitted."""
+    surface, seen = _given_surface(approaches) if approaches is not None else _own_surface(df, fit, n)
+    law, points = surface.fit.law, surface.fit.points
     n_name, d_name = law.columns
-    n, d = points[n_name].to_numpy(dtype=float), points[d_name].to_numpy(dtype=float)
+    sizes, tokens = points[n_name].to_numpy(dtype=float), points[d_name].to_numpy(dtype=float)
     title = f"Loss over size and tokens by the {law.title}: along the frontier N grows as {_exponent(surface.n_line)}"
-    axes, own = _axes(ax, title)
-    grid_n, grid_d = (np.geomspace(values.min() / 1.5, values.max() * 1.5, 120) for values in (n, d))
+    _, axes = place(ax, title, 8.6, 5.4)
+    axes.grid(False)
+    grid_n, grid_d = (np.geomspace(values.min() / 1.5, values.max() * 1.5, 120) for values in (sizes, tokens))
     mesh = np.meshgrid(grid_n, grid_d)
     losses = law.predict(surface.fit.params, {n_name: mesh[0].ravel(), d_name: mesh[1].ravel()}).reshape(mesh[0].shape)
     measured = points[surface.fit.y].to_numpy(dtype=float)
-    levels = np.unique(np.quantile(measured, np.linspace(0.03, 0.97, 10)).round(3))  # where the runs are
-    low, high = np.quantile(measured, [0.02, 0.98])
+    levels = np.unique(np.quantile(measured, np.linspace(0.03, 0.97, min(8, Sizes.of(axes).entries + 2))).round(3))
+    low, high = np.quantile(measured, [0.02, 0.98]).tolist()
     norm = LogNorm(low, high, clip=True)
-    lines = axes.contour(grid_n, grid_d, losses, levels=levels, cmap=VIRIDIS, norm=norm, linewidths=1.1, zorder=1)
-    for text in axes.clabel(lines, fontsize=7, fmt="%.3g", inline=False):
-        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
-    axes.scatter(n, d, c=measured, cmap=VIRIDIS, norm=norm, s=26, edgecolors="white", linewidths=0.7, zorder=3)
-    inside = surface.table[~surface.table["beyond"]]
-    axes.plot(surface.table["n"], surface.table["d"], color=ALARM, lw=1.2, ls=":", zorder=4)
-    axes.plot(inside["n"], inside["d"], color=ALARM, lw=2.2, zorder=4)
-    dotted = " (dotted: beyond the sizes trained)" if len(inside) < len(surface.table) else ""
-    handles = [_line(ALARM, f"efficient frontier{dotted}", lw=2.2),
-               _line(VIRIDIS(0.5), "a run, coloured by its measured loss", marker="o", ls="")]  # fmt: skip
-    handles += _isoflop_minima(axes, found)
-    axes.set(xlabel=_size_label(found.observations), ylabel=label("tokens"), xlim=(grid_n[0], grid_n[-1]),
-             ylim=(grid_d[0], grid_d[-1]))  # fmt: skip
+    axes.set(xlabel=_size_label(seen), ylabel=label(d_name), xlim=(grid_n[0], grid_n[-1]), ylim=(grid_d[0], grid_d[-1]))
     log_axis(axes, "x")
     log_axis(axes, "y")
+    lines = axes.contour(grid_n, grid_d, losses, levels=levels, cmap=VIRIDIS, norm=norm, linewidths=1.1, zorder=1)
+    _name_contours(axes, lines)
+    axes.scatter(sizes, tokens, c=measured, cmap=VIRIDIS, norm=norm, s=26, edgecolors="white", linewidths=0.7, zorder=3)
+    inside = surface.table[~surface.table["beyond"]]
+    frontier, said = (inside, "") if len(inside) > 1 else (surface.table, ", beyond the sizes trained")
+    axes.plot(frontier["n"], frontier["d"], color=ALARM, lw=2.2, zorder=4)
+    handles = [_line(ALARM, f"efficient frontier{said}", lw=2.2),
+               _line(VIRIDIS(0.5), "a run, coloured by its loss", marker="o", ls="")]  # fmt: skip
+    handles += _isoflop_minima(axes, approaches) if approaches is not None else []
     note = f"{len(points)} runs fitted; contours: loss in nats per token by the fitted law"
-    return _done(axes, own, note, handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    return done(axes, ax, note, handles)
+
+
+def _given_surface(approaches: Approaches) -> tuple[Surface, Observations]:
+    item = approaches.get("surface")
+    if item is None or not isinstance(item.result, Surface):
+        raise UserError(f"loss_contours: {item.refused if item is not None else 'no surface was fitted'}")
+    return item.result, approaches.observations
+
+
+def _own_surface(df: pd.DataFrame, fit: Fit | None, n: str | None) -> tuple[Surface, Observations]:
+    """The surface of this table, by the law that was given or one fitted here."""
+    if fit is not None and (not isinstance(fit, Fit) or not isinstance(fit.law, Chinchilla)):
+        found = fit.law.name if isinstance(fit, Fit) else type(fit).__name__
+        raise UserError(f"loss_contours: needs a fit of the law chinchilla, found {found}")
+    seen = _observed(df, fit.law.columns[0] if fit is not None else n)
+    d, y = (fit.law.columns[1], fit.y) if fit is not None else ("tokens", "val_loss")
+    return fit_surface(df, seen, {"d": d, "y": y, "where": None}, {}, fit), seen
+
+
+def _name_contours(axes: Axes, lines: ContourSet) -> None:
+    """The loss beside every contour, at its upper left end: there the law rises, and the runs leave a margin."""
+    width = axes.transAxes.inverted()
+    for level, parts in zip(lines.levels, lines.allsegs, strict=True):
+        long = max((part for part in parts if len(part) > 1), key=len, default=None)
+        if long is None:
+            continue
+        places = width.transform(axes.transData.transform(long))
+        inner = places[(places[:, 1] < 0.955) & (places[:, 0] > 0.06)]
+        at = inner[np.argmax(inner[:, 1] - inner[:, 0])] if len(inner) else places[0]
+        x, y = axes.transData.inverted().transform(axes.transAxes.transform(at))
+        axes.text(x, y, f"{level:.3g}", fontsize=Sizes.of(axes).tick - 0.5, color=INK, ha="center", va="center",
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=2)  # fmt: skip
 
 
 def _isoflop_minima(axes: Axes, found: Approaches) -> list[Line2D]:
@@ -158,11 +207,17 @@ def _isoflop_minima(axes: Axes, found: Approaches) -> list[Line2D]:
     return handles
 
 
-def rollout_errors(data: Rollout, ax: Axes | None = None) -> Axes:
-    """The error of every held-out prediction against how far it reached, a colour per cut, with 95 % intervals."""
-    axes, own = _axes(
-        ax, f"Laws fitted below {len(data.steps)} cuts, judged by the runs above: held-out error {data.error:.2%}"
-    )
+@figure
+def rollout_errors(
+    df: pd.DataFrame, ax: Axes | None = None, *, rollout: Rollout | None = None, law: str = "chinchilla"
+) -> Axes:
+    """The error of every held-out prediction against how far it reached, a colour per cut, with 95 % intervals.
+
+    `rollout`: the cuts with what was predicted above them; by default `law` is fitted below five cuts of `df`.
+    """
+    data = roll_out(law, df) if rollout is None else rollout
+    title = f"Laws fitted below {len(data.steps)} cuts, judged by the runs above: held-out error {data.error:.2%}"
+    _, axes = place(ax, title, 8.6, 5.4)
     cuts = sorted(data.table["cut"].unique())
     colours = _shades(cuts)
     axes.axhline(0.0, color=INK, lw=1)
@@ -185,7 +240,7 @@ def rollout_errors(data: Rollout, ax: Axes | None = None) -> Axes:
     note = (
         f"{data.table['id'].nunique()} runs predicted, {len(data.table)} predictions (moved sideways where equal){bars}"
     )
-    return _done(axes, own, note, handles, **BESIDE)
+    return done(axes, ax, note, handles)
 
 
 def _apart(table: pd.DataFrame) -> pd.DataFrame:
@@ -197,22 +252,6 @@ def _apart(table: pd.DataFrame) -> pd.DataFrame:
     return ordered.assign(beyond=ordered["beyond"] * np.exp(aside))
 
 
-def _axes(ax: Axes | None, title: str) -> tuple[Axes, bool]:
-    """The axes to draw in, titled, and whether the figure is ours to annotate."""
-    if ax is None:
-        return new_figure(title, 8.6, 5.4)[1], True
-    ax.set_title(title, loc="left", fontsize=10, color=INK, wrap=True)
-    return ax, False
-
-
-def _done(axes: Axes, own: bool, note: str, handles: Sequence[Line2D], **legend: Any) -> Axes:
-    if own:
-        finish(axes.figure.get_figure(root=True), axes, note, handles, **legend)
-    else:
-        axes.legend(handles=handles, fontsize=7, frameon=True, framealpha=0.9, edgecolor="#dddddd")
-    return axes
-
-
 def _line(colour: Any, text: str, **style: Any) -> Line2D:
     return Line2D([], [], color=colour, label=text, ms=5, **{"lw": 1.4, **style})
 
@@ -222,9 +261,9 @@ def _shades(values: Sequence[float]) -> list[Any]:
     return [VIRIDIS(i / max(1, len(values) - 1)) for i in range(len(values))]
 
 
-def _some(parts: Sequence[Any]) -> list[tuple[int, Any]]:
-    """At most nine of a row, the ends among them: a legend of every budget would crowd the figure."""
-    chosen = range(len(parts)) if len(parts) <= 9 else np.unique(np.linspace(0, len(parts) - 1, 7).round().astype(int))
+def _some(parts: Sequence[Any], most: int) -> list[tuple[int, Any]]:
+    """At most so many of a row, the ends among them: a legend of every budget would crowd the figure."""
+    chosen = np.unique(np.linspace(0, len(parts) - 1, min(most, len(parts))).round().astype(int))
     return [(int(i), parts[int(i)]) for i in chosen]
 
 
@@ -245,12 +284,3 @@ def _runs(seen: Observations) -> str:
     """How many observations of how many sizes stand behind a figure."""
     averaged = f", averaged over seeds to {len(seen.table)} points" if len(seen.table) < seen.runs else ""
     return f"{seen.runs} runs of {len(seen.sizes)} sizes{averaged if seen.source == 'runs' else ', their curves'}"
-
-
-def _bar(axes: Axes, norm: LogNorm, text: str) -> None:
-    from matplotlib.cm import ScalarMappable
-
-    bar = axes.figure.colorbar(ScalarMappable(norm=norm, cmap=VIRIDIS), ax=axes, label=text, pad=0.01)
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import arguments
 from experiments.analysis.columns import column
 from experiments.analysis.envelope import Envelope, envelope
 from experiments.analysis.fit import fit
@@ -102,6 +103,10 @@ def compare_approaches(
     accounting where there is one. `at`: compute to quote; default the largest one measured.
     Raises UserError where the table cannot be read at all; an approach that fails says why in its row.
     """
+    runs = arguments.own_index(arguments.table_of(runs, "approaches"))
+    if curves is not None:
+        curves = arguments.own_index(arguments.table_of(curves, "approaches", "curves"))
+    _check_options(budgets, noise, window, at, draws, seed)
     columns: dict[str, Any] = {"d": column(runs, d, "approaches"), "flops": flops, "y": column(runs, y, "approaches")}
     columns["where"] = where
     accountings = _accountings(runs, column(runs, n, "approaches"), columns["d"], flops)
@@ -114,7 +119,28 @@ def compare_approaches(
         own = fitted if accounting == accountings[0] else None
         items += _each(runs, points, columns, options, budgets, window, law or {}, own)
     assert seen is not None
-    return Approaches(tuple(items), at or float(seen.table["flops"].max()), seen)
+    return Approaches(tuple(items), float(at) if at is not None else float(seen.table["flops"].max()), seen)
+
+
+def _check_options(
+    budgets: Sequence[float] | int | None,
+    noise: float | Callable[[Array], Array] | None, window: int | None, at: float | None, draws: int, seed: int,
+) -> None:  # fmt: skip
+    """UserError for an option that no approach could work with."""
+    if window is not None:
+        arguments.whole(window, "approaches", "window", 4)
+    if at is not None:
+        arguments.above_zero(at, "approaches", "at")
+    if noise is not None and not callable(noise) and not (arguments.is_finite(noise) and noise >= 0):
+        raise UserError(f"approaches: noise must be a number of at least 0 or a function of the loss, found {noise!r}")
+    if isinstance(budgets, int | np.integer):
+        arguments.whole(budgets, "approaches", "budgets", 3)
+    elif budgets is not None:
+        listed = isinstance(budgets, Sequence | np.ndarray) and not isinstance(budgets, str) and len(budgets)
+        for each in budgets if listed else [budgets]:
+            arguments.above_zero(each, "approaches", "each of budgets")
+    arguments.whole(draws, "approaches", "draws", 0)
+    arguments.whole(seed, "approaches", "seed", 0)
 
 
 def _accountings(runs: pd.DataFrame, n: str, d: str, flops: str) -> list[Accounting]:

@@ -1,6 +1,6 @@
 """What every figure shares: size, colour-blind safe colours, plain ticks, labels with units, the note under it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,15 +9,20 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.text import Text
 
 from experiments.analysis.columns import column, diverged, excluded, finished
+from experiments.analysis.layout import KeepToPlace, Sizes
+from experiments.analysis.ticks import human
 from nanogpt.config import UserError
 
+VIRIDIS = LinearSegmentedColormap.from_list(  # up to 0.9: its yellow does not show on white
+    "sizes", list(colormaps["viridis"].resampled(256)(np.linspace(0, 0.9, 256)))
+)
+BLUE = "#31688e"  # of viridis
 ALARM = "#D55E00"  # vermillion of Okabe and Ito: told from viridis by readers of every colour vision
 INK, FAINT = "#222222", "#8a8a8a"
 LABELS = {
@@ -47,23 +52,6 @@ def label(name: str) -> str:
     return LABELS.get(name, LABELS.get(name.rpartition(".")[2], name))
 
 
-def human(value: float) -> str:
-    """5900 -> 5.9k, 4.2e6 -> 4.2M, up to 1e11; small and huge numbers in plain or scientific form."""
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size <= abs(value) < 1e11:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}".replace("e+", "e")
-
-
-def new_figure(title: str, width: float = 8.0, height: float = 5.2) -> tuple[Figure, Axes]:
-    """A figure of its own (no pyplot state) with one set of axes and a title that says what is shown."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11, color=INK, wrap=True)
-    plain(axes)
-    return figure, axes
-
-
 def plain(axes: Axes) -> None:
     """Two spines and a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -71,78 +59,42 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def finish(figure: Figure, axes: Axes, note: str, handles: Sequence[Any] | None = None, **legend: Any) -> Figure:
-    """Add the legend and, under the axes, the note that says how many runs and seeds stand behind the figure."""
-    if handles is None:
-        handles = axes.get_legend_handles_labels()[0]
-    if handles:
-        axes.legend(handles=handles, fontsize=8, frameon=True, framealpha=0.9, edgecolor="#dddddd", **legend)
-    figure.supxlabel(note, fontsize=8, color="#555555", x=0.01, ha="left")
-    return figure
-
-
 def place(ax: Axes | None, title: str, width: float = 8.0, height: float = 5.2) -> tuple[Figure, Axes]:
-    """The axes to draw in, titled, and their figure: those given, or a figure of its own."""
+    """The axes to draw in, titled, and their figure: those given, or a figure of its own (no pyplot state)."""
     if ax is None:
-        return new_figure(title, width, height)
-    ax.set_title(title, loc="left", fontsize=10, color=INK, wrap=True)
+        ax = Figure(figsize=(width, height), layout="constrained", facecolor="white").add_subplot()
+    _title(ax, title)
+    plain(ax)
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure, ax
 
 
-def done(axes: Axes, given: Axes | None, note: str, handles: Sequence[Any], **legend: Any) -> Axes:
-    """The axes with a legend; the note is for a figure of its own, where `given` is None."""
+def done(axes: Axes, given: Axes | None, note: str, handles: Sequence[Any] = ()) -> Axes:
+    """The finished axes: text of a size that suits them, a legend above the data, and everything kept to its place.
+
+    The note, how many runs and seeds stand behind the figure, is for a figure of its own, where `given` is None.
+    """
+    sizes = Sizes.of(axes)
+    axes.tick_params(labelsize=sizes.tick)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_fontsize(sizes.label)
+    axes.set_axes_locator(KeepToPlace(axes, _title(axes, axes.get_title(loc="left")), handles))
     figure = axes.get_figure(root=True)
     assert figure is not None
     if given is None:
-        finish(figure, axes, note, handles, **legend)
-    elif handles:
-        inside = {key: value for key, value in legend.items() if key == "loc" and "bbox_to_anchor" not in legend}
-        axes.legend(handles=handles, fontsize=7, frameon=True, framealpha=0.9, edgecolor="#dddddd", **inside)
+        figure.supxlabel(note, fontsize=8, color="#555555", x=0.01, ha="left")
     return axes
 
 
-def log_axis(axes: Axes, which: str) -> None:
-    """A logarithmic axis whose labels read as plain numbers: never 3x10^0, and several of them within one decade."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    axis.set_minor_locator(NullLocator())
-    if high / low < 5:
-        ticks = [
-            tick for tick in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= tick <= high
-        ]
-        axis.set_major_locator(FixedLocator(ticks))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    else:
-        axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 1e3 else (1.0, 2.0, 5.0), numticks=12))
-        axis.set_major_formatter(FuncFormatter(_decade))
+def _title(axes: Axes, text: str) -> Text:
+    return axes.set_title(text, loc="left", fontsize=Sizes.of(axes).title, color=INK)
 
 
-def _decade(value: float, _: int | None = None) -> str:
-    """Powers of ten for what has no short name, plain numbers for the rest."""
-    exponent = np.log10(value)
-    if exponent < 8 and exponent > -4:
-        return human(value)
-    power = int(np.floor(exponent + 1e-9))
-    digit = value / 10.0**power
-    return f"$10^{{{power}}}$" if abs(digit - 1) < 1e-6 else f"${digit:.3g}·10^{{{power}}}$"
-
-
-def values_axis(axes: Axes, values: Iterable[float], which: str = "x") -> None:
-    """Ticks exactly at the values a sweep visited, logarithmic when they are spread like a geometric series."""
-    ticks = sorted({float(value) for value in values})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if ticks and ticks[0] > 0 and ticks[-1] / ticks[0] >= 4:
-        (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=2)
-    shown = ticks[:: max(1, -(-len(ticks) // 12))]
-    axis.set_major_locator(FixedLocator(shown))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-
-
-NAMED_VALUES = 10  # a legend names up to so many values; more get a colour bar
+NAMED_VALUES = 10  # so many values are told apart by steps of equal size; more lie along a scale
+HUE = "n_params"  # the colours where nothing else is asked for, in tables that have it
+COUNTED = {"n_params": "parameters", "n_params_non_embedding": "parameters", "n_params_active": "active parameters",
+           "tokens": "tokens", "flops": "FLOPs", "batch": "tokens per batch"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,41 +108,32 @@ class Palette:
     def colour(self, value: Any) -> Any:
         """RGBA of one value."""
         if self.name is None:
-            return "#31688e"
+            return BLUE
         if self.norm is not None:
-            return colormaps["viridis"](0.9 * float(self.norm(float(value))))
-        return colormaps["viridis"](0.9 * self.values.index(value) / max(1, len(self.values) - 1))
+            return VIRIDIS(float(self.norm(float(value))))
+        return VIRIDIS(self.values.index(value) / max(1, len(self.values) - 1))
 
-    def handles(self, marker: str = "o") -> list[Line2D]:
-        """Legend entries, one per value; none when there are too many to name."""
-        if self.name is None or len(self.values) > NAMED_VALUES:
+    def handles(self, axes: Axes, **style: Any) -> list[Line2D]:
+        """Legend entries in the style of what was drawn: every value, or as many as suit the size of the axes."""
+        if self.name is None:
             return []
-        return [
-            Line2D([], [], color=self.colour(v), marker=marker, ms=5, lw=1.6, label=f"{self.short} = {_say(v)}")
-            for v in self.values
-        ]
+        most = Sizes.of(axes).entries
+        shown = self.values
+        if len(shown) > most:
+            shown = tuple(shown[int(i)] for i in np.linspace(0, len(shown) - 1, min(most, 5)).round())
+        style = {"marker": "o", "ms": 5, "lw": 1.6, **style}
+        return [Line2D([], [], color=self.colour(v), label=self._words(v), **style) for v in shown]
 
-    @property
-    def short(self) -> str:
-        """The column's leaf name."""
-        return (self.name or "").rpartition(".")[2]
-
-    def bar(self, figure: Figure, axes: Axes) -> None:
-        """A colour bar where the legend cannot name every value."""
-        if self.name is None or self.norm is None or len(self.values) <= NAMED_VALUES:
-            return
-        trimmed = colormaps["viridis"].resampled(256)(np.linspace(0, 0.9, 256))
-        mappable = ScalarMappable(norm=self.norm, cmap=LinearSegmentedColormap.from_list("runs", list(trimmed)))
-        figure.colorbar(mappable, ax=axes, label=label(self.name), pad=0.01)
-
-
-def _say(value: Any) -> str:
-    return human(float(value)) if isinstance(value, int | float | np.number) else str(value)
+    def _words(self, value: Any) -> str:
+        """`14.4k parameters`, `n_embd = 32`."""
+        said = human(float(value)) if isinstance(value, int | float | np.number) else str(value)
+        leaf = (self.name or "").rpartition(".")[2]
+        return f"{said} {COUNTED[leaf]}" if leaf in COUNTED else f"{leaf} = {said}"
 
 
 def palette(table: pd.DataFrame, hue: str | None) -> Palette:
     """Colours for column `hue` of `table`; one value only needs none."""
-    if hue is None:
+    if hue is None or (hue == HUE and HUE not in table.columns):
         return Palette(None, (), None)
     name = column(table, hue, "hue")
     values = tuple(sorted(table[name].dropna().unique().tolist()))
@@ -211,7 +154,7 @@ def mark_diverged(axes: Axes, runs: pd.DataFrame, x: str) -> list[Line2D]:
         return []
     top = axes.get_xaxis_transform()
     axes.plot(lost[x], np.full(len(lost), 1.0), "X", color=ALARM, ms=8, transform=top, clip_on=False, zorder=6)
-    return [Line2D([], [], color=ALARM, marker="X", ls="", ms=7, label=f"diverged ({len(lost)}), at the top edge")]
+    return [Line2D([], [], color=ALARM, marker="X", ls="", ms=7, label=f"diverged ({len(lost)})")]
 
 
 def true_entropy(runs: pd.DataFrame, y: str) -> float | None:

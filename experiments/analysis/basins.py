@@ -1,57 +1,67 @@
 """The figure of optima: loss over the swept factor as one basin per size, a panel per parametrization, side by side."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments.analysis.axes import ALARM, INK, Palette, counts, human, label, palette
+from experiments.analysis.axes import ALARM, HUE, INK, Palette, counts, done, label, palette, place
 from experiments.analysis.columns import diverged
-from experiments.analysis.optimum import Estimate, Optima, Panel, SizeOptimum
+from experiments.analysis.contract import figure
+from experiments.analysis.optimum import Estimate, Optima, Panel, SizeOptimum, find_optima
+from experiments.analysis.panels import divide
+from experiments.analysis.ticks import human, values_axis
 from experiments.analysis.transfer import number_text
 from experiments.analysis.where import select
 from nanogpt.config import UserError
 
-MOST_TICKS = 6
 # How far above the fitted points the axis reaches, in spans of those points: walls far from the optimum hide it.
 HEADROOM = 0.6
 
 
-def lr_transfer(runs: pd.DataFrame, optima: Optima) -> Figure:
+@figure
+def lr_transfer(
+    df: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    optima: Optima | None = None,
+    x: str = "learning_rate",
+    per: str = HUE,
+    panel: str | None = None,
+    y: str = "val_loss",
+) -> Axes:
     """Every run a faint dot, the means of each size a line, its fitted optimum a diamond with its interval, and the
     base's optimum as a vertical line through the panel: where diamonds leave the line, the optimum does not transfer.
+
+    `optima`: what `find_optima` made of the table; by default it is asked for `x`, `per` size, in every `panel`.
     """
-    if not any(len(size.points.dropna(subset=["mean"])) for panel in optima.panels for size in panel.sizes):
+    if optima is None:
+        optima = find_optima(df, x, per, panel, y)
+    if not any(len(size.points.dropna(subset=["mean"])) for each in optima.panels for size in each.sizes):
         raise UserError("lr_transfer: no value was finished by every seed, so there is no basin to draw")
-    runs = runs[select(runs, optima.where)] if optima.where else runs
+    runs = df[select(df, optima.where)] if optima.where else df
     number = len(optima.panels)
-    figure = Figure(figsize=(3.1 * number + 2.6, 5.0), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, number, sharey=True, squeeze=False)[0]
+    title = f"Where {_words(optima.y)} is lowest over {_words(optima.x)}, by {_words(optima.per)}"
+    _, axes = place(ax, title, max(3.1 * number + 1.4, 5.6), 5.4)
+    panels = divide(axes, 1, number, gap=(12.0, 0.0), head=30.0)
     colours = palette(runs, optima.per)
-    for each, panel in zip(axes, optima.panels, strict=True):
-        _draw_panel(each, runs, optima, panel, colours)
-        each.set(xlabel=label(optima.x), ylabel=label(optima.y) if each is axes[0] else "")
-        _ticks(each, runs[optima.x], MOST_TICKS // (1 + (number > 2)))
-    _look_at_the_basins(axes[0], optima)
-    lost = _mark_lost(axes, runs, optima)
-    handles = [*_handles(optima, colours), *lost]
-    figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside right upper")
-    figure.suptitle(f"Where {_words(optima.y)} is lowest over {_words(optima.x)}, by {_words(optima.per)}",
-                    x=0.01, ha="left", fontsize=12, color=INK)  # fmt: skip
-    figure.supxlabel(_note(runs, optima), fontsize=8, color="#555555", x=0.01, ha="left")
-    return figure
+    for each, found in zip(panels, optima.panels, strict=True):
+        _draw_panel(each, runs, optima, found, colours)
+        each.set(xlabel=label(optima.x), ylabel=label(optima.y) if each is panels[0] else "")
+        _ticks(each, runs[optima.x])
+        _look_at_the_basins(each, optima)
+        each.tick_params(labelleft=each is panels[0])
+        done(each, axes, "")
+    handles = [*_handles(axes, optima, colours), *_mark_lost(panels, runs, optima)]
+    return done(axes, ax, _note(runs, optima), handles)
 
 
 def _draw_panel(axes: Axes, runs: pd.DataFrame, optima: Optima, panel: Panel, colours: Palette) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
+    place(axes, _title(optima, panel))
     axes.set_xscale("log", base=2)
-    axes.set_title(_title(optima, panel), loc="left", fontsize=10, color=INK)
     rows = runs if optima.panel is None else runs[runs[optima.panel] == panel.value]
     for size in panel.sizes:
         colour = colours.colour(size.size)
@@ -85,38 +95,31 @@ def _title(optima: Optima, panel: Panel) -> str:
     head = f"{panel.value}: " if optima.panel is not None else ""
     last = panel.sizes[-1] if panel.sizes[-1].size != panel.base else panel.sizes[0]
     leaf = optima.per.rpartition(".")[2]
+    span = f"from {leaf} {_size(panel.base)} to {_size(last.size)}"
     if isinstance(last.drift, Estimate):
-        return f"{head}{number_text(last.drift, signed=True)} octaves\nfrom {leaf} {panel.base} to {last.size}"
-    return f"{head}drift not known\nfrom {leaf} {panel.base} to {last.size}"
+        return f"{head}{number_text(last.drift, signed=True)} octaves {span}"
+    return f"{head}drift not known {span}"
 
 
-def _handles(optima: Optima, colours: Palette) -> list[Line2D]:
+def _handles(axes: Axes, optima: Optima, colours: Palette) -> list[Line2D]:
+    grey = "#777777"
     marks = [
-        Line2D([], [], color="#777777", ls=":", lw=1.0, label="fitted parabola"),
-        Line2D(
-            [],
-            [],
-            color="#777777",
-            marker="D",
-            mec="black",
-            ms=6,
-            ls="-",
-            lw=2,
-            label="its optimum,\n95 % interval",
-        ),
-        Line2D([], [], color=INK, lw=1.0, ls=(0, (4, 2)), label=f"optimum of {optima.panels[0].base}"),
+        Line2D([], [], color=grey, ls=":", lw=1.0, label="fitted parabola"),
+        Line2D([], [], color=grey, marker="D", mec="black", ms=5, ls="-", lw=2, label="its optimum, 95 % interval"),
+        Line2D([], [], color=INK, lw=1.0, ls=(0, (4, 2)), label=f"optimum of {_size(optima.panels[0].base)}"),
     ]
-    return [*colours.handles(marker=""), *marks]
+    return [*colours.handles(axes, marker=""), *marks]
 
 
-def _ticks(axes: Axes, values: "pd.Series[float]", most: int) -> None:
+def _size(value: Any) -> str:
+    return human(float(value)) if isinstance(value, int | float) and value >= 1e4 else str(value)
+
+
+def _ticks(axes: Axes, values: "pd.Series[float]") -> None:
     """Ticks at values that were tried, as many as can be read."""
-    tried = sorted({float(value) for value in values.dropna()})
-    axes.set_xlim(tried[0] / 2**0.4, tried[-1] * 2**0.4)
-    axes.xaxis.set_major_locator(FixedLocator(tried[:: -(-len(tried) // most)]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(axis="x", labelsize=9)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    tried = values.dropna().astype(float)
+    axes.set_xlim(tried.min() / 2**0.4, tried.max() * 2**0.4)
+    values_axis(axes, tried)
 
 
 def _look_at_the_basins(axes: Axes, optima: Optima) -> None:
@@ -130,7 +133,7 @@ def _look_at_the_basins(axes: Axes, optima: Optima) -> None:
     axes.set_ylim(low - 0.08 * span, min(float(points["mean"].max()), high + HEADROOM * span) + 0.04 * span)
 
 
-def _mark_lost(axes: "np.ndarray[Any, Any]", runs: pd.DataFrame, optima: Optima) -> list[Line2D]:
+def _mark_lost(axes: Sequence[Axes], runs: pd.DataFrame, optima: Optima) -> list[Line2D]:
     """Crosses on the top edge of each panel where a run diverged. Returns the legend's entry."""
     lost = runs[diverged(runs)]
     for each, panel in zip(axes, optima.panels, strict=True):
@@ -138,7 +141,7 @@ def _mark_lost(axes: "np.ndarray[Any, Any]", runs: pd.DataFrame, optima: Optima)
         if len(here):
             top = each.get_xaxis_transform()
             each.plot(here[optima.x], np.full(len(here), 1.0), "X", color=ALARM, ms=7, transform=top, clip_on=False)
-    name = f"diverged ({len(lost)}), at the top edge"
+    name = f"diverged ({len(lost)})"
     return [Line2D([], [], color=ALARM, marker="X", ls="", ms=7, label=name)] if len(lost) else []
 
 

@@ -7,13 +7,18 @@ direction that matters more than others. Both assume that every batch size train
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import f as fisher
 
+from experiments.analysis import arguments
+from experiments.analysis.columns import column
 from experiments.analysis.parabola import Refusal
+from experiments.analysis.statements import LEAST_BATCHES
 from experiments.analysis.student import LEVEL, Array, Interval, fieller
 from nanogpt.config import UserError
 
@@ -51,42 +56,64 @@ def trade_off(curves: pd.DataFrame, target: float | None = None, y: str = "val_l
     `target`: the loss that steps are counted to; default: the lowest one that every run reaches. Steps to it are read
     between evaluations, ln step over the loss. The interval is that of an F test on the profile of the squared
     residuals of ln S, so an end that the batches tried do not bound is infinite (or 0). Raises UserError for curves
-    without these columns.
+    without these columns, without an evaluation after the first step, and for a target or a level that is no number.
     """
-    missing = [name for name in ("id", "step", "tokens", y) if name not in curves.columns]
-    if missing:
-        raise UserError(f"trade-off: the curves have no column {missing[0]!r}")
-    known = curves.dropna(subset=[y])
-    if not len(known):
-        raise UserError(f"trade-off: no curve has an evaluation of {y}")
+    place = "trade-off"
+    level = arguments.level_of(level, place)
+    curves = arguments.own_index(arguments.table_of(curves, place, "curves"))
+    y = column(curves, y, place)
+    known, notes = _evaluations(curves, y)
     lowest = known.groupby("id", sort=False)[y].min()
-    target = float(lowest.max()) if target is None else float(target)
-    rows, decaying = [], 0
+    target = float(lowest.max()) if target is None else _finite(target, "target")
+    rows, decaying, never, at_once = [], 0, 0, 0
     for name, curve in known.groupby("id", sort=False):
         steps = _steps_to(curve, target, y)
-        if steps is None:
+        never, at_once = never + (steps == math.inf), at_once + (steps == 0.0)
+        if not 0 < steps < math.inf:
             continue
         batch = float((curve["tokens"] / curve["step"]).median())
         rows.append({"id": name, "batch": batch, "steps": steps, "tokens": steps * batch})
         decaying += _is_decaying(curve, steps)
     points = pd.DataFrame(rows, columns=["id", "batch", "steps", "tokens"])
-    left = len(lowest) - len(points)
-    notes: tuple[str, ...] = (f"{left} runs never reach it",) if left else ()
+    notes += (f"{never} runs never reach it",) if never else ()
+    notes += (f"{at_once} runs had reached it by their first evaluation",) if at_once else ()
     if decaying:
         notes += (f"in {decaying} runs the learning rate was falling by then, which is a part of the steps counted; a "
                   "constant schedule is free of it",)  # fmt: skip
     return _fit(points, target, level, notes)
 
 
-def _steps_to(curve: pd.DataFrame, target: float, y: str) -> float | None:
-    """The step at which the lowest loss so far passes the target, between two evaluations; None when it never does or
-    had passed it at the first."""
+def _evaluations(curves: pd.DataFrame, y: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The lines that hold an evaluation, and a note on those whose loss was not finite."""
+    place = "trade-off"
+    for name in ("id", "step", "tokens"):
+        column(curves, name, place)
+    numbers = curves[["step", "tokens", y]].apply(pd.to_numeric, errors="coerce").astype(float)
+    table = curves.assign(**{name: numbers[name] for name in numbers})[numbers[y].notna() & (numbers["step"] > 0)]
+    known = table[np.isfinite(table[y]) & (table["tokens"] > 0)]
+    if not len(known):
+        raise UserError(f"{place}: no curve has an evaluation of {y} after its first step")
+    lost = len(table) - len(known)
+    return known, (f"{lost} evaluations whose loss or tokens are not finite were passed over",) if lost else ()
+
+
+def _finite(value: float, name: str) -> float:
+    if not arguments.is_finite(value):
+        raise UserError(f"trade-off: {name} must be a finite number, found {value!r}")
+    return float(value)
+
+
+def _steps_to(curve: pd.DataFrame, target: float, y: str) -> float:
+    """The step at which the lowest loss so far passes the target, between two evaluations; infinite when it never does,
+    0 when it had by the first evaluation, which does not say when."""
     ordered = curve.sort_values("step")
     losses = np.minimum.accumulate(ordered[y].to_numpy(dtype=float))
     steps = ordered["step"].to_numpy(dtype=float)
     after = int(np.argmax(losses <= target))
-    if losses[after] > target or after == 0:
-        return None
+    if losses[after] > target:
+        return math.inf
+    if after == 0:
+        return 0.0
     share = (losses[after - 1] - target) / (losses[after - 1] - losses[after])
     return float(steps[after - 1] ** (1 - share) * steps[after] ** share)
 
@@ -101,33 +128,53 @@ def _is_decaying(curve: pd.DataFrame, step: float) -> bool:
 def _fit(points: pd.DataFrame, target: float, level: float, notes: tuple[str, ...]) -> TradeOff:
     """Least squares of ln S = ln S_min + ln(1 + B_crit / B), profiled over B_crit."""
     nan = float("nan")
-    if points["batch"].nunique() < 3 or len(points) < 3:
+    if points["batch"].nunique() < LEAST_BATCHES:
         found = points["batch"].nunique()
-        return TradeOff(target, level, Refusal(f"it takes 3 batch sizes that reach the loss, found {found}"), nan, nan,
-                        points, notes)  # fmt: skip
+        reason = f"it takes {LEAST_BATCHES} batch sizes that reach the loss, found {found}"
+        return TradeOff(target, level, Refusal(reason), nan, nan, points, notes)
     ln_b, ln_s = np.log(points["batch"].to_numpy(dtype=float)), np.log(points["steps"].to_numpy(dtype=float))
     grid = np.linspace(ln_b.min() - REACH, ln_b.max() + REACH, POINTS)
-    rest, intercept = _profile(grid, ln_b, ln_s)
-    best = int(np.argmin(rest))
-    if 0 < best < POINTS - 1:  # refined, so that noise-free curves give it back to many digits
-        fine = np.linspace(grid[best - 1], grid[best + 1], POINTS)
-        fine_rest, fine_intercept = _profile(fine, ln_b, ln_s)
-        at = int(np.argmin(fine_rest))
-        ln_c, low_rest, ln_min = fine[at], fine_rest[at], fine_intercept[at]
-    else:
-        ln_c, low_rest, ln_min = grid[best], rest[best], intercept[best]
+
+    def rest(ln_c: float) -> float:
+        return float(_profile(np.array([ln_c]), ln_b, ln_s)[0][0])
+
+    ln_c = _lowest(grid, _profile(grid, ln_b, ln_s)[0], rest)
     df = len(points) - 2
-    inside = rest <= low_rest * (1 + fisher.ppf(level, 1, df) / df)
-    lower = 0.0 if inside[0] else float(np.exp(grid[np.argmax(inside)]))
-    upper = math.inf if inside[-1] else float(np.exp(grid[POINTS - 1 - np.argmax(inside[::-1])]))
-    value, min_steps = float(np.exp(ln_c)), float(np.exp(ln_min))
-    interval: Interval | Refusal = Interval(value, min(lower, value), max(upper, value), level)
-    if inside[0] and inside[-1]:
+    limit = rest(ln_c) * (1 + fisher.ppf(level, 1, df) / df)
+    ends = _ends(grid, _profile(grid, ln_b, ln_s)[0] <= limit, ln_c, lambda at: rest(at) - limit)
+    value, min_steps = float(np.exp(ln_c)), float(np.exp(_profile(np.array([ln_c]), ln_b, ln_s)[1][0]))
+    interval: Interval | Refusal = Interval(value, float(np.exp(ends[0])), float(np.exp(ends[1])), level)
+    open_below, open_above = np.isinf(ends)
+    if open_below and open_above:
         interval = Refusal("steps and tokens do not show the trade-off: any batch size would do as the critical one")
-    elif inside[0] or inside[-1]:
-        side = "above it, where more steps are no help" if inside[0] else "below it, where tokens are what counts"
+    elif open_below or open_above:
+        side = "above it, where more steps are no help" if open_below else "below it, where tokens are what counts"
         notes += (f"the batches tried lie {side}, so one end of the interval is open",)
     return TradeOff(target, level, interval, min_steps, min_steps * value, points, notes)
+
+
+def _lowest(grid: Array, rest_on_grid: Array, rest: Callable[[float], float]) -> float:
+    """Where the profile is lowest, refined between the neighbours of the grid's lowest point."""
+    best = int(np.argmin(rest_on_grid))
+    if best in (0, len(grid) - 1):
+        return float(grid[best])
+    found = minimize_scalar(rest, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-10})
+    return float(found.x)
+
+
+def _ends(grid: Array, inside: Array, best: float, above: Callable[[float], float]) -> tuple[float, float]:
+    """The outermost crossings of the limit on either side of the best, infinite where the grid ends before.
+
+    The grid may have no point inside: curves free of noise leave an interval far narrower than its steps.
+    """
+    within = grid[inside]
+    first, last = (min(within[0], best), max(within[-1], best)) if len(within) else (best, best)
+    lower, upper = -math.inf, math.inf
+    if not inside[0]:
+        lower = float(brentq(above, grid[grid < first][-1], first)) if above(first) < 0 else float(first)
+    if not inside[-1]:
+        upper = float(brentq(above, last, grid[grid > last][0])) if above(last) < 0 else float(last)
+    return lower, upper
 
 
 def _profile(grid: Array, ln_b: Array, ln_s: Array) -> tuple[Array, Array]:
@@ -149,10 +196,18 @@ class NoiseScales:
     def sentence(self) -> str:
         """The range over runs, in words."""
         low, high = self.runs["noise_scale"].min(), self.runs["noise_scale"].max()
-        between = f"{low:,.0f}" if len(self.runs) == 1 else f"from {low:,.0f} to {high:,.0f}"
+        ends = f"[{self.runs['lower'].min():,.0f}, {self.runs['upper'].max():,.0f}]"
         of = f"{len(self.runs)} run{'s' * (len(self.runs) != 1)}"
         part = f"measured between {self.share[0]:.0%} and {self.share[1]:.0%} of the training"
-        return f"gradient noise scale of {of}: {between} tokens ({part})"
+        open_ends = int(np.isinf(self.runs["upper"]).sum())
+        why = f"; in {open_ends} of them" if len(self.runs) > 1 else ";"
+        why = f"{why} the gradient is not told from zero, so there is no upper end" if open_ends else ""
+        if len(self.runs) == 1:
+            number = int(self.runs["measurements"].iloc[0])
+            return (f"gradient noise scale of {of}: {low:,.0f} {ends} tokens ({100 * self.level:.0f} % interval over "
+                    f"{number} steps, {part}{why})")  # fmt: skip
+        return (f"gradient noise scale of {of}: from {low:,.0f} to {high:,.0f} tokens, {100 * self.level:.0f} % "
+                f"intervals within {ends} ({part}{why})")  # fmt: skip
 
 
 def noise_scales(
@@ -162,10 +217,16 @@ def noise_scales(
 
     The two estimates are averaged over the measured steps before they are divided, with Fieller's interval: steps use
     batches of their own, so their errors are independent. The scale grows as the loss falls, so `share` matters: this
-    is its mean there. None when no run measured it.
+    is its mean there. None when no run measured it twice there. Raises UserError for curves without their columns and a
+    share or a level that is none.
     """
+    place = "noise scales"
+    curves = arguments.own_index(arguments.table_of(curves, place, "curves"))
+    level, share = arguments.level_of(level, place), _check_share(share)
     if "gradient_square" not in curves.columns:
         return None
+    for needed in ("id", "step", "tokens", "gradient_variance", "train_loss"):
+        column(curves, needed, place)
     rows = []
     for name, curve in curves.groupby("id", sort=False):
         last = curve["step"].max()
@@ -180,10 +241,18 @@ def noise_scales(
     return NoiseScales(level, share, pd.DataFrame(rows)) if rows else None
 
 
+def _check_share(share: tuple[float, float]) -> tuple[float, float]:
+    ends = tuple(share) if isinstance(share, tuple | list) else ()
+    if len(ends) != 2 or not all(map(arguments.is_finite, ends)) or not 0 <= ends[0] < ends[1] <= 1:
+        raise UserError("noise scales: share must be the two ends of a part of the training, such as (0.5, 1.0), "
+                        f"found {share!r}")  # fmt: skip
+    return float(ends[0]), float(ends[1])
+
+
 def noise_scale_curve(curves: pd.DataFrame, windows: int = 8, level: float = LEVEL) -> pd.DataFrame:
     """How the noise scale grows while training: the columns of `noise_scales` and `tokens_seen`, per run and window."""
     parts = []
-    for index in range(windows):
+    for index in range(arguments.whole(windows, "noise scales", "windows", 1)):
         found = noise_scales(curves, (index / windows, (index + 1) / windows), level)
         if found is not None:
             total = curves.groupby("id", sort=False)["tokens"].max().rename("tokens_seen")

@@ -41,10 +41,10 @@ def checklist(fit: "Fit", rollout: "Rollout | None" = None) -> list[Item]:
         "range of the points": _ranges(fit),
         "objective": f"{_loss(fit)} of residuals of {fit.target}, summed: {fit.objective:.10g}",
         "optimiser": f"damped Newton from {fit.starts} starts by variable projection, {fit.starts_agreeing} of which "
-                     f"reach this optimum; {fit.reason}" if fit.on == "ln L" else
-                     f"trust-region least squares from the optimum on ln L; {fit.reason}",
+                     f"reach this optimum; {fit.reason}",
         "conditioning": f"condition number of J'J {fit.condition:.3g} in centred logarithmic coordinates",
         "not identified": _not_identified(fit),
+        "form against the data": fit.misfit.words if fit.misfit is not None else "not tested: see the notes",
         "intervals": _intervals(fit),
         "held-out error": rollout.sentence() if rollout is not None else "not measured",
     }  # fmt: skip

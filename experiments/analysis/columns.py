@@ -3,12 +3,15 @@
 import pandas as pd
 
 from experiments.analysis.spec import column_among
+from nanogpt.config import UserError
 
 SERIES = frozenset({"completed"})  # the states whose loss belongs in a fit or a mean
 
 
 def column(table: pd.DataFrame, name: str, place: str = "table") -> str:
     """The name of the column `name` means; UserError naming the candidates or the nearest column."""
+    if not isinstance(name, str):
+        raise UserError(f"{place}: a column goes by its name, found {name!r}")
     return column_among(map(str, table.columns), name, place)
 
 

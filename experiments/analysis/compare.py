@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
+from experiments.analysis import arguments
 from experiments.analysis.columns import column
 from experiments.analysis.fitted import Fit
 from experiments.analysis.ladder import Ladder, make_ladder
@@ -54,8 +55,8 @@ class Comparison:
     def outcome(self) -> Outcome | None:
         """By the multiplier's interval, else by the gap's; never by a point. None where there is neither."""
         if isinstance(self.multiplier, Interval):
-            return _outcome(self.multiplier.lower, self.multiplier.upper, 1.0)
-        return _outcome(-self.gap.upper, -self.gap.lower, 0.0) if isinstance(self.gap, Interval) else None
+            return outcome_of(self.multiplier.lower, self.multiplier.upper, 1.0)
+        return outcome_of(-self.gap.upper, -self.gap.lower, 0.0) if isinstance(self.gap, Interval) else None
 
     def sentence(self) -> str:
         """The comparison in words, with its interval."""
@@ -71,7 +72,8 @@ class Comparison:
         return f"{head}{gap}: {self.outcome or 'not decided'}"
 
 
-def _outcome(lower: float, upper: float, neutral: float) -> Outcome:
+def outcome_of(lower: float, upper: float, neutral: float) -> Outcome:
+    """Win above the neutral value, loss below it, tie where the interval holds it."""
     return "win" if lower > neutral else "loss" if upper < neutral else "tie"
 
 
@@ -90,9 +92,11 @@ def compare(
     Seeds are paired where both variants ran the same ones: what a seed does to both cancels. The interval is Student's
     over the seeds' influence on the fitted multiplier (linearised); with one seed, or where one common curve misses the
     means by more than noise, it comes from the residuals. Choosing the best setting on the same means flatters both
-    variants alike and is not in the interval. Raises UserError for an unknown column, a variant without runs, and one
-    that is compared with itself.
+    variants alike and is not in the interval. Raises UserError for an unknown column, a variant without runs, one that
+    is compared with itself, and a finished run of either whose `x` or `y` is no finite number above 0.
     """
+    runs = arguments.own_index(arguments.table_of(runs, "compare"))
+    level = arguments.level_of(level, "compare")
     factor = column(runs, factor, "compare")
     x, y = column(runs, x, "compare"), column(runs, y, "compare")
     if baseline == candidate:
@@ -103,10 +107,19 @@ def compare(
     fitted = _multiplier(one, two, paired, level)
     gap = _gap(one, two, paired, level)
     levels = pd.concat([_levels(one), _levels(two)], ignore_index=True)
-    notes = (*one.notes, *two.notes, *fitted.notes)
+    notes = (*one.notes, *two.notes, *_unequal_search(one, two), *fitted.notes)
     seeds = (len(one.seeds), len(two.seeds))
     return Comparison(factor, baseline, candidate, x, y, level, paired and len(one.seeds) > 1, seeds,
                       fitted.multiplier, gap, fitted.floor, fitted.exponent, levels, notes)  # fmt: skip
+
+
+def _unequal_search(one: Ladder, two: Ladder) -> tuple[str, ...]:
+    """The best of more settings is better, by search and by luck, and no interval knows it."""
+    per_level = [ladder.tried / len(ladder.x) for ladder in (one, two)]
+    if max(per_level) <= 1.5 * min(per_level):
+        return ()
+    counts = " and ".join(f"{ladder.variant} the best of {ladder.tried} settings" for ladder in (one, two))
+    return (f"{counts} over its levels: the one that was searched longer looks better for it",)
 
 
 def _levels(ladder: Ladder) -> pd.DataFrame:
@@ -241,8 +254,15 @@ def effective_speedup(fit: Fit, baseline_loss: float, loss: float, level: float 
     `fit`: the baseline's power law, with or without a floor. A draw whose floor lies above a loss has no finite answer
     and counts as infinite. Raises UserError for another law, and for a loss at or below the fitted floor.
     """
-    if not isinstance(fit.law, PowerLaw | SaturatingPowerLaw):
-        raise UserError(f"effective_speedup: needs a power law, found {fit.law.name}")
+    place = "effective_speedup"
+    if not isinstance(fit, Fit) or not isinstance(fit.law, PowerLaw | SaturatingPowerLaw):
+        found = fit.law.name if isinstance(fit, Fit) else type(fit).__name__
+        raise UserError(f"{place}: needs the fit of a power law, with or without a floor, found {found}")
+    baseline_loss, loss = (
+        arguments.above_zero(baseline_loss, place, "baseline_loss"),
+        arguments.above_zero(loss, place, "loss"),
+    )
+    level = arguments.level_of(level, place)
     value = float(
         _speedup(np.array([fit.params.get("E", 0.0)]), np.array([fit.params["alpha"]]), baseline_loss, loss)[0]
     )

@@ -6,14 +6,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.analysis.columns import column
+from experiments.analysis import arguments
+from experiments.analysis.columns import column, row_names
 from experiments.analysis.laws.base import Array, Columns, Law
 from nanogpt.config import UserError
 
 
 def read_inputs(law: Law, table: pd.DataFrame, place: str) -> pd.DataFrame:
-    """The law's columns of a table that may call them by another name (`column`), the numbers as float64."""
-    numbers = pd.DataFrame({name: table[column(table, name, place)].astype(float) for name in law.columns})
+    """The law's columns of a table that may call them by another name (`column`), the numbers as float64.
+
+    UserError for a column that is not there, and for a value that is no number or has no logarithm.
+    """
+    rows = row_names(table).to_list()
+    read = {name: arguments.numbers(table[column(table, name, place)], rows, place) for name in law.columns}
+    numbers = pd.DataFrame(read, index=table.index)
     return numbers.assign(**{name: table[column(table, name, place)] for name in law.label_columns})
 
 

@@ -1,33 +1,45 @@
 """ln L of a law at many coordinates at once, with first and second derivatives: from a design tensor or torch.func.
 
-Both models answer the same questions in float64 numpy: `log_loss(theta)`, and `expand(theta)` with the Jacobian and
-second derivatives contracted over the points, which is all that a Newton method needs.
+Both models answer the same questions in float64 numpy: `log_loss(theta)`, and `expand(theta)` with first and second
+derivatives summed over the points under any weights, which is all that a Newton method needs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from experiments.analysis.laws import Array, Law, PowerTerms
 
 if TYPE_CHECKING:
     import torch
 
-CACHE = 240_000  # floats: a batch of design tensors that a core's cache holds
+CACHE = 30_000  # floats: arrays of this size stay in a core's cache from one operation to the next
 MEMORY = 2_000_000  # floats: torch.func costs milliseconds a call, so its batches are larger
+STEEPEST = 600.0  # a logarithm whose exp is still a float64
 
 
-@dataclass(frozen=True)
-class Expansion:
-    """ln L (batch, points), its Jacobian (batch, points, parameters), and `hessian(first, second)`, (batch, parameters,
-    parameters): the sum over points of first * J J' + second * (second derivatives), each weight (batch, points)."""
+class Expansion(Protocol):
+    """ln L at a batch of coordinates, and what a Newton method asks of its derivatives; weights are (batch, points)."""
 
-    log_loss: Array
-    jacobian: Array
-    hessian: Callable[[Array, Array], Array]
+    @property
+    def log_loss(self) -> Array:
+        """ln L (batch, points)."""
+
+    @property
+    def jacobian(self) -> Array:
+        """Its first derivatives J (batch, points, parameters)."""
+
+    def gradient(self, first: Array) -> Array:
+        """The sum over points of first * J, (batch, parameters)."""
+
+    def hessian(self, first: Array, second: Array | None = None) -> Array:
+        """The sum over points of first * J J' + second * (second derivatives): (batch, parameters, parameters)."""
 
 
 class Model(Protocol):
@@ -45,48 +57,116 @@ class Model(Protocol):
         """Held while many expansions follow each other."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Term:
+    """One term of a sum of power terms: the parameters it has, its design (points, those), the same as (those, points)
+    or, for the floor, (those, 1), and the largest size of each of its columns."""
+
+    used: npt.NDArray[np.intp]
+    columns: Array
+    rows: Array
+    largest: Array
+
+
 class DesignModel:
-    """Exact for sums of power terms: with softmax weights w over the terms, J = sum_k w_k Z_k and the second derivative
-    is sum_k w_k Z_k Z_k' - J J'. Points are the last axis of every array, where numpy is fast."""
+    """Exact for sums of power terms: with the shares w of the terms in the loss, J = sum_k w_k Z_k and the second
+    derivative is sum_k w_k Z_k Z_k' - J J'.
+
+    So all that is summed over the points are products of two columns of the design, and those are the same for every
+    member and iteration: one matrix product for each pair of terms, and no Jacobian.
+    """
 
     def __init__(self, design: Array) -> None:
-        self.block = max(1, CACHE // design.size)
-        self._terms = np.ascontiguousarray(design.transpose(1, 2, 0))
-        self._used = [np.flatnonzero(term.any(axis=1)) for term in self._terms]  # the parameters of each term
-        self._outer = [
-            np.ascontiguousarray((term[used][:, None] * term[used]).reshape(len(used) ** 2, -1).T)
-            for term, used in zip(self._terms, self._used, strict=True)
-        ]
+        self.points, _, self.size = design.shape
+        self.block = max(1, CACHE // self.points)
+        self.terms = [_term(columns) for columns in design.transpose(1, 0, 2)]
+        self.pairs = list(combinations_with_replacement(range(len(self.terms)), 2))
+        products, places = zip(*(self._products(*pair) for pair in self.pairs), strict=True)
+        self.products, self.places = list(products), np.concatenate(places)
 
-    def _shares(self, theta: Array) -> tuple[Array, Array]:
-        """ln L (batch, points) and the share of each term in it (terms, batch, points)."""
-        log_terms = theta @ self._terms
-        largest = log_terms.max(axis=0)
-        shares = np.exp(log_terms - largest)
-        total = shares.sum(axis=0)
-        shares /= total
-        return np.log(total) + largest, shares
+    def _products(self, k: int, m: int) -> tuple[Array, Array]:
+        """Products of the columns of two terms (points, products), and where each belongs (products, size * size)."""
+        one, other = self.terms[k], self.terms[m]
+        pairs = [(i, j) for i in range(len(one.used)) for j in range(len(other.used)) if k != m or i <= j]
+        places = np.zeros((len(pairs), self.size, self.size))
+        for row, (i, j) in zip(places, pairs, strict=True):
+            p, q = one.used[i], other.used[j]
+            row[p, q] += 1.0
+            row[q, p] += float(k != m or i != j)
+        return (
+            np.stack([one.columns[:, i] * other.columns[:, j] for i, j in pairs], axis=1),
+            places.reshape(len(pairs), -1),
+        )
 
     def log_loss(self, theta: Array) -> Array:
-        return self._shares(theta)[0]
+        return self.expand(theta).log_loss
 
     def working(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def expand(self, theta: Array) -> Expansion:
-        log_loss, shares = self._shares(theta)
-        rows = np.zeros((len(theta), theta.shape[1], log_loss.shape[1]))  # the Jacobian's transpose
-        for share, term, used in zip(shares, self._terms, self._used, strict=True):
-            for p in used:
-                rows[:, p] += share * term[p]
+    def expand(self, theta: Array) -> "DesignExpansion":
+        logs = [theta[:, term.used] @ term.rows for term in self.terms]
+        safe = all((np.abs(theta[:, term.used]) @ term.largest).max() < STEEPEST for term in self.terms)
+        shift = 0.0 if safe else reduce(np.maximum, logs)
+        shares = [np.exp(log - shift) for log in logs]
+        total = np.broadcast_to(sum(shares), (len(theta), self.points))
+        inverse = 1.0 / total
+        return DesignExpansion(self, np.log(total) + shift, [share * inverse for share in shares])
 
-        def hessian(first: Array, second: Array) -> Array:
-            total = (rows * (first - second)[:, None]) @ rows.transpose(0, 2, 1)
-            for share, outer, used in zip(shares, self._outer, self._used, strict=True):
-                total[:, used[:, None], used] += ((share * second) @ outer).reshape(-1, len(used), len(used))
-            return total
 
-        return Expansion(log_loss, rows.transpose(0, 2, 1), hessian)
+@dataclass(frozen=True, eq=False)
+class DesignExpansion:
+    """`Expansion` of a sum of power terms: the share of each term in the loss, (batch, points)."""
+
+    model: DesignModel
+    log_loss: Array
+    shares: list[Array]
+
+    @property
+    def jacobian(self) -> Array:
+        jacobian = np.zeros((*self.log_loss.shape, self.model.size))
+        for share, term in zip(self.shares, self.model.terms, strict=True):
+            jacobian[..., term.used] += share[..., None] * term.columns
+        return jacobian
+
+    def gradient(self, first: Array) -> Array:
+        gradient = np.zeros((len(first), self.model.size))
+        for share, term in zip(self.shares, self.model.terms, strict=True):
+            gradient[:, term.used] += (first * share) @ term.columns
+        return gradient
+
+    def hessian(self, first: Array, second: Array | None = None) -> Array:
+        mixed = first if second is None else first - second
+        weighted = [mixed * share for share in self.shares]
+        sums = []
+        for (k, m), products in zip(self.model.pairs, self.model.products, strict=True):
+            of_both = weighted[k] if k != m or second is None else weighted[k] + second
+            sums.append((of_both * self.shares[m]) @ products)
+        size = self.model.size
+        return np.asarray(np.concatenate(sums, axis=1) @ self.model.places).reshape(-1, size, size)
+
+
+def _term(columns: Array) -> _Term:
+    used = np.flatnonzero(columns.any(axis=0))
+    own = np.ascontiguousarray(columns[:, used])
+    alike = bool((own == own[0]).all())  # the floor: one exp for all points
+    return _Term(used, own, np.ascontiguousarray(own[:1].T if alike else own.T), np.abs(own).max(axis=0))
+
+
+@dataclass(frozen=True, eq=False)
+class TorchExpansion:
+    """`Expansion` by torch.func: `curvature` sums second derivatives over the points with the weights given."""
+
+    log_loss: Array
+    jacobian: Array
+    curvature: Callable[[Array], Array]
+
+    def gradient(self, first: Array) -> Array:
+        return np.asarray((self.jacobian.transpose(0, 2, 1) @ first[..., None])[..., 0])
+
+    def hessian(self, first: Array, second: Array | None = None) -> Array:
+        squares = self.jacobian.transpose(0, 2, 1) @ (self.jacobian * first[..., None])
+        return np.asarray(squares if second is None else squares + self.curvature(second))
 
 
 class TorchModel:
@@ -111,7 +191,7 @@ class TorchModel:
         log_loss: Array = self._at(torch.as_tensor(theta), self.x).expand(len(theta), self.points).numpy()
         return log_loss
 
-    def expand(self, theta: Array) -> Expansion:
+    def expand(self, theta: Array) -> TorchExpansion:
         import torch
         from torch.func import grad, jacrev, vmap
 
@@ -126,11 +206,11 @@ class TorchModel:
 
         jacobian: Array = vmap(vmap(grad(at_point), (None, 0)), (0, None))(at, points).numpy()
 
-        def hessian(first: Array, second: Array) -> Array:
+        def curvature(second: Array) -> Array:
             curved: Array = vmap(jacrev(grad(weighted)))(at, torch.as_tensor(second)).numpy()
-            return curved + jacobian.transpose(0, 2, 1) @ (jacobian * first[..., None])
+            return curved
 
-        return Expansion(self.log_loss(theta), jacobian, hessian)
+        return TorchExpansion(self.log_loss(theta), jacobian, curvature)
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -1,28 +1,57 @@
-"""The registry of figures a report can show, what each is drawn from, its caption, and its bytes as PNG and SVG."""
+"""The figures: one function each that takes a DataFrame and an `ax` and returns it, and the registry of those that a
+report can show, what each is drawn from, and its caption."""
 
-import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.analysis import approach_plots, basins, plots, surface, sweeps
+from experiments.analysis.approach_plots import compute_envelope, isoflop_slices, loss_contours, rollout_errors
 from experiments.analysis.approaches import Approaches, Name
+from experiments.analysis.axes import HUE
+from experiments.analysis.basins import lr_transfer
 from experiments.analysis.columns import excluded
-from experiments.analysis.corner import corner
+from experiments.analysis.comparison_plots import batch_trade_off, multiplier_forest, optimum_law
+from experiments.analysis.corner import corner, draws_of
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
 from experiments.analysis.optimum import Optima
-from experiments.analysis.profileplot import profiles
+from experiments.analysis.plots import loss_vs_compute, predicted_vs_measured, residuals, training_curves
+from experiments.analysis.profileplot import profile, profiles
 from experiments.analysis.rollout import Rollout
+from experiments.analysis.saving import figure_of, png_bytes, save, svg_text
 from experiments.analysis.searched import Searched
 from experiments.analysis.spec import FigureSpec, ReportSpec
+from experiments.analysis.surface import response_surface
+from experiments.analysis.sweeps import loss_heatmap, loss_vs, lr_basin
 from nanogpt.config import UserError
+
+# Every figure for a page of one's own: `figure(df, ax=None, **keywords) -> Axes` (contract.py).
+FUNCTIONS: dict[str, Callable[..., Axes]] = {
+    "loss_vs_compute": loss_vs_compute,
+    "training_curves": training_curves,
+    "predicted_vs_measured": predicted_vs_measured,
+    "residuals": residuals,
+    "isoflop_slices": isoflop_slices,
+    "compute_envelope": compute_envelope,
+    "loss_contours": loss_contours,
+    "rollout_errors": rollout_errors,
+    "profile": profile,
+    "profiles": profiles,
+    "corner": corner,
+    "loss_vs": loss_vs,
+    "loss_heatmap": loss_heatmap,
+    "lr_basin": lr_basin,
+    "lr_transfer": lr_transfer,
+    "response_surface": response_surface,
+    "multiplier_forest": multiplier_forest,
+    "optimum_law": optimum_law,
+    "batch_trade_off": batch_trade_off,
+}
+__all__ = ["FIGURES", "FUNCTIONS", "Material", "chosen_figures", "draw_all", "save", *FUNCTIONS]
 
 BAND = "The shaded band is a 95 % interval for one new run: {draws} bootstrap refits, each with the fit's residuals. "
 SEEDS = "The line under the figure counts runs and seeds; diverged runs are marked at the top edge. "
@@ -74,22 +103,19 @@ def _curves(material: Material, figure: str) -> pd.DataFrame:
 
 
 def _loss_vs_compute(m: Material, s: FigureSpec) -> Figure:
-    return figure_of(
-        plots.loss_vs_compute(m.runs, m.curves, m.fit, m.holdout, hue=s.hue or "n_params", y=s.y or "val_loss")
-    )
+    given: dict[str, Any] = {"curves": m.curves, "fit": m.fit, "holdout": m.holdout}
+    return figure_of(loss_vs_compute(m.runs, **given, hue=s.hue or HUE, y=s.y or "val_loss"))
 
 
 def _training_curves(m: Material, s: FigureSpec) -> Figure:
     x = s.x if s.x in ("flops", "tokens", "step") else "flops"
-    curves = _curves(m, "training_curves")
-    hue = s.hue or ("n_params" if "n_params" in curves.columns else None)
-    return figure_of(plots.training_curves(curves, x, hue, s.y or "val_loss"))
+    return figure_of(training_curves(_curves(m, "training_curves"), x=x, hue=s.hue or HUE, y=s.y or "val_loss"))
 
 
 def _predicted_vs_measured(m: Material, s: FigureSpec) -> Figure:
     if m.holdout is None:
         raise UserError("predicted_vs_measured: no runs were held out")
-    return figure_of(plots.predicted_vs_measured(m.holdout))
+    return figure_of(predicted_vs_measured(m.runs, holdout=m.holdout))
 
 
 def _fitted(m: Material, figure: str) -> Fit:
@@ -99,31 +125,31 @@ def _fitted(m: Material, figure: str) -> Fit:
 
 
 def _residuals(m: Material, s: FigureSpec) -> Figure:
-    return figure_of(plots.residuals(_fitted(m, "residuals"), m.runs, hue=s.hue or "n_params"))
+    return figure_of(residuals(m.runs, fit=_fitted(m, "residuals"), hue=s.hue or HUE))
 
 
 def _loss_vs(m: Material, s: FigureSpec) -> Figure:
-    return figure_of(sweeps.loss_vs(m.runs, _needs(s.x, "loss_vs", "x"), s.hue, s.y or "val_loss"))
+    return figure_of(loss_vs(m.runs, x=_needs(s.x, "loss_vs", "x"), hue=s.hue, y=s.y or "val_loss"))
 
 
 def _loss_heatmap(m: Material, s: FigureSpec) -> Figure:
     x, rows = _needs(s.x, "loss_heatmap", "x"), _needs(s.rows, "loss_heatmap", "rows")
-    return figure_of(sweeps.loss_heatmap(m.runs, x, rows, s.y or "val_loss"))
+    return figure_of(loss_heatmap(m.runs, x=x, rows=rows, y=s.y or "val_loss"))
 
 
 def _lr_basin(m: Material, s: FigureSpec) -> Figure:
-    return figure_of(sweeps.lr_basin(m.runs, s.x or "learning_rate", s.hue, s.y or "val_loss"))
+    return figure_of(lr_basin(m.runs, x=s.x or "learning_rate", hue=s.hue or HUE, y=s.y or "val_loss"))
 
 
 def _lr_transfer(m: Material, s: FigureSpec) -> Figure:
     if m.optima is None:
         raise UserError("lr_transfer: the study found no optima; it needs an `optimum:` section and finished runs")
-    return basins.lr_transfer(m.runs, m.optima)
+    return figure_of(lr_transfer(m.runs, optima=m.optima))
 
 
 def _response_surface(m: Material, s: FigureSpec) -> Figure:
     names = [s.x, s.rows] if s.x and s.rows else []
-    return surface.response_surface(m.runs, m.searched, s.y or "val_loss", names)
+    return figure_of(response_surface(m.runs, searched=m.searched, y=s.y or "val_loss", names=names))
 
 
 def _approach(m: Material, figure: str, *names: Name) -> Any:
@@ -140,38 +166,46 @@ def _approach(m: Material, figure: str, *names: Name) -> Any:
 
 
 def _isoflop_slices(m: Material, s: FigureSpec) -> Figure:
-    return figure_of(approach_plots.isoflop_slices(_approach(m, "isoflop_slices", "parabola", "akima")))
+    return figure_of(isoflop_slices(m.runs, found=_approach(m, "isoflop_slices", "parabola", "akima")))
 
 
 def _compute_envelope(m: Material, s: FigureSpec) -> Figure:
-    return figure_of(approach_plots.compute_envelope(_approach(m, "compute_envelope", "envelope")))
+    return figure_of(compute_envelope(m.runs, found=_approach(m, "compute_envelope", "envelope")))
 
 
 def _loss_contours(m: Material, s: FigureSpec) -> Figure:
     _approach(m, "loss_contours", "surface")
-    assert m.approaches is not None
-    return figure_of(approach_plots.loss_contours(m.approaches))
+    return figure_of(loss_contours(m.runs, approaches=m.approaches))
 
 
 def _rollout_errors(m: Material, s: FigureSpec) -> Figure:
     if m.rollout is None:
         raise UserError("rollout_errors: no law was fitted below a cut")
-    return figure_of(approach_plots.rollout_errors(m.rollout))
+    return figure_of(rollout_errors(m.runs, rollout=m.rollout))
+
+
+def _multiplier_forest(m: Material, s: FigureSpec) -> Figure:
+    x = s.x if s.x in ("flops", "tokens", "wall_seconds") else "flops"
+    factor = _needs(s.hue, "multiplier_forest", "hue (the factor whose values are compared)")
+    return figure_of(multiplier_forest(m.runs, factor=factor, x=x, y=s.y or "val_loss"))
+
+
+def _optimum_law(m: Material, s: FigureSpec) -> Figure:
+    of, size = s.x or "learning_rate", s.hue or "n_params_non_embedding"
+    return figure_of(optimum_law(m.runs, of=of, size=size, y=s.y or "val_loss"))
+
+
+def _batch_trade_off(m: Material, s: FigureSpec) -> Figure:
+    return figure_of(batch_trade_off(_curves(m, "batch_trade_off"), y=s.y or "val_loss"))
 
 
 def _corner(m: Material, s: FigureSpec) -> Figure:
-    return corner(_fitted(m, "corner"))
+    fit = _fitted(m, "corner")
+    return figure_of(corner(draws_of(fit), fit=fit))
 
 
 def _profiles(m: Material, s: FigureSpec) -> Figure:
-    return profiles(_fitted(m, "profiles"))
-
-
-def figure_of(axes: Axes) -> Figure:
-    """The figure that axes belong to."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return figure_of(profiles(m.runs, fit=_fitted(m, "profiles")))
 
 
 FIGURES: dict[str, Kind] = {
@@ -236,6 +270,22 @@ FIGURES: dict[str, Kind] = {
         "Every prediction of a run above a cut by the law fitted below it, against how far it reached. The grey band "
         "is the mean absolute error, the number to quote; bars are 95 % intervals for one new run.",
     ),
+    "multiplier_forest": Kind(
+        _multiplier_forest,
+        "How much more compute the first variant needs for the loss of another, at each level of compute and over all "
+        "of them as one curve. Bars are 90 % intervals over seeds: a win lies above 1 with its whole interval, a loss "
+        "below, and what reaches across is a tie.",
+    ),
+    "optimum_law": Kind(
+        _optimum_law,
+        "The value of lowest loss at each size, and the power law through them with its 90 % band. Bars are 95 % "
+        "intervals over seeds; a size whose lowest loss lies at the edge of the values tried has no optimum.",
+    ),
+    "batch_trade_off": Kind(
+        _batch_trade_off,
+        "Steps and tokens that each batch size takes to one loss. The line is (S / S_min - 1)(E / E_min - 1) = 1: at "
+        "the critical batch, the star, both are twice their least.",
+    ),
     "response_surface": Kind(
         _response_surface,
         "What the search has learnt of its space. Above: every trial over pairs of its most influential factors, on a "
@@ -293,48 +343,3 @@ def _draw(name: str, spec: FigureSpec, material: Material) -> Drawn:
     except UserError as error:
         return Drawn(name, caption, problem=str(error))
     return Drawn(name, caption, png=png_bytes(figure), svg=svg_text(figure, name))
-
-
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as PNG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def svg_text(figure: Figure, salt: str) -> str:
-    """The figure as SVG, the same text for the same figure and salt: no date, hashed ids salted by its name."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return buffer.getvalue().decode("utf-8")
-
-
-def picture(figure: Figure, suffix: str) -> bytes:
-    """The figure as the bytes of a .png, .svg or .pdf."""
-    if suffix == ".png":
-        return png_bytes(figure)
-    if suffix == ".svg":
-        return svg_text(figure, "figure").encode()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix[1:], metadata={"CreationDate": None})
-    return buffer.getvalue()
-
-
-def inline_svg(svg: str, prefix: str, title: str) -> str:
-    """The <svg> element alone, fit for an HTML page with other figures: every id and reference to one carries `prefix`,
-    nothing points outside, and `title` (already escaped) says what it is."""
-    body = _bare(svg[svg.index("<svg") :])
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
-    body = re.sub(r'\bid="', f'id="{prefix}-', body)
-    body = re.sub(r'(?:xlink:)?href="#', f'href="#{prefix}-', body)
-    body = re.sub(r"url\(#", f"url(#{prefix}-", body)
-    return body.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
-
-
-def _bare(body: str) -> str:
-    """The opening tag with nothing but its viewBox: namespaces are implied in HTML and the page sets the size."""
-    end = body.index(">")
-    view = re.search(r'viewBox="[^"]*"', body[:end])
-    assert view is not None, "matplotlib writes a viewBox"
-    return f"<svg {view.group(0)}" + body[end:]

@@ -50,6 +50,8 @@ class Filter:
     """One condition, parsed once and asked about many runs."""
 
     def __init__(self, text: str, place: str) -> None:
+        if not isinstance(text, str):
+            raise UserError(f"{place}: a filter is text such as 'n_embd >= 16 or tokens < 1e6', found {text!r}")
         self.text, self.place = text, place
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body

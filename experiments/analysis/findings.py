@@ -1,6 +1,5 @@
 """From a table of runs to what may be said about it: the fit, the held-out prediction, claims that hold or fail."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,15 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import intervals
 from experiments.analysis.approach_words import approach_claims, approach_text
 from experiments.analysis.approaches import Approaches, compare_approaches
+from experiments.analysis.bounds import FLOOR_IS_ZERO
 from experiments.analysis.cbs import noise_scales
 from experiments.analysis.claims import Claim
 from experiments.analysis.columns import finished
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout, holdout
-from experiments.analysis.identified import FLOOR_IS_ZERO
 from experiments.analysis.judge import Evidence, Judged, judge_all, judged_text
 from experiments.analysis.laws import Chinchilla, Law, make_law
 from experiments.analysis.optimum import Optima, find_optima
@@ -137,7 +137,8 @@ def _approaches(
 
 
 def _options(spec: FitSpec) -> dict[str, Any]:
-    return spec.model_dump(include={"loss", "delta", "where", "bootstrap", "resample", "cluster", "intervals", "seed"})
+    names = {"loss", "delta", "where", "bootstrap", "resample", "cluster", "intervals", "seed", "trust_units"}
+    return spec.model_dump(include=names)
 
 
 def _hold_out(spec: FitSpec, runs: pd.DataFrame, y: str) -> Holdout | None:
@@ -173,9 +174,11 @@ def _claims(
     if result is not None:
         claims.append(Claim(law_sentence(result)))
     if held is not None and spec is not None and spec.holdout is not None:
-        claims.append(_held_out_claim(held, spec.holdout.max_error))
+        claims += _held_out_claims(held, spec.holdout.max_error)
     if rolled is not None:
         claims.append(Claim(rolled.sentence()))
+    if result is not None and result.misfit is not None and result.misfit.bends:
+        claims.append(Claim(f"The form of the law: {result.misfit.words}.", False))
     if result is not None and floor is not None and _reaches_the_floor(result.law):
         claims.append(_floor_claim(result, floor, held))
     if searched is not None:
@@ -218,34 +221,32 @@ def _reaches_the_floor(law: Law) -> bool:
 
 def law_sentence(result: Fit) -> str:
     """The law with its numbers and their 95 % intervals in one sentence."""
-    intervals = result.conf_int().to_numpy()
+    found = result.conf_int().to_numpy()
     parts = [f"{name} = {value:.4g}" for name, value in result.params.items()]
-    known = not np.isnan(intervals).all()
+    known = not np.isnan(found).all()
     if known:
-        parts = [f"{text} [{low:.4g}, {high:.4g}]" for text, (low, high) in zip(parts, intervals, strict=True)]
+        parts = [f"{text} [{low:.4g}, {high:.4g}]" for text, (low, high) in zip(parts, found, strict=True)]
     brackets = " (95 % intervals in brackets)" if known else ""
     fitted = f"fitted to {len(result.points)} runs{brackets}"
     return f"{result.y} = {result.law.formula} with {', '.join(parts)}, {fitted}."
 
 
-def _held_out_claim(held: Holdout, limit: float) -> Claim:
+def _held_out_claims(held: Holdout, limit: float) -> list[Claim]:
+    """The error against its limit; and, apart from it, whether the intervals held what they say."""
     n, inside = len(held.table), int(held.table["inside"].sum())
     start = (
         f"Fitted to the {len(held.fit.points)} runs with {held.by} below {held.cut:.3g}, the law predicts the {n} "
         f"held-out run{'s' * (n != 1)}, up to {held.reach:.3g} times the {held.by},"
     )
     errors = f"with a largest error of {held.max_error:.2%} (mean {held.mean_error:.2%})"
-    inside_text = f"{inside} of {n} measured losses lie inside their 95 % interval" if len(held.fit.draws) else ""
-    if inside_text:
-        inside_text += ": these intervals are too narrow." if _improbable(inside, n) else "."
     holds = held.max_error <= limit
     verdict = f"within the limit of {limit:.2%}" if holds else f"ABOVE the limit of {limit:.2%}: the prediction fails"
-    return Claim(f"{start} {errors}, {verdict}. {inside_text}".strip(), holds)
-
-
-def _improbable(inside: int, n: int, level: float = 0.95) -> bool:
-    """Would honest intervals hold this few of `n` values less than one time in twenty? (binomial tail)"""
-    return sum(math.comb(n, k) * level**k * (1 - level) ** (n - k) for k in range(inside + 1)) < 0.05
+    claim = f"{start} {errors}, {verdict}."
+    if not len(held.fit.draws):
+        return [Claim(claim, holds)]
+    if (narrow := held.misfit) is not None:
+        return [Claim(claim, holds), Claim(f"The intervals of that prediction: {narrow}", False)]
+    return [Claim(f"{claim} {inside} of {n} measured losses lie inside their 95 % interval.", holds)]
 
 
 def _floor_claim(result: Fit, floor: float, held: Holdout | None) -> Claim:
@@ -312,7 +313,7 @@ def analysis_text(analysis: Analysis) -> str:
         width = max(len("run"), *(len(str(name)) for name in table["run"]))
         lines.append(f"  {'run':<{width}}  measured  predicted  {'95 % interval':<18}   error")
         for row in table.to_dict(orient="records"):
-            interval = f"[{row['lower']:.4f}, {row['upper']:.4f}]"
+            interval = intervals.text(row["lower"], row["upper"], "{:.4f}")
             lines.append(f"  {row['run']!s:<{width}}  {row['measured']:8.4f}  {row['predicted']:9.4f}  {interval:<18}"
                          f"  {row['error']:+7.2%}")  # fmt: skip
         lines.append("")

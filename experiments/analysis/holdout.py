@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import arguments
 from experiments.analysis.columns import column, finished, row_names
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import Fit
 from experiments.analysis.laws import Law
+from experiments.analysis.misfit import held_out_misfit
 from experiments.analysis.where import select
 from nanogpt.config import UserError
 
@@ -40,12 +42,19 @@ class Holdout:
         """How far beyond the fitted runs the largest held-out run lies along `by`, as a factor."""
         return float(self.table[self.by].max() / self.fit.points[self.by].max())
 
+    @property
+    def misfit(self) -> str | None:
+        """That the intervals hold too few of the held-out losses, in words; None where they do not, or there are
+        none."""
+        return held_out_misfit(self.table) if len(self.fit.draws) else None
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         table = self.table.astype(object).where(self.table.notna(), None)
         return {
             "by": self.by, "cut": self.cut, "max_error": self.max_error, "mean_error": self.mean_error,
-            "reach": self.reach, "fit": self.fit.to_dict(), "table": table.to_dict(orient="records"),
+            "reach": self.reach, "inside": int(self.table["inside"].sum()), "misfit": self.misfit,
+            "fit": self.fit.to_dict(), "table": table.to_dict(orient="records"),
         }  # fmt: skip
 
 
@@ -70,6 +79,8 @@ def holdout(
     `fitter`.
     Raises UserError when nothing is left on a side, and as `fit`.
     """
+    df = arguments.own_index(arguments.table_of(df, "holdout"))
+    interval = arguments.level_of(interval, "holdout", "interval")
     by = column(df, by, "holdout")
     keep = finished(df)
     if where is not None:
@@ -95,16 +106,14 @@ def _cut(values: "pd.Series[float]", fraction: float | None, below: float | None
     if sum(choice is not None for choice in (fraction, below, largest)) != 1:
         raise UserError("holdout: give exactly one of fraction, below, largest")
     if below is not None:
-        return float(below)
+        return arguments.above_zero(below, "holdout", "below")
     if not len(values):
         raise UserError("holdout: no finished runs")
     distinct = np.sort(values.unique())
     if largest is not None:
-        if not 1 <= largest < len(distinct):
+        if not 1 <= arguments.whole(largest, "holdout", "largest") < len(distinct):
             raise UserError(f"holdout: largest must lie in 1 .. {len(distinct) - 1} ({len(distinct)} distinct values), "
                             f"found {largest}")  # fmt: skip
         return float(distinct[-largest])
-    if fraction is None or not 0 < fraction < 1:
-        raise UserError(f"holdout: fraction is the share of runs held out, between 0 and 1, found {fraction}")
-    count = max(1, round(fraction * len(values)))
+    count = max(1, round(arguments.level_of(fraction, "holdout", "fraction") * len(values)))
     return float(np.sort(values)[-count])

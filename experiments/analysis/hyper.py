@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import arguments
 from experiments.analysis.columns import column, diverged, finished
 from experiments.analysis.optimum import Estimate, Optima, find_optima
 from experiments.analysis.parabola import Refusal
+from experiments.analysis.spec import column_among
 from experiments.analysis.student import LEVEL, Array, Interval, Spread, fitted_spread
 from experiments.analysis.where import select
 from nanogpt.config import UserError
@@ -45,13 +47,20 @@ class HyperLaw:
     _replicates: Array
     _unit: Array
     _residual_sum: float
+    _noise: Spread
 
     def predict(self, **sizes: float) -> Interval:
-        """The optimum at a size, with the interval of the law there (not of a new sweep). UserError without a law."""
+        """The optimum at a size, with the interval of the law there (not of a new sweep). Sizes go by their column or
+        its last part. UserError without a law, and for sizes that are not the law's or no numbers above 0."""
+        place = "hyper law: predict"
         if isinstance(self.constant, Refusal):
             raise UserError(f"hyper law: there is none to predict from: {self.constant.reason}")
-        row = np.array([1.0, *(math.log2(sizes[key] / self.centres[key]) for key in self.sizes)])
-        found = _spread(self._replicates @ row, float(row @ self._unit @ row), self._residual_sum, self._df)
+        at = {column_among(self.sizes, key, place): arguments.above_zero(sizes[key], place, key) for key in sizes}
+        if missing := [name for name in self.sizes if name not in at]:
+            raise UserError(f"{place}: needs {' and '.join(self.sizes)}, and {missing[0]} is missing")
+        row = np.array([1.0, *(math.log2(at[key] / self.centres[key]) for key in self.sizes)])
+        found = _spread(self._replicates @ row, float(row @ self._unit @ row), self._residual_sum, self._df,
+                        self._noise)  # fmt: skip
         assert found is not None
         return found.interval(float(row @ self._coefficients), self.level).map(lambda value: float(2.0**value))
 
@@ -92,8 +101,13 @@ def hyper_law(
     `of` that are not above zero (a weight decay of 0) have no logarithm and are left out. `bootstrap`: of the
     intervals of the single optima. Raises UserError as `find_optima`, and for a size that is not a positive number.
     """
+    runs = arguments.own_index(arguments.table_of(runs, "hyper law"))
+    level = arguments.level_of(level, "hyper law")
     of, y = column(runs, of, "hyper law"), column(runs, y, "hyper law")
-    names = tuple(column(runs, name, "hyper law") for name in sizes)
+    asked = arguments.names_of(sizes, "hyper law", "sizes", "n_params_non_embedding")
+    names = tuple(column(runs, name, "hyper law") for name in asked)
+    if of in names:
+        raise UserError(f"hyper law: {of} cannot be a size of its own law")
     rows, table, notes = _rows(runs, of, names, where)
     found = find_optima(rows, of, SIZE, y=y, window=window, bootstrap=bootstrap)
     optima = _table(found, table)
@@ -107,18 +121,19 @@ def hyper_law(
     if reason := _why_not(design[good], names):
         refused = Refusal(reason)
         return HyperLaw(of, names, y, level, len(seeds), refused, dict.fromkeys(names, refused), centres, optima, notes,
-                        empty, np.zeros((0, len(empty))), np.zeros((len(empty),) * 2), 0.0)  # fmt: skip
+                        empty, np.zeros((0, len(empty))), np.zeros((len(empty),) * 2), 0.0, Spread(0.0, 0))  # fmt: skip
     places = optima["log2"].to_numpy(dtype=float)
     solve = np.linalg.pinv(design[good])
     coefficients = solve @ places[good]
     residual_sum = float(((places[good] - design[good] @ coefficients) ** 2).sum())
     left_out = _without_each_seed(rows, found, window)
+    noise = _noise_of_optima([each[good] for each in left_out])
     replicates = np.stack([solve @ each[good] for each in left_out]) if left_out else np.zeros((0, len(empty)))
     if len(replicates) and not np.isfinite(replicates).all():
         notes += ("without one of the seeds an optimum is lost, so intervals come from the law's residuals",)
-        replicates = replicates[:0]
+        replicates, noise = replicates[:0], Spread(0.0, 0)
     unit, df = solve @ solve.T, int(good.sum()) - design.shape[1]
-    spreads = [_spread(replicates[:, k], float(unit[k, k]), residual_sum, df) for k in range(len(empty))]
+    spreads = [_spread(replicates[:, k], float(unit[k, k]), residual_sum, df, noise) for k in range(len(empty))]
     constant, *exponents = (
         Refusal("one seed and as many sizes as unknowns leave no error to judge by")
         if spread is None else spread.interval(float(value), level)
@@ -126,7 +141,7 @@ def hyper_law(
     )  # fmt: skip
     at_centre = constant if isinstance(constant, Refusal) else constant.map(lambda value: float(2.0**value))
     return HyperLaw(of, names, y, level, len(seeds), at_centre, dict(zip(names, exponents, strict=True)), centres,
-                    optima, notes, coefficients, replicates, unit, residual_sum)  # fmt: skip
+                    optima, notes, coefficients, replicates, unit, residual_sum, noise)  # fmt: skip
 
 
 def _rows(
@@ -141,6 +156,8 @@ def _rows(
     if not (values > 0).all(axis=None):
         raise UserError(f"hyper law: {' and '.join(names)} must be numbers above 0 in every run")
     usable = pd.to_numeric(rows[of], errors="coerce") > 0
+    if not usable.any():
+        raise UserError(f"hyper law: no run has a number above 0 as its {of}")
     notes = () if usable.all() else (f"{int((~usable).sum())} runs with {of} = 0 have no logarithm and were left out",)
     rows, values = rows[usable], values[usable]
     table = values.drop_duplicates().sort_values(list(names)).reset_index(drop=True)
@@ -184,11 +201,23 @@ def _without_each_seed(rows: pd.DataFrame, found: Optima, window: int) -> list[A
     return replicates
 
 
-def _spread(replicates: Array, weight: float, residual_sum: float, df: int) -> Spread | None:
+def _noise_of_optima(left_out: list[Array]) -> Spread:
+    """The spread over seeds of one optimum in log2, by the jackknife, pooled over the sizes.
+
+    Pooled, because it is what the law's misfit is held against: the spread of the coefficient in question alone would
+    find a misfit just where chance made that spread small, and the intervals would come out too wide.
+    """
+    n, places = len(left_out), np.array(left_out)
+    if n < 2:
+        return Spread(0.0, 0)
+    each = (n - 1) / n * ((places - places.mean(axis=0)) ** 2).sum(axis=0)
+    return Spread(float(each.mean()), (n - 1) * places.shape[1])
+
+
+def _spread(replicates: Array, weight: float, residual_sum: float, df: int, noise: Spread) -> Spread | None:
     """Of one linear combination of the coefficients: jackknife over seeds, or residuals (see `fitted_spread`)."""
     n = len(replicates)
     seeds = None
     if n > 1:
         seeds = Spread(float((n - 1) / n * ((replicates - replicates.mean()) ** 2).sum()), n - 1)
-    noise = Spread(seeds.variance / weight if seeds is not None and weight > 0 else 0.0, n - 1)
     return fitted_spread(seeds, residual_sum, df, weight, noise).spread

@@ -2,12 +2,19 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from experiments.analysis import bounds
+from experiments.analysis.bounds import FLOOR_IS_ZERO
+
 if TYPE_CHECKING:
     from experiments.analysis.fitted import Fit
+    from experiments.analysis.laws import Law
 
-FLOOR_IS_ZERO = 1e-3  # a floor below this share of the lowest loss is not told from zero
 COLLINEAR = 1e9  # condition number of J'J from which the inputs move together as far as the fit can tell
-HIGHEST_EXPONENT = 8.0  # the end of the box that exponents are looked for in
+TOGETHER = 0.02  # spread of the ln inputs across their main direction, relative to it, below which they move together
+WEAK = 0.3  # share of the least-told direction from which a parameter is part of it
+FEWEST_DRAWS = 39  # resamples whose extremes are the ends of a 95 % interval
 SPAN = 10.0  # an interval over more than this factor does not identify a parameter
 FLOOR_SPAN = 2.0  # and a floor not over more than this one
 
@@ -19,12 +26,31 @@ def notes(fit: "Fit") -> tuple[str, ...]:
         found.append(f"the optimiser did not converge ({fit.reason}): do not use these numbers")
     if fit.draws_converged < 0.95:
         found.append(f"only {fit.draws_converged:.0%} of the bootstrap resamples converged: distrust the intervals")
+    if fit.method == "bootstrap" and 0 < len(fit.draws) < FEWEST_DRAWS:
+        found.append(f"{len(fit.draws)} resamples are too few for a 95 % interval, which comes out too narrow: "
+                     f"{FEWEST_DRAWS} are the fewest")  # fmt: skip
+    found += fit.warnings
+    if fit.misfit is not None and fit.misfit.bends:
+        found.append(fit.misfit.words)
     if fit.condition > COLLINEAR and len(fit.law.columns) > 1:
-        inputs = " and ".join(fit.law.columns)
-        found.append(f"condition number {fit.condition:.1e}: {inputs} hardly move apart in these runs, "
-                     "so single parameters are not identified even where predictions are")  # fmt: skip
+        found.append(f"condition number {fit.condition:.1e}: {_why_collinear(fit)}")
     found += [note for note in (unidentified(fit, name) for name in fit.params) if note]
     return tuple(found)
+
+
+def _why_collinear(fit: "Fit") -> str:
+    """Whether the design is at fault, whose inputs move together, or the law, which asks more than these runs tell."""
+    ln_x = np.log(fit.points[list(fit.law.columns)].to_numpy(dtype=float))
+    spread = np.linalg.svd((ln_x - ln_x.mean(axis=0)) / ln_x.std(axis=0), compute_uv=False)
+    if spread[-1] < TOGETHER * spread[0]:
+        return (f"{' and '.join(fit.law.columns)} hardly move apart in these runs, so single parameters are not "
+                "identified even where predictions are")  # fmt: skip
+    free = bounds.free_parameters(fit.problem, fit.theta)
+    weakest = np.linalg.svd(fit.problem.model.expand(fit.theta).jacobian[0][:, free])[2][-1]
+    names = [name for name, open_ in zip(fit.law.parameters, free, strict=True) if open_]
+    told = [name for name, share in zip(names, weakest, strict=True) if abs(share) > WEAK]
+    return (f"the inputs do move apart, but these runs do not tell {' and '.join(told)} from one another, so they are "
+            "not identified even where predictions are")  # fmt: skip
 
 
 def identified(fit: "Fit") -> dict[str, bool]:
@@ -37,29 +63,27 @@ def unidentified(fit: "Fit", name: str, always: bool = False) -> str | None:
 
     Without intervals only a bound is seen, unless `always` asks for the profile.
     """
-    value, lowest = fit.params[name], float(fit.points[fit.y].min())
-    if name == fit.law.floor and value < FLOOR_IS_ZERO * lowest:
-        return f"{name} sits at its bound 0: these runs show no floor, the loss falls as fast as a pure power law"
-    if name in fit.law.exponents and not 1e-6 <= value <= HIGHEST_EXPONENT - 1e-6:
-        return f"{name} sits at its bound {value:.3g}: the loss does not follow this law along that input"
+    if (at_end := bounds.words(fit, name)) is not None:
+        return at_end
+    lowest = float(fit.points[fit.y].min())
     lower, upper = (float(end) for end in fit.conf_int(0.95).loc[name].to_numpy(dtype=float))
     if always and not lower <= upper and fit.on == "ln L":
         lower, upper = fit.profile(name).lower, fit.profile(name).upper
-    return _too_wide(fit, name, lower, upper, lowest)
+    return too_wide(fit.law, name, lower, upper, lowest)
 
 
-def _too_wide(fit: "Fit", name: str, lower: float, upper: float, lowest: float) -> str | None:
-    """Judge one 95 % interval; one of NaN is judged good."""
+def too_wide(law: "Law", name: str, lower: float, upper: float, lowest: float) -> str | None:
+    """Why one 95 % interval does not identify a parameter; one of NaN is judged good. `lowest` is the lowest loss."""
     runs = f"its 95 % interval runs from {lower:.3g} to {upper:.3g}"
-    if name == fit.law.floor:
+    if name == law.floor:
         if lower < FLOOR_IS_ZERO * lowest or upper > FLOOR_SPAN * lower:
             return f"{name} is not identified: " + (
                 "its 95 % interval reaches down to 0" if lower < 0.01 * lowest else runs
             )
         return None
-    if name in fit.law.exponents:
+    if name in law.exponents:
         return f"{name} is not identified: {runs}" if lower < 1e-3 or upper > SPAN * lower else None
-    if name in fit.law.coefficients:
+    if name in law.coefficients:
         why = f"{runs} (it is its term at an input of 1, far outside the data); predictions can still be good"
         return f"{name} is not identified on its own: {why}" if upper > SPAN * lower else None
     if lower > 0:

@@ -27,10 +27,17 @@ def of_parameters(draws: pd.DataFrame, names: list[str], level: float) -> pd.Dat
     return pd.DataFrame(bounds, columns=["lower", "upper"], index=pd.Index(names, name="parameter"), dtype=float)
 
 
+def text(lower: float, upper: float, form: str) -> str:
+    """`[1.2, 1.4]`, or that there is none."""
+    if np.isnan(lower) or np.isnan(upper):
+        return "no interval"
+    return f"[{form.format(lower)}, {form.format(upper)}]"
+
+
 def of_new_runs(spread: Array, pool: Array, scale: Array, level: float) -> tuple[Array, Array]:
     """Where the losses of new runs lie, (rows,) each: every draw's prediction `spread` (draws, rows) with every error
     of `pool` (ln measured - ln predicted, at the size of the noise) times that draw's noise level `scale` (draws,)."""
     middles = (np.arange(min(len(pool), MOST_ERRORS)) + 0.5) / min(len(pool), MOST_ERRORS)
     errors = np.quantile(pool, middles, method="inverted_cdf")
     combined = spread * np.exp(errors[:, None] * scale)[..., None]
-    return percentiles(combined.reshape(-1, spread.shape[1]), level)
+    return percentiles(combined.reshape(combined.shape[0] * combined.shape[1], spread.shape[1]), level)

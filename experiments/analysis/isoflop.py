@@ -17,6 +17,7 @@ from scipy.interpolate import Akima1DInterpolator
 
 from experiments.analysis.laws import Array
 from experiments.analysis.observations import Observations
+from experiments.analysis.parabola import FLAT
 from experiments.analysis.powerline import PowerLine, fit_line, percentiles
 from experiments.analysis.slices import Noise, Slice, is_measured, noise_draws, noise_of, slices
 from nanogpt.config import UserError
@@ -137,11 +138,13 @@ _REASONS = {
     2: "the lowest loss lies at the upper edge of its sizes",
     3: "the losses around the lowest one do not curve upwards",
     4: "the fitted minimum lies outside the sizes it was fitted to",
+    5: "the loss is flat: it is the same at every one of its sizes",
 }
 
 
 def _minimum(ln_x: Array, loss: Array, draws: Array, find: Finder) -> _Minimum:
     (place,), (level,), (why,) = find(ln_x, loss[None])
+    why = 5 if np.ptp(loss) <= FLAT * loss.max() else why
     found, levels, refused = find(ln_x, draws) if len(draws) else (np.zeros(0), np.zeros(0), np.zeros(0, dtype=int))
     found = np.where(refused == 0, found, np.nan)
     reason = _REASONS.get(int(why), "")

@@ -121,22 +121,25 @@ def _held_out(statement: HeldOutError, evidence: Evidence) -> tuple[Word, str]:
     if statement.where is not None:
         raise UserError("the held-out runs are chosen by the `fit:` section; this claim takes no `where`")
     held = evidence.holdout
-    if held is None:
+    if held is None or statement.by == "rollout":
         return _rolled_out(statement, evidence)
     error = held.max_error if statement.which == "largest" else held.mean_error
     words = (
-        f"{statement.which} error {error:.2%} over {len(held.table)} held-out runs, up to {held.reach:.3g} times the "
+        f"{statement.which} error {error:.2%} of the holdout: {len(held.table)} runs, up to {held.reach:.3g} times the "
+        f"{held.by} of those fitted"
     )
-    return statement.bound.judge(error, error), f"{words}{held.by} of those fitted"
+    beside = f" (rollout over expanding cuts: mean {evidence.rollout.error:.2%})" if evidence.rollout else ""
+    return statement.bound.judge(error, error), words + beside
 
 
 def _rolled_out(statement: HeldOutError, evidence: Evidence) -> tuple[Word, str]:
-    """By the expanding cuts that every fit carries, where the study holds no runs out itself."""
+    """By the expanding cuts that every fit carries: asked for, or because the study holds no runs out itself."""
     rolled = evidence.rollout
-    if rolled is None:
+    if rolled is None or statement.by == "holdout":
         raise UserError("there is no held-out prediction yet")
     error = rolled.max_error if statement.which == "largest" else rolled.error
-    return statement.bound.judge(error, error), rolled.sentence().removesuffix(".")
+    words = f"{statement.which} error {error:.2%} of the rollout: {rolled.sentence().removesuffix('.')}"
+    return statement.bound.judge(error, error), words
 
 
 @judge.register
@@ -232,9 +235,7 @@ def _noise(statement: NoiseScale, evidence: Evidence) -> tuple[Word, str]:
     if found is None:
         raise UserError("no run measured it; set runtime.noise_scale_interval")
     ends = found.runs[["lower", "upper"]].to_numpy(dtype=float)
-    lowest, highest = ends[:, 0].min(), ends[:, 1].max()
-    words = f"{found.sentence()}; {100 * found.level:.0f} % intervals within [{lowest:,.0f}, {highest:,.0f}]"
-    return _all([statement.bound.judge(low, high) for low, high in ends]), words
+    return _all([statement.bound.judge(low, high) for low, high in ends]), found.sentence()
 
 
 @judge.register
@@ -254,22 +255,31 @@ def _losses(statement: Losses, evidence: Evidence) -> tuple[Word, str]:
     rows = rows[pd.to_numeric(rows[name], errors="coerce").notna()]
     if not len(rows):
         raise UserError(f"no finished run has {name}")
-    settings = _factors(rows)
-    groups = [part[name].to_numpy(dtype=float) for _, part in rows.groupby(settings)] if settings else [
-        rows[name].to_numpy(dtype=float)]  # fmt: skip
+    groups, lacking = _by_setting(rows, name), ""
     if statement.which == "lowest":
-        groups = [min(groups, key=lambda values: float(np.mean(values)))]
+        # A mean over the seeds that happened to finish would win by their luck.
+        whole = [values for values in groups if len(values) == max(map(len, groups))]
+        lacking = f"; {len(groups) - len(whole)} settings lack a seed and do not count" * (len(whole) < len(groups))
+        groups = [min(whole, key=lambda values: float(np.mean(values)))]
     intervals = [_mean_interval(values) for values in groups]
     verdicts = [statement.bound.judge(each.lower, each.upper) for each in intervals]
     means = [each.value for each in intervals]
     if len(intervals) == 1:
-        words = f"{name} {intervals[0].text('{:.4f}')} over {len(groups[0])} seeds"
+        seeds = len(groups[0])
+        words = f"{name} {intervals[0].text('{:.4f}')} over {seeds} seeds" if seeds > 1 else f"{name} {means[0]:.4f}"
     else:
         words = f"mean {name} of {len(groups)} settings from {min(means):.4f} to {max(means):.4f}"
     alone = (
         "; one seed gives no interval" if min(map(len, groups)) < 2 else f" ({100 * LEVEL:.0f} % intervals over seeds)"
     )
-    return _all(verdicts), words + alone
+    return _all(verdicts), words + alone + lacking
+
+
+def _by_setting(rows: pd.DataFrame, name: str) -> "list[np.ndarray[tuple[int], np.dtype[np.float64]]]":
+    """The values of a column, setting by setting; a setting may hold whole sections, or lack a key that others have."""
+    values, settings = pd.to_numeric(rows[name]), _factors(rows)
+    keys = rows[settings].map(repr).agg(", ".join, axis=1) if settings else pd.Series("", index=rows.index)
+    return [part.to_numpy(dtype=float) for _, part in values.groupby(keys)]
 
 
 def _mean_interval(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Interval:

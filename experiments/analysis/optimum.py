@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from experiments.analysis.columns import column, diverged, finished
+from experiments.analysis import arguments
+from experiments.analysis.columns import column, diverged, finished, row_names
 from experiments.analysis.parabola import Array, Refusal, Vertex, find_vertex, read_loss
 from experiments.analysis.where import select
 from nanogpt.config import UserError
@@ -106,9 +107,12 @@ def find_optima(
     the deviation over the resamples, n the number of seeds and t the quantile of Student's distribution with n - 1
     degrees of freedom. (Percentiles of the resamples of three seeds would hold the truth in 3 cases of 4.)
 
-    Raises UserError for an unknown column, a value of x that is not above zero, an unknown base, and two runs with the
-    same x, size, panel and seed.
+    Raises UserError for an unknown column, a value of x that is not above zero, an unknown base, a finished run without
+    a finite loss, and two runs with the same x, size, panel and seed.
     """
+    runs = arguments.own_index(arguments.table_of(runs, "optimum"))
+    window = arguments.whole(window, "optimum", "window", 1)
+    bootstrap = arguments.whole(bootstrap, "optimum", "bootstrap", 0)
     x, per, y = (column(runs, name, "optimum") for name in (x, per, y))
     panel = column(runs, panel, "optimum") if panel is not None else None
     rows = runs[select(runs, where, "optimum.where")] if where else runs
@@ -117,11 +121,24 @@ def find_optima(
         raise UserError("optimum: there are no runs")
     if not (pd.to_numeric(rows[x], errors="coerce") > 0).all():
         raise UserError(f"optimum: {x} must be a number above 0 in every run, since its logarithm is fitted")
+    _refuse_trials(rows, x)
+    done = rows[finished(rows)]
+    arguments.numbers(done[y], row_names(done).to_list(), "optimum", above_zero=False)
     base = _base(rows[per], base)
     groups = rows.groupby(panel, sort=False) if panel is not None else [(None, rows)]
     options = {"window": window, "bootstrap": bootstrap, "seed": seed}
     panels = tuple(_panel(value, part, x, per, y, base, **options) for value, part in groups)
     return Optima(x, per, panel, y, where, window, bootstrap, seed, panels)
+
+
+def _refuse_trials(rows: pd.DataFrame, x: str) -> None:
+    """Trials of a search lie on no grid: neighbours come arbitrarily close, so that a parabola through them fits their
+    noise, and whatever else was searched varies from one to the next."""
+    if "trial" not in rows.columns or rows["trial"].isna().all():
+        return
+    raise UserError(f"optimum: these runs are trials of a search, whose values of {x} were proposed and not laid out, "
+                    f"with other factors varying beside it; sweep {x} on a grid to find its optimum (the figure "
+                    "response_surface shows what the search learnt)")  # fmt: skip
 
 
 def _sizes(column: "pd.Series[Any]") -> list[Any]:
@@ -155,7 +172,7 @@ class _Grid:
 def _panel(
     value: Any, rows: pd.DataFrame, x: str, per: str, y: str, base: Any, window: int, bootstrap: int, seed: int
 ) -> Panel:
-    names = rows["seed"].astype(int) if "seed" in rows.columns else pd.Series(0, index=rows.index)
+    names = arguments.seeds_of(rows, "optimum")
     done = finished(rows) | diverged(rows)
     seeds = tuple(sorted(names[done].unique().tolist())) or (0,)
     grids = [_grid(size, rows[rows[per] == size], names, seeds, x, y) for size in _sizes(rows[per])]

@@ -6,11 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.analysis.approach_plots import rollout_errors
-from experiments.analysis.axes import INK, done, label, log_axis, palette, place, plain
+from experiments.analysis.axes import done, label, palette, place
 from experiments.analysis.fitted import Fit
 from experiments.analysis.laws import Array
 from experiments.analysis.plots import residuals
 from experiments.analysis.tablefit import TableFit
+from experiments.analysis.ticks import log_axis
 
 MOST_LINES = 14
 MOST_BANDS = 4
@@ -27,17 +28,13 @@ def overview(table: TableFit) -> Figure:
     places = list(figure.subplots(-(-panels // wide), wide, squeeze=False).flat)
     for spare in places[panels:]:
         spare.remove()
-    for panel in places[:panels]:
-        plain(panel)
     law_lines(table.fit, table.prepared.rows, places[0])
     for panel, name in zip(places[1:], along, strict=False):
-        residuals(table.fit, table.prepared.rows, name, None, panel)
+        residuals(table.prepared.rows, panel, fit=table.fit, x=name, hue=None)
         panel.set(xlabel=NAMES.get(name, name))
-        panel.set_title(f"Residuals along {name}", loc="left", fontsize=10, color=INK)
+        panel.set_title(f"Residuals along {name}", loc="left", fontsize=10)
     if table.rollout is not None:
-        rollout_errors(table.rollout, places[panels - 1])
-        places[panels - 1].set_title(f"Held-out error {table.rollout.error:.2%} over {len(table.rollout.steps)} cuts",
-                                     loc="left", fontsize=10, color=INK)  # fmt: skip
+        rollout_errors(table.prepared.rows, places[panels - 1], rollout=table.rollout)
     figure.supxlabel(f"{table.prepared.path.rpartition('/')[2]}: {len(table.fit.points)} rows fitted, "
                      f"{len(table.fit.dropped)} dropped", fontsize=8, color="#555555", x=0.01, ha="left")  # fmt: skip
     return figure
@@ -46,7 +43,7 @@ def overview(table: TableFit) -> Figure:
 def law_lines(fit: Fit, rows: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Measured losses, and the law as a line through those that share all inputs but one, with 95 % bands for new runs
     on a few of them. `rows`: the table that was fitted, with C where the horizontal axis is to be compute."""
-    figure, axes = place(ax, f"{fit.law.title[0].upper()}{fit.law.title[1:]} through {len(fit.points)} points")
+    _, axes = place(ax, f"{fit.law.title[0].upper()}{fit.law.title[1:]} through {len(fit.points)} points")
     points = rows.loc[fit.points.index]
     varied = "D" if "D" in fit.law.columns else fit.law.columns[0]
     others = [name for name in (*fit.law.columns, *fit.law.label_columns) if name != varied]
@@ -64,9 +61,8 @@ def law_lines(fit: Fit, rows: pd.DataFrame, ax: Axes | None = None) -> Axes:
     axes.set(xlabel=NAMES.get(x, label(x)), ylabel=NAMES.get(fit.y, label(fit.y)))
     log_axis(axes, "x")
     log_axis(axes, "y")
-    colours.bar(figure, axes)
     note = "line: the fitted law; band: 95 % interval for one new run"
-    return done(axes, ax, note, colours.handles())
+    return done(axes, ax, note, colours.handles(axes))
 
 
 def _line(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
 Array = NDArray[np.floating[Any]]
+FLAT = 1e-12  # losses that differ by less, relatively, differ by rounding
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def find_vertex(log2_x: Array, losses: Array, window: int) -> Vertex | Refusal:
     known = np.flatnonzero(np.isfinite(losses))
     if len(known) < 3:
         return Refusal(f"only {len(known)} of {len(losses)} values tried can be used, and a parabola needs 3")
+    if np.ptp(losses[known]) <= FLAT * np.abs(losses[known]).max():
+        return Refusal("the loss is flat: it is the same at every value tried, so none is best")
     best = int(known[np.argmin(losses[known])])
     if best in (known[0], known[-1]):
         return Refusal(_edge(best, known, len(losses)))

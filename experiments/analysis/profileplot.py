@@ -1,79 +1,99 @@
-"""The figure of a profile: the deviance of one parameter, its cutoff, and the interval that the cutoff leaves."""
+"""The figures of profiles: the deviance of a parameter, its cutoff, and the interval that the cutoff leaves."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from experiments.analysis.axes import ALARM, FAINT, INK, finish, log_axis, new_figure, plain
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from experiments.analysis.axes import ALARM, BLUE, FAINT, INK, done, place
+from experiments.analysis.contract import figure, fitted_part, needed_fit
+from experiments.analysis.fitted import Fit
+from experiments.analysis.panels import divide
 from experiments.analysis.profile import Profile
+from experiments.analysis.ticks import human, log_axis
+from nanogpt.config import UserError
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from experiments.analysis.fitted import Fit
-
-LINE = "#31688e"
+ROOM = 2.5  # cutoffs, above which the curve is not shown
 
 
-def draw_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
-    """Draw `profile` on `ax` (default: a figure of its own) and return the axes.
+@figure
+def profile(
+    df: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    fit: Fit | None = None,
+    parameter: str | None = None,
+    level: float = 0.95,
+) -> Axes:
+    """The profile of one `parameter` (default: the first) of a law fitted to `df`; some hundred refits.
 
     The parabola that a standard error would stand for is drawn faint: where the curve leaves it, a standard error is
     the wrong summary.
     """
-    title = f"Profile of {profile.name}: {_interval(profile)}"
-    if ax is None:
-        figure, ax = new_figure(title, 6.4, 4.4)
-        finish(
-            figure,
-            ax,
-            f"deviance: rise of the objective over the noise; inside the interval up to {profile.cutoff:.3g}",
-        )
-    else:
-        ax.set_title(title, loc="left", fontsize=9, color=INK)
-    table = profile.table
-    ax.plot(table["value"], table["deviance"], color=LINE, lw=1.8, label="profile")
-    ax.plot(table["value"], _parabola(profile), color=FAINT, lw=1.2, ls=":", label="parabola")
-    ax.axhline(profile.cutoff, color=ALARM, lw=1.2, ls="--", label=f"{profile.level:.0%} cutoff")
-    ax.axvline(profile.estimate, color=INK, lw=0.8)
-    first, last = float(table["value"].iloc[0]), float(table["value"].iloc[-1])
-    ax.axvspan(max(profile.lower, first), min(profile.upper, last), color=LINE, alpha=0.12, lw=0, label="interval")
-    ax.set(ylim=(0.0, 2.5 * profile.cutoff), xlabel=f"{profile.name} ({profile.unit})", ylabel="deviance")
-    if profile.logarithmic and last > 3.0 * first:
-        ax.set_xscale("log")
-        log_axis(ax, "x")
-    ax.legend(fontsize=8, loc="upper center", ncols=2, edgecolor="#dddddd")
-    return ax
+    law = needed_fit(fit, "profile")
+    fitted_part(df, law, "profile")
+    found = law.profile(next(iter(law.params)) if parameter is None else parameter, level)
+    _, axes = place(ax, f"Profile of {found.name}: {100 * level:g} % interval {_interval(found)}", 6.4, 4.4)
+    _draw(axes, found)
+    note = f"deviance: rise of the objective over the noise; inside the interval up to {found.cutoff:.3g}"
+    return done(axes, ax, f"{note}; {len(law.points)} fitted runs", _handles(axes))
 
 
-def profiles(fit: "Fit", names: "list[str] | None" = None, level: float = 0.95) -> "Figure":
-    """A panel per parameter (all by default); some hundred refits each."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    shown = list(fit.params) if names is None else names
-    wide = min(3, len(shown))
-    high = -(-len(shown) // wide)
-    figure = Figure(figsize=(4.4 * wide, 3.5 * high), layout="constrained", facecolor="white")
-    panels = list(figure.subplots(high, wide, squeeze=False).flat)
-    for spare in panels[len(shown) :]:
+@figure
+def profiles(
+    df: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    fit: Fit | None = None,
+    names: Sequence[str] | None = None,
+    level: float = 0.95,
+) -> Axes:
+    """A panel per parameter (all by default) of a law fitted to `df`; some hundred refits each."""
+    law = needed_fit(fit, "profiles")
+    fitted_part(df, law, "profiles")
+    if names is not None and not len(names):
+        raise UserError("profiles: names is empty; give at least one parameter")
+    found = [law.profile(name, level) for name in (law.params if names is None else names)]
+    wide = min(3, len(found))
+    high = -(-len(found) // wide)
+    _, axes = place(
+        ax, f"Profile likelihood of the {law.law.title}, {100 * level:g} % intervals", 4.4 * wide, 3.5 * high + 0.4
+    )
+    panels = divide(axes, high, wide, gap=(22.0, 50.0))
+    for panel, each in zip(panels, found, strict=False):
+        place(panel, _interval(each))
+        _draw(panel, each)
+        panel.set(xlabel=each.name, ylabel="deviance" if panel in panels[::wide] else "")
+        done(panel, axes, "")
+    for spare in panels[len(found) :]:
         spare.remove()
-    for panel, name in zip(panels, shown, strict=False):
-        plain(panel)
-        draw_profile(fit.profile(name, level), panel)
-        if panel.get_xscale() == "linear":
-            panel.xaxis.set_major_locator(MaxNLocator(4))
-        legend = panel.get_legend()
-        if panel is not panels[0] and legend is not None:  # one says it for all
-            legend.remove()
-    note = f"profile likelihood of the {fit.law.title} over {len(fit.points)} fitted runs"
-    figure.supxlabel(note, fontsize=8, color="#555555", x=0.01, ha="left")
-    return figure
+    note = f"profile likelihood of the {law.law.title} over {len(law.points)} fitted runs"
+    return done(axes, ax, note, _handles(panels[0]))
 
 
-def _parabola(profile: Profile) -> "list[float]":
+def _draw(ax: Axes, found: Profile) -> None:
+    table = found.table
+    ax.plot(table["value"], table["deviance"], color=BLUE, lw=1.8, label="profile")
+    ax.plot(table["value"], _parabola(found), color=FAINT, lw=1.2, ls=":", label="parabola")
+    ax.axhline(found.cutoff, color=ALARM, lw=1.2, ls="--", label=f"{100 * found.level:g} % cutoff")
+    ax.axvline(found.estimate, color=INK, lw=0.8)
+    first, last = float(table["value"].iloc[0]), float(table["value"].iloc[-1])
+    ax.axvspan(max(found.lower, first), min(found.upper, last), color=BLUE, alpha=0.12, lw=0, label="interval")
+    ax.set(ylim=(0.0, ROOM * found.cutoff), xlabel=f"{found.name} ({found.unit})", ylabel="deviance")
+    if found.logarithmic and last > 3.0 * first:
+        log_axis(ax, "x")
+    else:
+        ax.locator_params(axis="x", nbins=4)
+
+
+def _handles(ax: Axes) -> list[Any]:
+    return list(ax.get_legend_handles_labels()[0])
+
+
+def _parabola(profile: Profile) -> list[float]:
     """The deviance of a quadratic objective with the profile's curvature at the estimate."""
-    import numpy as np
-
     scale = np.log if profile.logarithmic else np.asarray
     away = scale(profile.table["value"].to_numpy()) - float(scale(profile.estimate))
     deviance = profile.table["deviance"].to_numpy()
@@ -84,7 +104,11 @@ def _parabola(profile: Profile) -> "list[float]":
 
 def _interval(profile: Profile) -> str:
     if profile.closed:
-        return f"{profile.level:.0%} between {profile.lower:.4g} and {profile.upper:.4g}"
+        return f"{human(profile.lower)} to {human(profile.upper)}"
     if profile.open_below and profile.open_above:
         return "not identified"
-    return f"under {profile.upper:.4g}, open below" if profile.open_below else f"over {profile.lower:.4g}, open above"
+    return (
+        f"under {human(profile.upper)}, open below"
+        if profile.open_below
+        else f"over {human(profile.lower)}, open above"
+    )

@@ -12,9 +12,10 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from experiments.analysis.arguments import law_of, switch, whole
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import Fit
-from experiments.analysis.laws import Array, Law, make_law
+from experiments.analysis.laws import Array, Law
 from nanogpt.config import UserError
 
 try:
@@ -84,13 +85,20 @@ class ScalingLawRegressor(RegressorMixin, BaseEstimator):
     def _table(self, law: Law, values: Array) -> pd.DataFrame:
         """The law's inputs by name; UserError for another number of them, and for values without a logarithm."""
         names = law.columns
-        if self.columns is not None and max(self.columns) < values.shape[1]:
-            values = values[:, list(self.columns)]
+        if self.columns is not None:
+            values = self._chosen(values)
         if values.shape[1] != len(names):
             raise UserError(f"ScalingLawRegressor: X has {values.shape[1]} feature(s), but the law {law.name} takes "
                             f"{len(names)}: {', '.join(names)}")  # fmt: skip
         self._check_positive(values, "X")
         return pd.DataFrame(np.exp(values) if self.logs else values, columns=list(names))
+
+    def _chosen(self, values: Array) -> Array:
+        """The columns asked for; all of them where X is too narrow to hold them, for `_table` to say so."""
+        if isinstance(self.columns, str) or not isinstance(self.columns, Sequence):
+            raise UserError(f"ScalingLawRegressor: columns must be a list of places, found {self.columns!r}")
+        places = [whole(place, "ScalingLawRegressor", "each of columns") for place in self.columns]
+        return values[:, places] if max(places, default=0) < values.shape[1] else values
 
     def _check_positive(self, values: Array, name: str) -> None:
         if not self.logs and not (values > 0).all():
@@ -98,7 +106,8 @@ class ScalingLawRegressor(RegressorMixin, BaseEstimator):
                             "logarithms")  # fmt: skip
 
     def _law(self) -> Law:
-        law = make_law(self.law)
+        switch(self.logs, "ScalingLawRegressor", "logs")
+        law = law_of(self.law, "ScalingLawRegressor")
         if law.label_columns:
             raise UserError(f"ScalingLawRegressor: {law.name} reads names ({', '.join(law.label_columns)}); use `fit`")
         return law

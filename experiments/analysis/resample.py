@@ -10,17 +10,20 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from experiments.analysis.laws import Array
 from experiments.analysis.noise import Noise
 from experiments.analysis.problem import Problem
-from experiments.analysis.solver import huber, solve
+from experiments.analysis.solver import WARM, huber, solve
 from nanogpt.config import UserError
 
 Resample = Literal["residual", "pairs"]
 RESAMPLES = ("residual", "pairs")
-_CHUNK = 4_000_000  # floats per temporary array while resamples are solved
+CHUNK = 4_000_000  # floats per temporary array while resamples are solved
+SAME = 1e-3  # distance in coordinates within which two optima of one table are one
+RIVAL = 2.0  # times as bad as its own fit is on a resample: beyond, another optimum of the table is not tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,7 @@ def noise_levels(draws: int, dof: int, rng: np.random.Generator) -> Array:
 
 
 def by_residuals(
-    problem: Problem, theta: Array, first: Array, noise: Noise, objective: Objective, draws: int, seed: list[int]
+    problem: Problem, theta: Array, optima: Array, noise: Noise, objective: Objective, draws: int, seed: list[int]
 ) -> Draws:
     """Residual bootstrap of one fit or of many: `theta` (tables, parameters) with the noise of each.
 
@@ -80,18 +83,20 @@ def by_residuals(
     fitted = problem.model.log_loss(theta)
     ln_y = (fitted[:, None] + scale[..., None] * noise.draw(draws, rng)).reshape(-1, points)
     weights = np.ones((len(ln_y), points))
-    return refit(replace(problem, ln_y=ln_y), np.repeat(theta, draws, axis=0), first, weights, objective, scale.ravel())
+    return refit(
+        replace(problem, ln_y=ln_y), np.repeat(theta, draws, axis=0), optima, weights, objective, scale.ravel()
+    )
 
 
 def resample_fit(
-    problem: Problem, theta: Array, first: Array, noise: Noise, objective: Objective, used: pd.DataFrame, plan: Plan
+    problem: Problem, theta: Array, optima: Array, noise: Noise, objective: Objective, used: pd.DataFrame, plan: Plan
 ) -> Draws:
-    """The bootstrap of one fit, as planned: `theta` (1, parameters)."""
+    """The bootstrap of one fit, as planned: `theta` (1, parameters), `optima` those that its starts found."""
     if plan.how == "residual":
-        return by_residuals(problem, theta, first, noise, objective, plan.draws, [plan.seed, 0])
+        return by_residuals(problem, theta, optima, noise, objective, plan.draws, [plan.seed, 0])
     weights = drawn(used, theta.shape[1], plan.draws, plan.cluster, plan.seed)
     scale = noise_levels(plan.draws, noise.dof, np.random.default_rng([plan.seed, 1]))
-    return refit(problem, np.tile(theta, (plan.draws, 1)), first, weights, objective, scale)
+    return refit(problem, np.tile(theta, (plan.draws, 1)), optima, weights, objective, scale)
 
 
 def drawn(used: pd.DataFrame, parameters: int, draws: int, cluster: str | None, seed: int) -> Array:
@@ -113,23 +118,39 @@ def drawn(used: pd.DataFrame, parameters: int, draws: int, cluster: str | None, 
     return weights
 
 
-def refit(problem: Problem, near: Array, first: Array, weights: Array, objective: Objective, scale: Array) -> Draws:
-    """Refit every resample: from its table's own fit `near` (draws, parameters) and from that start of `first` which
-    suits the resample best; the better optimum counts. One start alone under-converges in a sixth of the resamples of
-    published tables."""
+def refit(problem: Problem, near: Array, optima: Array, weights: Array, objective: Objective, scale: Array) -> Draws:
+    """Refit every resample from its table's own fit `near` (draws, parameters), and from the best of the table's other
+    `optima` (some, parameters) for the resample, where that is a rival; the better result counts."""
     draws, size = near.shape
     if not draws:
         return Draws(np.zeros((0, size)), scale, float("nan"))
     chosen, converged = np.zeros((draws, size)), np.zeros(draws, dtype=bool)
-    step = max(1, _CHUNK // (weights.shape[1] * size**2))
-    guesses = problem.model.log_loss(first)
+    step = max(1, CHUNK // weights.shape[1])
     for begin in range(0, draws, step):
         part = np.arange(begin, min(begin + step, draws))
-        own = problem.members(part)
-        misfit = np.stack([huber(guess[None] - own.ln_y, weights[part], objective.delta) for guess in guesses])
-        twice = np.repeat(part, 2)  # the two starts of a resample stand together: members that meet go on as one
-        launch = np.stack([near[part], first[misfit.argmin(axis=0)]], axis=1).reshape(-1, size)
-        solution = solve(problem.members(twice), launch, weights[twice], objective.loss, objective.delta)
-        pick = solution.objective.reshape(-1, 2).argmin(axis=1) + 2 * np.arange(len(part))
-        chosen[part], converged[part] = solution.theta[pick], solution.converged[pick]
+        rivals, tried = _rivals(problem.members(part), near[part], optima, weights[part], objective)
+        member = part[np.append(np.arange(len(part)), tried)]
+        found = solve(problem.members(member), np.concatenate([near[part], rivals]), weights[member], objective.loss,
+                      objective.delta, approach=WARM)  # fmt: skip
+        best, second = np.arange(len(part)), len(part) + np.arange(len(tried))
+        better = found.objective[second] < found.objective[tried]
+        best[tried[better]] = second[better]
+        chosen[part], converged[part] = found.theta[best], found.converged[best]
     return Draws(chosen, scale, float(converged.mean()))
+
+
+def _rivals(
+    problem: Problem, near: Array, optima: Array, weights: Array, objective: Objective
+) -> tuple[Array, npt.NDArray[np.intp]]:
+    """For the resamples where another of the `optima` is worth a second launch: it, (some, parameters), and which
+    resamples those are."""
+    elsewhere = np.abs(optima[:, None] - near).max(axis=2) > SAME  # (optima, draws)
+    optima, elsewhere = optima[elsewhere.any(axis=1)], elsewhere[elsewhere.any(axis=1)]
+    if not len(optima):
+        return near[:0], np.arange(0)
+    guesses = problem.model.log_loss(optima)
+    misfit = np.stack([huber(guess - problem.ln_y, weights, objective.delta) for guess in guesses])
+    misfit = np.where(elsewhere, misfit, np.inf)
+    own = huber(problem.residuals(near), weights, objective.delta)
+    tried = np.flatnonzero(misfit.min(axis=0) < RIVAL * own)
+    return optima[misfit[:, tried].argmin(axis=0)], tried

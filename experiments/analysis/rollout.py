@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import arguments
 from experiments.analysis.columns import column, finished
 from experiments.analysis.holdout import Holdout, holdout
-from experiments.analysis.laws import Law, make_law
+from experiments.analysis.laws import Law
+from experiments.analysis.misfit import held_out_misfit
 from experiments.analysis.where import select
 from nanogpt.config import UserError
 
@@ -54,6 +56,15 @@ class Rollout:
         """Share of the predictions whose interval holds the measured loss; NaN without a bootstrap."""
         return float(self.table["inside"].mean()) if self.table["lower"].notna().any() else float("nan")
 
+    @property
+    def misfit(self) -> str | None:
+        """That too few held-out losses lie in their intervals, in words: each run counts once, as predicted from the
+        last cut below it, since errors of one run from several cuts are not independent."""
+        if np.isnan(self.covered):
+            return None
+        narrow = held_out_misfit(self.table.sort_values("cut", kind="stable").drop_duplicates("id", keep="last"))
+        return narrow and f"Each run taken once, from the last cut below it: {narrow}"
+
     def by_cut(self) -> pd.DataFrame:
         """A row per cut: cut, fitted, targets, beyond (the farthest), mean_error, max_error, inside (how many)."""
         groups = self.table.groupby("cut")
@@ -86,13 +97,14 @@ class Rollout:
         return (
             f"Held-out error {self.error:.2%}: the mean |predicted / measured - 1| over {cuts} expanding "
             f"cut{'s' * (cuts != 1)} in {self.by} and {targets} held-out runs, {low:.3g} to {high:.3g} times beyond "
-            f"the fitted ones (largest {self.max_error:.2%}{inside})."
+            f"the fitted ones (largest {self.max_error:.2%}{inside})." + (f" {self.misfit}" if self.misfit else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         table = self.table.astype(object).where(self.table.notna(), None)
         return {"by": self.by, "error": self.error, "max_error": self.max_error, "beyond": list(self.beyond),
+                "misfit": self.misfit,
                 "cuts": [step.cut for step in self.steps], "skipped": list(self.skipped),
                 "table": table.to_dict(orient="records")}  # fmt: skip
 
@@ -115,8 +127,10 @@ def rollout(
     and so to its `fitter`.
     Raises UserError where no cut can be fitted: a law that was judged by nothing must not look judged.
     """
-    by = column(df, by, "rollout")
-    law = make_law(law) if isinstance(law, str) else law
+    df = arguments.own_index(arguments.table_of(df, "rollout"))
+    interval = arguments.level_of(interval, "rollout", "interval")
+    by, y = column(df, by, "rollout"), column(df, y, "rollout")
+    law = arguments.law_of(law, "rollout")
     values = _choose_cuts(_values(df, by, where), cuts)
     steps: list[Holdout] = []
     skipped: list[str] = []
@@ -140,12 +154,11 @@ def _values(df: pd.DataFrame, by: str, where: str | None) -> "pd.Series[float]":
 
 def _choose_cuts(values: "pd.Series[float]", cuts: int | Sequence[float]) -> list[float]:
     """The cuts asked for, rising, each once."""
-    if not isinstance(cuts, int):
+    if isinstance(cuts, Sequence | np.ndarray) and not isinstance(cuts, str):
         if not len(cuts):
-            raise UserError("rollout: cuts is empty")
-        return sorted({float(cut) for cut in cuts})
-    if cuts < 1:
-        raise UserError(f"rollout: cuts must be at least 1, found {cuts}")
+            raise UserError(f"rollout: cuts must be how many, or a list of values of {values.name}, found []")
+        return sorted({arguments.above_zero(cut, "rollout", "each of cuts") for cut in cuts})
+    cuts = arguments.whole(cuts, "rollout", "cuts", least=1)
     distinct = np.unique(values)
     if len(distinct) < 2:
         raise UserError(f"rollout: needs two values of {values.name} among the finished runs, found {len(distinct)}")

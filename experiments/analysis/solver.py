@@ -5,7 +5,8 @@ their own. Bounds belong to the batch or to each member, and a parameter whose b
 likelihood).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,24 @@ from experiments.analysis.laws import Array
 from experiments.analysis.problem import Problem
 
 Mask = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.intp]
 
 TOLERANCE = 1e-12  # relative decrease still to be had; looser ones stop visibly short of the optimum (Huber at 1e-3)
 ROUNDING = 1e-24  # a squared residual no float64 fit can improve on, per point
-SMOOTHER = 30.0  # a Huber loss with few kinks leads into the valley; started cold, the real one crawls along its kinks
-NEAR = 1e-6  # tolerance of that descent
-MET = 3  # decimals of the coordinates to which two such descents from one problem are the same
+MET = 3  # decimals of the coordinates to which two descents into the valley of one problem are the same
 LAD_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # least absolute deviations is the limit of Huber / delta
-CHUNK = 4_000_000  # floats per temporary array while a batch is expanded
+
+
+@dataclass(frozen=True)
+class Approach:
+    """The way into the valley: a Huber loss `smoother` times wider, with fewer kinks, minimised to `tolerance`. Started
+    cold, the real loss crawls along its kinks; started beside its optimum, it needs little help."""
+
+    smoother: float
+    tolerance: float
+
+
+COLD, WARM = Approach(30.0, 1e-8), Approach(5.0, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,7 @@ class Solution:
         return int(np.argmin(self.objective))
 
 
-@dataclass(frozen=True)
-class Objective:
+class Objective(NamedTuple):
     """The objective at a batch of points: value, gradient, Hessian and its positive stand-in (IRLS Gauss-Newton)."""
 
     value: Array
@@ -50,12 +60,12 @@ class Objective:
 
     def take(self, chosen: Mask) -> "Objective":
         """The members where `chosen`."""
-        return Objective(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return Objective(*(part[chosen] for part in self))
 
     def replace(self, where: Mask, by: "Objective") -> None:
         """Take over `by` at the members `where`."""
-        for field in fields(self):
-            getattr(self, field.name)[where] = getattr(by, field.name)[where]
+        for part, other in zip(self, by, strict=True):
+            part[where] = other[where]
 
 
 def huber(residual: Array, weights: Array, delta: float) -> Array:
@@ -65,27 +75,29 @@ def huber(residual: Array, weights: Array, delta: float) -> Array:
     return (weights * inside * (size - 0.5 * inside)).sum(axis=1)
 
 
-def expand(problem: Problem, theta: Array, weights: Array, delta: float) -> Objective:
-    """The summed Huber objective and its derivatives at `theta` (batch, parameters), a block of members at a time."""
+def expand(problem: Problem, theta: Array, weights: Array, delta: float, members: Indices) -> Objective:
+    """The summed Huber objective and its derivatives at `theta` (members, parameters), a block of members at a time.
+
+    `weights` are of the whole batch, of which `members` are looked at.
+    """
     step = problem.model.block
     blocks = [slice(begin, begin + step) for begin in range(0, len(theta), step)]
-    parts = [_expand_block(problem.members(block), theta[block], weights[block], delta) for block in blocks]
-    return Objective(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Objective)))
+    parts = [_expand_block(problem.members(members[b]), theta[b], weights[members[b]], delta) for b in blocks]
+    return parts[0] if len(parts) == 1 else Objective(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _expand_block(problem: Problem, theta: Array, weights: Array, delta: float) -> Objective:
     """`expand` for members whose arrays fit in the cache together."""
     at = problem.model.expand(theta)
     residual = at.log_loss - problem.ln_y
+    size = np.abs(residual)
     clipped = np.clip(residual, -delta, delta)
     psi = clipped * weights
-    irls = np.divide(psi, residual, out=np.array(weights), where=residual != 0.0)
-    transposed = at.jacobian.transpose(0, 2, 1)
     return Objective(
         value=np.einsum("bn,bn->b", psi, residual - 0.5 * clipped),
-        gradient=(transposed @ psi[..., None])[..., 0],
-        hessian=at.hessian(np.where(clipped == residual, weights, 0.0), psi),
-        damping=transposed @ (at.jacobian * irls[..., None]),
+        gradient=at.gradient(psi),
+        hessian=at.hessian((size <= delta) * weights, psi),
+        damping=at.hessian(weights / np.maximum(size / delta, 1.0)),  # weights * psi(r) / r, at 0 and at infinity too
     )
 
 
@@ -124,26 +136,33 @@ def minimize(
     lower, upper = (np.broadcast_to(side, starts.shape) for side in box or (problem.lower, problem.upper))
     theta = np.clip(starts, lower, upper)
     weights = np.broadcast_to(weights, (len(theta), problem.points))
-    at = expand(problem, theta, weights, delta)
-    objective, converged = at.value.copy(), np.zeros(len(theta), dtype=bool)
     active, damping = np.arange(len(theta)), np.full(len(theta), 1e-3)
+    at = expand(problem, theta, weights, delta, active)
+    objective, converged = at.value.copy(), np.zeros(len(theta), dtype=bool)
+    least = ROUNDING * weights.sum(axis=1)
     iterations = 0
     while len(active) and iterations < max_iterations:
         iterations += 1
         step, slope = _newton_step(theta[active], (lower[active], upper[active]), at, damping)
+        small = tolerance * at.value + least[active]
+        settled = (np.abs(slope) <= small) & (damping < 1.0)
+        if settled.any():
+            converged[active[settled]] = True
+            active, damping, small, step, slope = (each[~settled] for each in (active, damping, small, step, slope))
+            at = at.take(~settled)
+        if not len(active):
+            break
         downhill = np.isfinite(step).all(axis=1) & (slope < 0)
         trial = theta[active] + np.where(downhill[:, None], step, 0.0)
-        there = expand(problem.members(active), trial, weights, delta)
+        there = expand(problem, trial, weights, delta, active)
         better = downhill & (there.value < at.value)
-        small = tolerance * at.value + ROUNDING * weights.sum(axis=1)
-        promise = np.where(better, at.value - there.value, np.abs(slope))
-        done = ((promise <= small) & (damping < 1.0)) | (~better & (damping > 1e9))
+        done = (better & (at.value - there.value <= small) & (damping < 1.0)) | (~better & (damping > 1e9))
         theta[active[better]], objective[active[better]] = trial[better], there.value[better]
         damping = np.where(better, damping * 0.15, np.maximum(damping * 6.0, 1e-4))
-        converged[active[done]] = True
         at.replace(better, there)
         if done.any():
-            active, damping, weights, at = active[~done], damping[~done], weights[~done], at.take(~done)
+            converged[active[done]] = True
+            active, damping, at = active[~done], damping[~done], at.take(~done)
     return Solution(theta, objective, converged, iterations)
 
 
@@ -155,24 +174,34 @@ def solve(
     delta: float,
     lower: Array | None = None,
     upper: Array | None = None,
+    approach: Approach = COLD,
 ) -> Solution:
     """Minimise `loss` (huber | lad | lsq) from each of `starts` (batch, parameters).
 
     `weights`: (points,), (1, points) or (batch, points). `lower`, `upper`: (parameters,) or (batch, parameters), the
-    problem's own by default; where the two are equal the parameter is held there.
+    problem's own by default; where the two are equal the parameter is held there. `approach`: WARM for starts that are
+    optima of nearly the same problem.
     """
     sides = (problem.lower if lower is None else lower, problem.upper if upper is None else upper)
     box = (np.broadcast_to(sides[0], starts.shape), np.broadcast_to(sides[1], starts.shape))
     weights = np.broadcast_to(weights, (len(starts), problem.points))
     with problem.model.working():
-        return _solve(problem, starts, weights, loss, delta, box)
+        return _solve(problem, starts, weights, loss, delta, box, approach)
 
 
 def _solve(
-    problem: Problem, starts: Array, weights: Array, loss: str, delta: float, box: tuple[Array, Array]
+    problem: Problem,
+    starts: Array,
+    weights: Array,
+    loss: str,
+    delta: float,
+    box: tuple[Array, Array],
+    approach: Approach,
 ) -> Solution:
     if loss == "huber":
-        near = minimize(problem, starts, weights, SMOOTHER * delta, box, tolerance=NEAR, max_iterations=60)
+        near = minimize(problem, starts, weights, approach.smoother * delta, box, approach.tolerance, max_iterations=60)
+        if approach is WARM:
+            return minimize(problem, near.theta, weights, delta, box)
         return _sharpen(problem, near, weights, delta, box)
     if loss == "lsq":
         return minimize(problem, starts, weights, np.inf, box)

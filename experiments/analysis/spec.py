@@ -24,7 +24,7 @@ LossName = Literal["huber", "lad", "lsq"]
 FigureName = Literal[
     "loss_vs_compute", "training_curves", "predicted_vs_measured", "residuals", "loss_vs", "loss_heatmap",
     "lr_basin", "lr_transfer", "response_surface", "isoflop_slices", "compute_envelope", "loss_contours",
-    "rollout_errors", "corner", "profiles",
+    "rollout_errors", "corner", "profiles", "multiplier_forest", "optimum_law", "batch_trade_off",
 ]  # fmt: skip
 
 
@@ -102,11 +102,25 @@ class FitSpec(_LawInputs):
         None, description="how they are drawn (default: residual, with `cluster` pairs)"
     )
     cluster: str | None = Field(None, description="column whose equal values are resampled together")
-    intervals: Literal["bootstrap", "profile"] = Field("bootstrap", description="of the parameters")
-    seed: int = 0
+    intervals: Literal["bootstrap", "profile"] | None = Field(
+        None, description="of the parameters (default: what is known to cover for the law; with `cluster` bootstrap)"
+    )
+    seed: int = Field(0, ge=0, description="of the bootstrap")
+    trust_units: bool = Field(False, description="fit although units seem to be mixed in a column")
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _one_has_no_spread(cls, bootstrap: int) -> int:
+        if bootstrap == 1:
+            raise ValueError("must be 0 (no resamples) or at least 2, found 1: one has no spread")
+        return bootstrap
 
     @model_validator(mode="after")
     def _clusters_are_drawn_whole(self) -> Self:
+        if self.cluster is not None and self.intervals == "profile":
+            raise ValueError(
+                "intervals profile take runs as independent, so they cannot go with cluster; bootstrap can"
+            )
         if self.cluster is not None and self.resample == "residual":
             raise ValueError("resample residual takes runs as independent, so it cannot go with cluster; pairs can")
         return self

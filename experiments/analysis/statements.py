@@ -7,7 +7,7 @@ in `where <filter>`, which chooses the runs it speaks of. Nothing of a sentence 
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,11 +27,14 @@ BOUND = (
     rf"(?P<bound>(?:{'|'.join((*_LOW, *_HIGH))}) {NUMBER}(?: %)?"
     rf"|between {NUMBER}(?: %)? and {NUMBER}(?: %)?|within {NUMBER} % of (?:{NUMBER}|{_ENTROPY}))"
 )
+SYMBOL = r"\w+(?:\[[^\]\s]+\])?"  # alpha, or rho_N[muon]: what a shared law has per variant
 EQUAL = r"(?: at equal (?P<x>\S+))?"
 FIXED_WORDS = (
-    "largest mean held-out error optimal best drifts octave octaves in exponent of beats matches by at equal covers "
-    "the entropy every lowest noise scale tokens critical batch size loss between and " + " ".join((*_LOW, *_HIGH))
+    "largest mean held-out holdout rollout error optimal best drifts octave octaves in exponent of beats matches by at "
+    "equal covers the entropy every lowest noise scale tokens critical batch size loss between and "
+    + " ".join((*_LOW, *_HIGH))
 ).split()
+LEAST_BATCHES = 3  # batch sizes behind a critical one
 Word = Literal["held", "failed", "undecided"]
 
 
@@ -66,16 +69,25 @@ class Statement:
         """The columns that it names."""
         return []
 
+    def section(self) -> str | None:
+        """The section of a study without which it cannot be judged."""
+        return self.needs
+
 
 @dataclass(frozen=True)
 class HeldOutError(Statement):
-    """The absolute relative error of the study's held-out prediction, or of the expanding cuts that every fit has."""
+    """The absolute relative error of a prediction of runs that were not fitted. `by`: `holdout` is that of
+    `fit.holdout`, `rollout` that of the expanding cuts which every fit has, `held-out` the first where there is one."""
 
+    by: Literal["held-out", "holdout", "rollout"]
     which: Literal["largest", "mean"]
     bound: Bound
-    pattern = rf"(?:(?P<which>largest|mean) )?held-out error {BOUND}"
+    pattern = rf"(?:(?P<which>largest|mean) )?(?P<by>held-out|holdout|rollout) error {BOUND}"
     example = "held-out error below 2 %"
     needs = "fit"
+
+    def section(self) -> str | None:
+        return "fit.holdout" if self.by == "holdout" else self.needs
 
 
 @dataclass(frozen=True)
@@ -176,7 +188,7 @@ class CoversEntropy(Statement):
     """The interval of a fitted floor holds the entropy of the data."""
 
     symbol: str
-    pattern = rf"(?P<symbol>\w+) covers {_ENTROPY}"
+    pattern = rf"(?P<symbol>{SYMBOL}) covers {_ENTROPY}"
     example = "E covers the entropy"
     needs = "fit"
 
@@ -187,7 +199,7 @@ class Parameter(Statement):
 
     symbol: str
     bound: Bound
-    pattern = rf"(?P<symbol>\w+) {BOUND}"
+    pattern = rf"(?P<symbol>{SYMBOL}) {BOUND}"
     example = "alpha between 0.2 and 0.5"
     needs = "fit"
 
@@ -240,10 +252,11 @@ def _parts(form: type[Statement], found: "re.Match[str]", place: str) -> dict[st
     if "bound" in parts:
         parts["bound"] = _bound(parts["bound"], form is Drift, place)
     for key, empty in (("by", 1.0), ("within", None), ("target", None)):
-        if key in parts:
+        if key in parts and form is not HeldOutError:
             parts[key] = _number(parts[key]) if parts[key] else empty
     if form is HeldOutError:
-        parts["which"] = parts["which"] or "largest"
+        # The number that reports quote of expanding cuts is their mean; a single cut is judged by its worst run.
+        parts["which"] = parts["which"] or ("mean" if parts["by"] == "rollout" else "largest")
     return parts
 
 
@@ -289,23 +302,32 @@ def check_claims(
     statements: Iterable[Statement],
     factors: Mapping[str, Collection[Any]],
     sections: Collection[str],
-    place: str,
+    place: Callable[[int], str],
     symbols: Collection[str] = (),
+    batches: int | None = None,
+    measures_noise: bool = True,
 ) -> None:
     """Raises UserError for a claim that this study can never answer: a section it lacks, variants it does not train.
 
-    `factors`: the values of every factor; `sections`: what the study has, as `fit`; `symbols`: the parameters of its
-    law where they are known before the runs.
+    `factors`: the values of every factor; `sections`: what the study has, as `fit`; `place`: of the claim with an
+    index; `symbols`: the parameters of its law, `batches`: how many batch sizes it trains, `measures_noise`: whether a
+    run measures the noise scale, each where it is known before the runs.
     """
     for index, statement in enumerate(statements):
-        here = f"{place}.{index}"
-        if statement.needs is not None and statement.needs not in sections:
-            raise UserError(f"{here}: {statement.text!r} needs `{statement.needs}:`, which the study does not have")
+        here = place(index)
+        if (section := statement.section()) is not None and section not in sections:
+            raise UserError(f"{here}: {statement.text!r} needs `{section}:`, which the study does not have")
         if isinstance(statement, Beats | Matches):
             compared_factor(statement, factors, here)
         if isinstance(statement, CoversEntropy | Parameter) and symbols and statement.symbol not in symbols:
             hint = did_you_mean(statement.symbol, symbols)
             raise UserError(f"{here}: {statement.text!r}: the law has no parameter {statement.symbol!r}{hint}")
+        if isinstance(statement, NoiseScale) and not measures_noise:
+            raise UserError(f"{here}: {statement.text!r}: no run of the study measures it; set "
+                            "runtime.noise_scale_interval, such as 10")  # fmt: skip
+        if isinstance(statement, CriticalBatch) and batches is not None and batches < LEAST_BATCHES:
+            raise UserError(f"{here}: {statement.text!r} needs runs of {LEAST_BATCHES} batch sizes, and the study has "
+                            f"{batches}")  # fmt: skip
 
 
 def compared_factor(statement: Beats | Matches, factors: Mapping[str, Collection[Any]], place: str) -> str:

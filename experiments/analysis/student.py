@@ -29,7 +29,9 @@ class Interval:
         return Interval(rising(self.value), rising(self.lower), rising(self.upper), self.level)
 
     def text(self, form: str = "{:.3g}") -> str:
-        """`1.23 [1.1, 1.4]`."""
+        """`1.23 [1.1, 1.4]`, or in words that there is no interval."""
+        if math.isnan(self.lower) and math.isnan(self.upper):
+            return f"{form.format(self.value)} (no interval)"
         return f"{form.format(self.value)} [{form.format(self.lower)}, {form.format(self.upper)}]"
 
 

@@ -11,25 +11,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
-from experiments.analysis.axes import ALARM, INK, counts, human, label, log_axis, results_of
+from experiments.analysis.axes import ALARM, INK, VIRIDIS, counts, done, label, place, results_of
 from experiments.analysis.columns import column, diverged, finished
+from experiments.analysis.contract import figure
 from experiments.analysis.influence import fitted_surface, influence, inside_hull, order_of_merit
-from experiments.analysis.page import Page
+from experiments.analysis.panels import colour_bar, divide
 from experiments.analysis.searched import Searched
+from experiments.analysis.ticks import human, log_axis
 from nanogpt.config import UserError
 
 MOST_SLICES = 6
 MOST_SURFACES = 3
 COLUMNS = 3
-COLOURS = "viridis_r"
+COLOURS = VIRIDIS.reversed()
 GRID = 80
 WORST_SHOWN = 0.85  # quantile of the losses at which the colours end
 MIDDLE = "#6ccd5a"  # of the colours, for the legend
-STAR: dict[str, Any] = {"marker": "*", "ms": 15, "mfc": "none", "mec": ALARM, "mew": 1.6, "zorder": 7}
+STAR: dict[str, Any] = {"marker": "*", "ls": "", "ms": 15, "mfc": "none", "mec": ALARM, "mew": 1.6, "zorder": 7}
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,15 @@ class _Seen:
         return _Seen(part, self.y, self.loss, self.words)
 
 
+@figure
 def response_surface(
-    runs: pd.DataFrame, searched: Searched | None, y: str = "val_loss", names: Sequence[str] = ()
-) -> Figure:
+    df: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    searched: Searched | None = None,
+    y: str = "val_loss",
+    names: Sequence[str] = (),
+) -> Axes:
     """Pairs of the most influential factors as an interpolated surface under every trial, and a slice for each factor.
 
     Where trials were pruned, the loss that is drawn is the one at the first rung: there all were measured after the
@@ -90,9 +96,9 @@ def response_surface(
     the surface is drawn for each of its points. Raises UserError for a study that is no search, or has no result yet.
     """
     if searched is None:
-        raise UserError("response_surface: the study is no search; it has no sweep.space")
-    results_of(runs, y, "response_surface")
-    seen = _seen(runs, searched, column(runs, y, "response_surface"))
+        raise UserError("response_surface: the study is no search; it has no sweep.space, and searched= is not given")
+    results_of(df, y, "response_surface")
+    seen = _seen(df, searched, column(df, y, "response_surface"))
     factors = _factors(seen, searched)
     losses = seen.measured[seen.loss].astype(float)
     low = float(losses.min())
@@ -100,16 +106,20 @@ def response_surface(
     surfaces = _surfaces(seen, factors, searched, names)
     slices = factors[:MOST_SLICES]
     columns = _columns(len(surfaces), len(slices))
-    first = len(surfaces)
-    page = Page(columns, rows=-(-(first + len(slices)) // columns))
-    for index, (part, pair, title) in enumerate(surfaces):
-        _surface(page.panel(index), part, pair, norm, title)
-    for index, factor in enumerate(slices):
-        _slice(page.panel(first + index), seen, factor, norm)
-    page.write(f"{seen.words[0].upper()}{seen.words[1:]} over the space that was searched", _note(seen, factors))
-    page.colour_bar(ScalarMappable(norm=norm, cmap=COLOURS), label(seen.y))
-    page.legend(_legend(seen))
-    return page.figure
+    rows = -(-(len(surfaces) + len(slices)) // columns)
+    title = f"{seen.words[0].upper()}{seen.words[1:]} over the space that was searched"
+    _, axes = place(ax, title, 3.55 * columns + 1.2, 3.6 * rows + 1.4)
+    panels = divide(axes, rows, columns, gap=(50.0, 56.0), right=62.0)
+    for panel, (part, pair, head) in zip(panels, surfaces, strict=False):
+        _surface(panel, part, pair, norm, head)
+    for panel, factor in zip(panels[len(surfaces) :], slices, strict=False):
+        _slice(panel, seen, factor, norm)
+    for panel in panels[: len(surfaces) + len(slices)]:
+        done(panel, axes, "")
+    for spare in panels[len(surfaces) + len(slices) :]:
+        spare.remove()
+    colour_bar(axes, panels[columns - 1], ScalarMappable(norm=norm, cmap=COLOURS), label(seen.y))
+    return done(axes, ax, _note(seen, factors), _legend(seen))
 
 
 def _columns(surfaces: int, slices: int) -> int:
@@ -165,7 +175,7 @@ def _surfaces(seen: _Seen, factors: Sequence[_Factor], searched: Searched, names
 def _surface(axes: Axes, seen: _Seen, pair: tuple[_Factor, _Factor], norm: Normalize, title: str) -> None:
     """One pair: the spline within the hull of its trials, and the trials in the colours of their own losses."""
     x, v = pair
-    axes.set_title(title or f"{_leaf(x.name)} and {_leaf(v.name)}", loc="left", fontsize=9, color=INK)
+    place(axes, title or f"{_leaf(x.name)} and {_leaf(v.name)}")
     usable = seen.measured
     limits = [(float(seen.runs[f.name].min()), float(seen.runs[f.name].max())) for f in pair]
     if all(low < high for low, high in limits) and len(usable):
@@ -185,7 +195,6 @@ def _surface(axes: Axes, seen: _Seen, pair: tuple[_Factor, _Factor], norm: Norma
     for factor, which, ends in ((x, "x", limits[0]), (v, "y", limits[1])):
         _scale(axes, factor, which, ends)
     axes.set(xlabel=_label(x.name), ylabel=_label(v.name))
-    _plain(axes)
 
 
 def _from_unit(factor: _Factor, side: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -210,28 +219,27 @@ def _kinds(seen: _Seen) -> list[tuple[pd.DataFrame, str, float, str]]:
 
 def _slice(axes: Axes, seen: _Seen, factor: _Factor, norm: Normalize) -> None:
     """Loss against one factor: every trial, those beyond the axis at its upper edge."""
-    losses, place = seen.measured[seen.loss].astype(float), _positions(seen.runs, factor)
+    share = f"{factor.share:.0%} of the rank variance" if math.isfinite(factor.share) else "too few trials to weigh"
+    place(axes, f"{_leaf(factor.name)}: {share}")
+    losses, at = seen.measured[seen.loss].astype(float), _positions(seen.runs, factor)
     low, high = float(losses.min()), float(losses.quantile(0.95))
     pad = max(high - low, 1e-3 * abs(low) + 1e-12)
     bottom, top = low - 0.12 * pad, high + 0.45 * pad
-    axes.plot(place[seen.lost.index], np.full(len(seen.lost), top), "X", ms=7, color=ALARM, clip_on=False, zorder=5)
+    axes.plot(at[seen.lost.index], np.full(len(seen.lost), top), "X", ms=7, color=ALARM, clip_on=False, zorder=5)
     for part, marker, size, edge in _kinds(seen):
-        axes.scatter(place[part.index], losses[part.index].clip(upper=top), c=part[seen.loss], cmap=COLOURS, norm=norm,
+        axes.scatter(at[part.index], losses[part.index].clip(upper=top), c=part[seen.loss], cmap=COLOURS, norm=norm,
                      s=size, marker=marker, edgecolors=edge, linewidths=0.8, zorder=6, clip_on=False)  # fmt: skip
-    _median_line(axes, place[losses.index], losses, factor)
+    _median_line(axes, at[losses.index], losses, factor)
     if seen.best is not None and seen.best in losses.index:
-        axes.plot([float(place.loc[seen.best])], [min(float(losses.loc[seen.best]), top)], **STAR)
+        axes.plot([float(at.loc[seen.best])], [min(float(losses.loc[seen.best]), top)], **STAR)
     axes.set_ylim(bottom, top)
     if factor.is_number:
-        _scale(axes, factor, "x", (float(place.min()), float(place.max())))
+        _scale(axes, factor, "x", (float(at.min()), float(at.max())))
     else:
         choices = _choices(seen.runs, factor)
-        axes.set_xticks(range(len(choices)), [_say(choice) for choice in choices], fontsize=8)
+        axes.set_xticks(range(len(choices)), [_say(choice) for choice in choices])
         axes.set_xlim(-0.6, len(choices) - 0.4)
-    share = f"{factor.share:.0%} of the rank variance" if math.isfinite(factor.share) else "too few trials to weigh"
-    axes.set_title(f"{_leaf(factor.name)}: {share}", loc="left", fontsize=9, color=INK)
     axes.set(xlabel=_label(factor.name), ylabel=label(seen.y).replace("validation", "val."))
-    _plain(axes)
 
 
 def _choices(runs: pd.DataFrame, factor: _Factor) -> list[Any]:
@@ -271,21 +279,9 @@ def _scale(axes: Axes, factor: _Factor, which: str, ends: tuple[float, float]) -
         wide = (high / low) ** margin
         (axes.set_xlim if which == "x" else axes.set_ylim)(low / wide, high * wide)
         log_axis(axes, which)
-        if high / low > 30:  # a panel is narrow: few ticks in each decade
-            subs = (1.0, 3.0) if high / low < 2e3 else (1.0,)
-            (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(LogLocator(subs=subs, numticks=9))
     else:
         wide = margin * (high - low)
         (axes.set_xlim if which == "x" else axes.set_ylim)(low - wide, high + wide)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#ececec", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
-    axes.xaxis.label.set_fontsize(9)
-    axes.yaxis.label.set_fontsize(9)
 
 
 def _legend(seen: _Seen) -> list[Line2D]:

@@ -1,7 +1,8 @@
-"""Units mixed within a column: sizes in millions beside plain ones, losses in bits beside nats.
+"""What makes a table suspect: units mixed within a column, rows that stand twice, points of one run taken for several.
 
-A table put together from two sources fits no law, and nothing in the numbers of the fit says why. Both checks ask for
-two things at once, a jump and the very factor that a change of units makes, so that a real gap is not taken for one.
+Sizes in millions beside plain ones, losses in bits beside nats: a table put together from two sources fits no law, and
+nothing in the numbers of the fit says why. Both checks ask for two things at once, a jump and the very factor that a
+change of units makes, so that a real gap is not taken for one.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.analysis.laws import Array
+from nanogpt.config import UserError
 
 JUMP = 200.0  # neighbouring values of one column this many times apart are two groups
 FEWEST = 4  # distinct values of a column from which a gap says something
@@ -24,14 +26,50 @@ ROUNDS = 30
 
 @dataclass(frozen=True)
 class Suspect:
-    """What seems to be mixed, in words that name the lines of the file; `sure` where it can hardly be anything else."""
+    """What seems to be mixed, in words that name the rows; `sure` where it can hardly be anything else."""
 
     words: str
     sure: bool = True
 
 
+def checked_units(
+    rows: pd.DataFrame, inputs: Sequence[str], y: str, place: str, trust: bool, flag: str
+) -> tuple[str, ...]:
+    """What to say of columns whose units seem to be mixed; UserError where they surely are, unless `trust`.
+
+    The index of `rows` names them; `flag` is how the person at this door says that the table is right as it is.
+    """
+    found = mixed_units(rows, inputs, y)
+    sure = next((each for each in found if each.sure), None)
+    if sure is not None and not trust:
+        raise UserError(f"{place}: {sure.words}; mend the table, or {flag} takes it as it is")
+    return tuple(each.words for each in found)
+
+
+def repeated_rows(used: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """A sentence where rows are the same in all `columns`."""
+    again = used["id"][used.duplicated(list(columns))]
+    if not len(again):
+        return []
+    many = len(again) > 1
+    rows = f"{len(again)} rows repeat another exactly" if many else "1 row repeats another exactly"
+    return [f"{rows} ({'the first: ' if many else ''}{again.iloc[0]}) and count{'s' * (not many)} twice"]
+
+
+def shared_ids(used: pd.DataFrame, ids: str, cluster: str | None) -> list[str]:
+    """A sentence where rows share a name in column `ids`, as points of one run do, that are not drawn together."""
+    shared = used[ids].duplicated(keep=False) & used[ids].notna()
+    drawn_whole = cluster == ids or (cluster is not None and bool((used.groupby(ids)[cluster].nunique() == 1).all()))
+    if not shared.any() or drawn_whole:
+        return []
+    runs = used.loc[shared, ids].nunique()
+    share = f"{int(shared.sum())} points share {runs} id{'s' * (runs != 1)}"
+    return [f"{share}: points of one run are not independent, and "
+            'the intervals are too narrow; cluster="id" draws runs whole']  # fmt: skip
+
+
 def mixed_units(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> list[Suspect]:
-    """The columns whose units seem to be mixed; the lines of the file are the index of `rows`."""
+    """The columns whose units seem to be mixed; the index of `rows` names them: lines of a file, or ids."""
     found = [_mixed_scale(rows[name], name) for name in inputs]
     return [each for each in (*found, _bits_and_nats(rows, inputs, y)) if each is not None]
 
@@ -47,12 +85,23 @@ def _mixed_scale(values: "pd.Series[float]", name: str) -> Suspect | None:
     if steps[cut] < JUMP:
         return None
     for factor in FACTORS:
-        # Scaled up, the low group has to lie within a factor of three of the range of the high one.
-        if low[0] * factor > high[0] / 3 and low[-1] * factor < high[-1] * 3:
+        # Scaled up, the low group has to lie within a factor of three of the range of the high one, or share half of
+        # the range of both with it.
+        if _within(low * factor, high) or _shared(low * factor, high) >= 0.5:
             few = values[values <= low[-1]] if len(low) <= len(high) else values[values >= high[0]]
             gap = f"{name} jumps from {low[-1]:.6g} to {high[0]:.6g} with nothing between"
             return Suspect(f"{gap}, as if units were mixed (a factor of {factor:g}); look at {_lines(few.index)}")
     return None
+
+
+def _within(low: Array, high: Array) -> bool:
+    return bool(low[0] > high[0] / 3 and low[-1] < high[-1] * 3)
+
+
+def _shared(low: Array, high: Array) -> float:
+    """The share, in logarithms, of the range of both groups that both cover."""
+    both = np.log(max(low[-1], high[-1]) / min(low[0], high[0]))
+    return float(np.log(min(low[-1], high[-1]) / max(low[0], high[0])) / both) if both > 0 else 0.0
 
 
 def _bits_and_nats(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> Suspect | None:
@@ -114,6 +163,7 @@ def _misfit(basis: Array, ln_y: Array) -> tuple[float, Array]:
     return float(np.sqrt(np.mean((ln_y - basis @ weights) ** 2))), np.asarray(weights, dtype=float)
 
 
-def _lines(index: "pd.Index[int]", most: int = 6) -> str:
-    named = ", ".join(str(line) for line in index[:most])
-    return f"line{'s' * (len(index) != 1)} {named}{' ...' if len(index) > most else ''}"
+def _lines(index: "pd.Index[int] | pd.Index[str]", most: int = 6) -> str:
+    """The rows by name; a number is a line of a file."""
+    named = ", ".join(str(line) for line in index[:most]) + (" ..." if len(index) > most else "")
+    return f"line{'s' * (len(index) != 1)} {named}" if pd.api.types.is_integer_dtype(index) else named

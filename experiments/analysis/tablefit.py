@@ -5,7 +5,8 @@ file is either fitted or dropped with a reason.
 """
 
 import ast
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from experiments.analysis.laws import LAWS, Law, make_law
 from experiments.analysis.on_loss import fit_on_loss
 from experiments.analysis.readtable import Table, read_table
 from experiments.analysis.rollout import Rollout, rollout
-from experiments.analysis.suspects import mixed_units
+from experiments.analysis.suspects import checked_units, shared_ids
 from nanogpt.config import UserError, did_you_mean
 
 SYMBOLS = {"n": "N", "d": "D", "flops": "C", "unique": "U", "loss": "L"}
 HIGHEST_LOSS = 20.0  # nats per token; the logarithm of any vocabulary is less
 FEWEST_PARAMETERS = 1e4  # below which sizes are probably in millions
+OWN_ID = "id in the file"  # what a column `id` of the table is called here, where `id` names lines
 MOST_HELD_OUT = 200  # resamples of the fits below a cut, of which there are several
 OPERATORS = ("+", "-", "*", "/")
 
@@ -88,12 +90,11 @@ def prepare(path: str | Path, law: str, columns: Columns, rows: Rows | None = No
     kept, dropped = _choose(everything, data[[*names, "L"]], sources, rows, table.path)
     _refuse_too_few(kept, dropped, chosen, table.path)
     _refuse(kept, chosen, sources, table.path)
-    mixed = mixed_units(kept, chosen.columns, "L")
-    sure = next((each for each in mixed if each.sure), None)
-    if sure is not None and not rows.trust_units:
-        raise UserError(f"{table.path}: {sure.words}; mend the table, or --trust-units takes it as it is")
-    warnings = (*(each.words for each in mixed), *_warnings(kept, chosen, table, columns))
-    by_line = kept.assign(id=[f"line {line}" for line in kept.index]).reset_index(drop=True)
+    checked_units(kept, chosen.columns, "L", table.path, rows.trust_units, "--trust-units")
+    warnings = tuple(_warnings(kept, chosen, table, columns))
+    by_line = (
+        kept.rename(columns={"id": OWN_ID}).assign(id=[f"line {line}" for line in kept.index]).reset_index(drop=True)
+    )
     return chosen, Prepared(table.path, by_line, sources, dropped, warnings)
 
 
@@ -107,8 +108,15 @@ def fit_prepared(
     `fit`. Raises UserError as `fit`.
     """
     fitter = fit_on_loss if on == "loss" else fit
+    options = {**options, "trust_units": True}  # `prepare` has asked, and the lines of the file are named there
+    if options.get("cluster") == "id" and OWN_ID in prepared.rows:
+        options["cluster"] = OWN_ID
     result = fitter(law, prepared.rows, y="L", **options)
-    whole = replace(result, dropped=pd.concat([prepared.dropped, result.dropped], ignore_index=True))
+    shared = shared_ids(prepared.rows, OWN_ID, options.get("cluster")) if OWN_ID in prepared.rows else []
+    whole = replace(
+        result, dropped=pd.concat([prepared.dropped, result.dropped], ignore_index=True),
+        warnings=(*result.warnings, *shared), independent=result.independent and not shared,
+    )  # fmt: skip
     by = "C" if "C" in prepared.rows else law.columns[0]
     told = {**options, "fitter": fitter, "y": "L"}
     told["bootstrap"] = min(options.get("bootstrap", 0), MOST_HELD_OUT)
@@ -150,15 +158,31 @@ def _symbols(table: Table, law: str, columns: Columns) -> tuple[pd.DataFrame, di
 
 def _numbers(table: Table, text: str, flag: str) -> "pd.Series[float]":
     """A column of numbers, or an expression in several."""
-    if text in table.frame.columns or not any(sign in text for sign in OPERATORS) or not _parses(text):
-        return table.numbers(text, flag)
-    expression = Filter(text, f"{table.path}: {flag}")
+    bare, quoted = _unquoted(text, table.frame.columns, f"{table.path}: {flag}")
+    if text in table.frame.columns or not any(sign in bare for sign in OPERATORS) or not _parses(bare):
+        return table.numbers(quoted.get(bare, text), flag)
+    expression = Filter(bare, f"{table.path}: {flag}")
     if not expression.names():
         raise UserError(f"{table.path}: {flag}: {text!r} names no column; columns: {', '.join(table.frame.columns)}")
-    parts = pd.DataFrame({name: table.numbers(name, flag) for name in dict.fromkeys(expression.names())})
+    names = dict.fromkeys(expression.names())
+    parts = pd.DataFrame({name: table.numbers(quoted.get(name, name), flag) for name in names})
     rows = ({str(name): value for name, value in row.items()} for row in parts.to_dict(orient="records"))
     values = [expression.value(row) if not any(map(np.isnan, row.values())) else float("nan") for row in rows]
     return pd.Series(values, parts.index, float)
+
+
+def _unquoted(text: str, columns: Iterable[str], place: str) -> tuple[str, dict[str, str]]:
+    """An expression with every column `between backticks` under a name without blanks, and what those names mean."""
+    known = [str(name) for name in columns]
+    meant: dict[str, str] = {}
+    for column in re.findall("`([^`]*)`", text):
+        if column not in known:
+            raise UserError(f"{place}: no column {column!r}{did_you_mean(column, known)}")
+        name = "_" + re.sub(r"\W", "_", column)
+        while name in known or meant.get(name, column) != column:
+            name += "_"
+        meant[name], text = column, text.replace(f"`{column}`", name)
+    return text, meant
 
 
 def _parses(text: str) -> bool:
@@ -193,11 +217,13 @@ def _choose(
     for text, flag, unwanted in (*((text, "--drop", True) for text in rows.drop), (rows.where, "--where", False)):
         if text is None:
             continue
-        condition = Filter(text, f"{path}: {flag}")
+        bare, quoted = _unquoted(text, everything.columns, f"{path}: {flag}")
+        condition = Filter(bare, f"{path}: {flag}")
         if not condition.names():
             raise UserError(f"{path}: {flag}: {text!r} names no column, so it says the same of every row")
+        named = everything.assign(**{name: everything[column] for name, column in quoted.items()})
         out = [condition.keeps({str(k): v for k, v in row.items()}) is unwanted
-               for row in everything.to_dict(orient="records")]  # fmt: skip
+               for row in named.to_dict(orient="records")]  # fmt: skip
         reason[(reason == "") & pd.Series(out, everything.index)] = (
             f"dropped where {text}" if unwanted else f"not where {text}"
         )
@@ -251,10 +277,6 @@ def _warnings(kept: pd.DataFrame, law: Law, table: Table, columns: Columns) -> l
         rises = np.corrcoef(np.log(kept[name]), np.log(kept["L"]))[0, 1] if kept[name].nunique() > 1 else -1.0
         if len(law.columns) == 1 and rises > 0:
             found.append(f"the loss grows with {name}: is it a loss, and the right column?")
-    if len(again := kept[[*law.columns, *law.label_columns, "L"]].duplicated().pipe(lambda same: same[same])):
-        found.append(
-            f"{len(again)} rows repeat another row exactly (the first is line {again.index[0]}); they count twice"
-        )
     spare = sorted(table.repeated)
     return [
         *found,

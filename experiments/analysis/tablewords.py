@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import intervals
 from experiments.analysis.checklist import checklist, checklist_text
 from experiments.analysis.fitted import Fit
 from experiments.analysis.frontier import compute_optimal
@@ -40,7 +41,7 @@ def law_text(fit: Fit) -> str:
     """The summary with standard errors beside the intervals."""
     head, *rest = fit.summary().splitlines()
     if not len(fit.draws):
-        return "\n".join([head, *(line.replace(" [nan, nan]", "") for line in rest)])
+        return "\n".join([head, *rest])
     errors = {name: f" se {error:.4g}" for name, error in fit.stderr.items()}
     said = [_with_error(line, errors) for line in rest]
     return "\n".join([head, *said])
@@ -71,12 +72,13 @@ def holdout_text(done: TableFit) -> str:
     assert held is not None
     rows = [
         f"  {row['id']:<10} measured {row['measured']:.4f}  predicted {row['predicted']:.4f}  "
-        f"[{row['lower']:.4f}, {row['upper']:.4f}]  error {row['error']:+.4%}"
+        f"{intervals.text(row['lower'], row['upper'], '{:.4f}')}  error {row['error']:+.4%}"
         for row in held.table.to_dict(orient="records")
     ]
     return "\n".join([
         f"held out: {held.by} >= {held.cut:.4g}, predicted by the law fitted to the {len(held.fit.points)} rows below; "
-        f"mean error {held.mean_error:.4%}, largest {held.max_error:.4%}, {held.reach:.3g} times beyond", *rows,
+        f"mean error {held.mean_error:.4%}, largest {held.max_error:.4%}, {held.reach:.3g} times beyond",
+        *rows, *([f"the intervals: {held.misfit}"] if held.misfit else []),
     ])  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def prediction_text(fit: Fit, points: pd.DataFrame) -> str:
     lines = []
     for (_, point), (_, row) in zip(points.iterrows(), said.iterrows(), strict=True):
         asked = ", ".join(f"{name} {_say(value)}" for name, value in point.items() if not _empty(value))
-        band = f"[{row['lower']:.4f}, {row['upper']:.4f}]" if np.isfinite(row["lower"]) else "no interval"
+        band = intervals.text(row["lower"], row["upper"], "{:.4f}")
         lines.append(f"  {asked}: loss {row['predicted']:.4f} {band}{_outside(fit, point)}")
     return "\n".join(["predicted loss of one new run, 95 % interval if the form holds that far", *lines])
 
@@ -139,12 +141,12 @@ def as_data(done: TableFit, points: pd.DataFrame | None = None) -> dict[str, Any
     """The same for programs, ready for JSON."""
     fit = done.fit
     data: dict[str, Any] = {
-        "table": done.prepared.path, "columns": dict(done.prepared.sources), "fit": fit.to_dict(),
+        "table": done.prepared.path, "columns": dict(done.prepared.sources), "fit": fit.to_dict(done.rollout),
         "warnings": list(done.prepared.warnings), "problems": list(done.problems),
         "rollout": done.rollout.to_dict() if done.rollout is not None else None,
         "holdout": done.holdout.to_dict() if done.holdout is not None else None,
-        "checklist": [vars(item) for item in checklist(fit, done.rollout)],
     }  # fmt: skip
+    data["checklist"] = data["fit"].pop("checklist")
     if isinstance(fit.law, Chinchilla):
         largest = float((6.0 * done.prepared.rows["N"] * done.prepared.rows["D"]).max())
         best = compute_optimal(fit, np.array(BEYOND) * largest)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.commands.looking import folder_of
+from experiments.commands.looking import folder_of, judged
+from experiments.present import asked_now
 from nanogpt.config import UserError, did_you_mean
 from nanogpt.record import replacing
 
@@ -21,11 +22,15 @@ def fit(arguments: argparse.Namespace) -> int:
     if (arguments.study is None) is (arguments.csv is None):
         raise UserError("fit: give a study, or --csv FILE with --n, --d (or --flops) and --loss")
     if arguments.csv is not None:
+        if arguments.strict:
+            raise UserError("fit: --strict judges the claims of a study, and a table has none")
         return _fit_table(arguments)
     from experiments.conclude import fit_text
 
-    print(fit_text(folder_of(arguments)))
-    return SUCCESS
+    folder = folder_of(arguments)
+    written = fit_text(folder, asked_now(folder, arguments.study))
+    print(written.text)
+    return judged(written.failed, arguments.strict)
 
 
 def _fit_table(arguments: argparse.Namespace) -> int:
@@ -66,16 +71,15 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `fit` takes."""
-    if arguments.bootstrap is not None and arguments.bootstrap < 0:
-        raise UserError(f"fit: --bootstrap must not be negative, found {arguments.bootstrap}")
     resamples = 1000 if arguments.bootstrap is None else arguments.bootstrap
     options: dict[str, Any] = {"seed": arguments.seed, "cluster": arguments.cluster}
     if arguments.residual == "loss":
         if arguments.intervals == "profile":
             raise UserError("fit: --intervals profile needs residuals of ln L, so not --residual loss")
-        if arguments.loss_fn not in (None, "lsq"):
-            raise UserError(f"fit: --residual loss is plain least squares, so --loss-fn {arguments.loss_fn} cannot be")
-        return options | {"resample": arguments.resample, "bootstrap": resamples}
+        return options | {
+            "loss": arguments.loss_fn or "lsq", "delta": arguments.delta, "resample": arguments.resample,
+            "bootstrap": resamples,
+        }  # fmt: skip
     return options | {
         "loss": arguments.loss_fn or "huber", "delta": arguments.delta, "resample": arguments.resample,
         "bootstrap": resamples, "intervals": arguments.intervals,
@@ -102,14 +106,14 @@ def _holdout(text: str | None) -> dict[str, Any] | None:
 def _draw(done: Any, arguments: argparse.Namespace) -> None:
     if arguments.figure is None and arguments.corner is None:
         return
-    from experiments.analysis.corner import corner
-    from experiments.analysis.figures import picture
+    from experiments.analysis.corner import corner, draws_of
     from experiments.analysis.overview import overview
+    from experiments.analysis.saving import figure_of, picture
 
     if arguments.figure is not None:
         _write(arguments.figure, picture(overview(done), arguments.figure.suffix))
     if arguments.corner is not None:
-        _write(arguments.corner, picture(corner(done.fit), arguments.corner.suffix))
+        _write(arguments.corner, picture(figure_of(corner(draws_of(done.fit), fit=done.fit)), arguments.corner.suffix))
 
 
 def _write(path: Path, content: bytes) -> None:

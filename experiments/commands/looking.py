@@ -12,6 +12,7 @@ from experiments.commands.failures import failures_text, left_alone_text, stop_t
 from experiments.exclusions import read_exclusions
 from experiments.launchers.asked import Sent, anything_queued, ask_engines
 from experiments.lock import Lock, holds
+from experiments.present import asked_now
 from experiments.reasons import next_step, why
 from experiments.results import study_folder
 from experiments.room import disk_text
@@ -27,7 +28,7 @@ BY_NEED = (
 
 
 def folder_of(arguments: argparse.Namespace) -> StudyFolder:
-    """The results folder of a study, whose lock is all that is read: the study itself may have moved on."""
+    """The results folder of a study, whose lock says what its runs are: the study itself may have moved on."""
     return study_folder(arguments.study, arguments.out, arguments.size)
 
 
@@ -135,13 +136,18 @@ def results(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """The report and everything in it."""
+    """The report and everything in it. A study file is asked as it is now, a results folder as it was locked."""
     from experiments.conclude import write_report
 
-    written = write_report(folder_of(arguments))
+    folder = folder_of(arguments)
+    written = write_report(folder, asked_now(folder, arguments.study))
     print(written.text)
-    if not (arguments.strict and written.failed):
+    return judged(written.failed, arguments.strict)
+
+
+def judged(failed: Sequence[str], strict: bool) -> int:
+    """The exit status after claims were judged; what failed is named where it decides."""
+    if not (strict and failed):
         return SUCCESS
-    count = len(written.failed)
-    print(f"--strict: {count} claim{'s' * (count != 1)} failed: {'; '.join(written.failed)}", file=sys.stderr)
+    print(f"--strict: {len(failed)} claim{'s' * (len(failed) != 1)} failed: {'; '.join(failed)}", file=sys.stderr)
     return CLAIM_FAILED

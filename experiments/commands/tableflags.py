@@ -17,11 +17,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--loss-fn", default=None, metavar="FN", help="huber (default), lad or lsq, summed")
     table.add_argument("--delta", type=float, default=1e-3, help="Huber threshold; default 1e-3")
     table.add_argument("--residual", default="log", choices=["log", "loss"],
-                       help="misses of ln L (default), or of L itself by plain least squares")  # fmt: skip
+                       help="misses of ln L (default), or of L itself (by lsq, unless --loss-fn)")  # fmt: skip
     table.add_argument("--bootstrap", type=int, default=None, metavar="B", help="resamples; default 1000")
     table.add_argument("--resample", choices=["residual", "pairs"], help="default: residual; pairs with --cluster")
     table.add_argument("--cluster", metavar="COL", help="rows of equal value are drawn together")
-    table.add_argument("--intervals", choices=["bootstrap", "profile"], default="bootstrap")
+    table.add_argument("--intervals", choices=["bootstrap", "profile"],
+                       help="of the parameters; default: the law's own, known to cover")  # fmt: skip
     table.add_argument("--seed", type=int, default=0)
     table.add_argument("--where", metavar="EXPR", help="only rows for which this holds, as in 'D > 20 * N'")
     table.add_argument("--drop", action="append", default=[], metavar="EXPR", help="not the rows for which this holds")

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import engine, lease
@@ -41,9 +41,13 @@ class InProcess:
             ending = "retry"
             while ending == "retry" and queue.wants(run):
                 attempt = claim(study, run, claimant, available_cores())
+                if attempt is not None:
+                    attempt = replace(attempt, start=queue.branching.start(run))
                 ending = _train(attempt, supervise, claimant.beat_seconds, judge) if attempt is not None else ""
             if ending == "interrupted":
                 return Finished(engine.INTERRUPTED)
+            queue.drop(run)  # so that no run waits for its trunk
+            queue.branching.tidy(run)
             failed += ending == "failed"
         return Finished(engine.FAILED if failed else engine.COMPLETED)
 

@@ -16,6 +16,11 @@ def short(value: float) -> str:
     return amount(value, "").replace(" ", "")
 
 
+def runs_words(count: int) -> str:
+    """`1 run`, `16 runs`."""
+    return f"{count} run{'s' * (count != 1)}"
+
+
 def duration(seconds: float) -> str:
     """`4.2 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
     if seconds < 60:
@@ -26,6 +31,11 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def energy(watt_hours: float) -> str:
+    """`250 Wh`, `1.4 kWh`."""
+    return f"{watt_hours / 1000:.3g} kWh" if watt_hours >= 1000 else f"{watt_hours:.3g} Wh"
 
 
 def table_lines(head: list[str], rows: list[list[str]], indent: str = "  ") -> list[str]:

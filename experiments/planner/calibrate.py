@@ -17,7 +17,7 @@ from experiments.planner.rates import Rate, Rates, Setting
 from nanogpt.config import UserError
 
 SECONDS = 1.0  # of training per shape
-CALM, BUSY = "calibration", "calibration while the machine was busy (too slow, perhaps)"
+CALM, BUSY = "calibration", "calibration by CPU time, as the machine was busy"
 _MEASURED = ("tokens_per_second", "evaluation_seconds", "setup_seconds", "checkpoint_seconds")
 Say = Callable[[str], None]
 
@@ -37,7 +37,7 @@ def calibrate(shapes: Mapping[str, LockedRun], setting: Setting, rates: Rates, s
     say(f"measuring {len(wanted)} shape{plural}, {setting.at_a_time} at a time, on {setting.machine}")
     with _children(setting, list(wanted.values())) as children:
         for shape, run in wanted.items():
-            answers = _measure(children, run, setting.threads)
+            answers = _measure(children, run, setting.threads, source == BUSY)
             errors = [answer["error"] for answer in answers if "error" in answer]
             if errors:
                 problems[shape] = errors[0]
@@ -57,9 +57,11 @@ def _is_busy() -> bool:
     return os.getloadavg()[0] > 0.75 * available_cores()
 
 
-def _measure(children: "Sequence[subprocess.Popen[str]]", run: LockedRun, threads: int) -> list[dict[str, Any]]:
+def _measure(
+    children: "Sequence[subprocess.Popen[str]]", run: LockedRun, threads: int, by_cpu: bool
+) -> list[dict[str, Any]]:
     runtime = {**run.config["runtime"], "branch_from": None}
-    request = {"config": {**run.config, "runtime": runtime}, "seconds": SECONDS, "threads": threads}
+    request = {"config": {**run.config, "runtime": runtime}, "seconds": SECONDS, "threads": threads, "by_cpu": by_cpu}
     for child in children:
         _pipe(child.stdin).write(json.dumps(request) + "\n")
         _pipe(child.stdin).flush()

@@ -24,6 +24,11 @@ def cautions(runs: Sequence[LockedRun], spec: FitSpec | None, told: Forecast | N
             f"the fit is ill-conditioned (condition number {told.condition:.1e}, bad from {COLLINEAR:.0e} on): "
             "the runs do not move the law's inputs apart, so single parameters will not be identified"
         )
+    if told is not None and told.unidentified and not found:
+        found.append(
+            f"these runs are not expected to identify {' and '.join(told.unidentified)}: their intervals would say "
+            "next to nothing"
+        )
     return found + _repeated(runs) + _short(runs)
 
 
@@ -61,9 +66,10 @@ def _short(runs: Sequence[LockedRun]) -> list[str]:
     if not short:
         return []
     run = min(short, key=lambda run: run.steps)
+    verb = "trains" if len(short) == 1 else "train"
     return [
-        f"{_runs(len(short))} train for less than two warm-ups ({run.label}: {run.steps} steps, {warm_up(run)} of "
-        "warm-up): leave them out of the fit with `fit: {where: ...}`"
+        f"{_runs(len(short))} {verb} for less than two warm-ups ({run.label}: {run.steps} steps, "
+        f"{warm_up(run)} of warm-up): leave them out of the fit with `fit: {{where: ...}}`"
     ]
 
 

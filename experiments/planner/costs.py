@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from experiments.lock import LockedRun
+from experiments.planner.amounts import energy
 from experiments.planner.crew import Crew, makespan
 from experiments.planner.rates import Rate, Rates, Setting, by_shape, finished_rates, machine_name, shape_key
 from experiments.planner.settings import PlanSettings
 from experiments.store import FINISHED, StudyFolder
+from experiments.trunks import shared_trunks, taken_steps
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,12 @@ class Costs:
     unmeasured: int
     seconds: float | None
     problems: dict[str, str] = field(default_factory=dict)
+    taken: dict[str, int] = field(default_factory=dict)  # steps that a run takes from another one's trunk, by its id
 
     def seconds_of(self, run: LockedRun) -> float | None:
         """Predicted wall time of one run; None while its shape is not measured."""
         rate = self.rates.get(shape_key(run))
-        return None if rate is None else rate.seconds(run)
+        return None if rate is None else rate.seconds(run, self.taken.get(run.id, 0))
 
     @property
     def device_hours(self) -> float | None:
@@ -56,8 +59,13 @@ def reckoned(
     """The costs of runs at known speeds."""
     shapes = {run.id: shape_key(run) for run in left}
     unmeasured = len({shape for shape in shapes.values() if shape not in known})
-    seconds = None if unmeasured else makespan(left, lambda run: known[shapes[run.id]].seconds(run), crew)
-    return Costs(crew, setting, known, left, unmeasured, seconds, problems)
+    taken = taken_steps(shared_trunks(left))
+
+    def seconds_of(run: LockedRun) -> float:
+        return known[shapes[run.id]].seconds(run, taken.get(run.id, 0))
+
+    seconds = None if unmeasured else makespan(left, seconds_of, crew)
+    return Costs(crew, setting, known, left, unmeasured, seconds, problems, taken)
 
 
 def money_lines(costs: Costs, settings: PlanSettings) -> list[str]:
@@ -71,9 +79,5 @@ def money_lines(costs: Costs, settings: PlanSettings) -> list[str]:
         bill = f"{settings.currency} {hours * settings.price:.3g}"
         lines.append(f"{bill} ({held}, {settings.currency} {settings.price:g} an hour each, held throughout)")
     if settings.power is not None:
-        lines.append(f"{_energy(hours * settings.power)} ({held} at {settings.power:g} W)")
+        lines.append(f"{energy(hours * settings.power)} ({held} at {settings.power:g} W)")
     return lines
-
-
-def _energy(watt_hours: float) -> str:
-    return f"{watt_hours / 1000:.3g} kWh" if watt_hours >= 1000 else f"{watt_hours:.3g} Wh"

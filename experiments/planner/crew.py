@@ -10,6 +10,7 @@ from experiments.launchers.settings import LocalSettings, RaySettings
 from experiments.launchers.slots import sized, study_slots
 from experiments.launchers.slurm_settings import SlurmSettings
 from experiments.lock import LockedRun
+from experiments.planner.amounts import runs_words
 from experiments.store import StudyFolder
 
 START_SECONDS = 3.0  # until a worker has loaded torch and forks its first run
@@ -33,7 +34,7 @@ class Crew:
         return self.workers * self.slots
 
     def __str__(self) -> str:
-        runs = f"{self.slots} run{'s' * (self.slots > 1)} at a time"
+        runs = f"{runs_words(self.slots)} at a time"
         return f"{self.launcher}, " + (f"{self.workers} workers of {runs}" if self.workers > 1 else runs)
 
 

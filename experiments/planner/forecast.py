@@ -3,11 +3,12 @@
 `python -m experiments.planner.forecast` reads one JSON request on standard input and prints one JSON answer.
 """
 
+import contextlib
 import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ class Forecast:
     """The expected fit. `intervals`: per parameter (and `a`) its value and the half-width of a 95 % interval.
 
     `prediction` is the relative half-width of the law's loss at AHEAD times the largest run's compute, None where the
-    law has no such point. `condition` is that of J'J. `problem` says why there is none of all this.
+    law has no such point. `condition` is that of J'J. `unidentified` are those whose interval a fit would judge to say
+    next to nothing. `problem` says why there is none of all this.
     """
 
     law: str = ""
@@ -44,6 +46,7 @@ class Forecast:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     prediction: float | None = None
     condition: float = math.nan
+    unidentified: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -71,32 +74,55 @@ def guess_of(lock: Lock, spec: FitSpec) -> Guess:
     return Guess(params, source, NOISE, "assumed")
 
 
-def forecast(study: StudyFolder, spec: FitSpec, runs: Sequence[LockedRun]) -> Forecast:
+Child = subprocess.Popen[str]
+
+
+@contextlib.contextmanager
+def forecaster() -> Iterator[Child]:
+    """The child with numpy that forecasts one fit; it loads its libraries while the runs are still being worked out."""
+    command = [sys.executable, "-m", "experiments.planner.forecast"]
+    environment = {**engine.child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def forecast(study: StudyFolder, spec: FitSpec, runs: Sequence[LockedRun], child: Child | None = None) -> Forecast:
     """What fitting `spec` to all of `runs` will know: the law and the noise from the study's results where they can be
-    fitted, else as guessed. Starts one child with numpy."""
+    fitted, else as guessed. In a child with numpy, which is started here unless one is given."""
+    if child is None:
+        with forecaster() as child:
+            return forecast(study, spec, runs, child)
     guess, rows = guess_of(study.lock, spec), rows_of(runs, spec)
     folder = str(study.path) if (study.path / LOCK_NAME).exists() else None
     request = {"spec": spec.model_dump(mode="json"), "rows": rows, "folder": folder, **asdict(guess)}
-    command = [sys.executable, "-m", "experiments.planner.forecast"]
-    environment = {**engine.child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
-    if done.returncode:
-        return Forecast(problem=done.stderr.strip().rpartition("\n")[2])
-    answer = json.loads(done.stdout)
+    told, problem = child.communicate(json.dumps(request))
+    if child.returncode:
+        return Forecast(problem=problem.strip().rpartition("\n")[2])
+    answer = json.loads(told)
     intervals = {name: (value, half) for name, (value, half) in answer.pop("intervals").items()}
-    return Forecast(law=spec.law, points=len(rows), intervals=intervals, **answer)
+    unidentified = tuple(answer.pop("unidentified"))
+    return Forecast(law=spec.law, points=len(rows), intervals=intervals, unidentified=unidentified, **answer)
 
 
 def rows_of(runs: Sequence[LockedRun], spec: FitSpec) -> list[dict[str, Any]]:
     """The columns of the table that are known before training, for the runs that `fit.where` keeps."""
-    rows = [known_columns(run) for run in runs]
+    return [known_columns(run) for run in kept_runs(runs, spec)]
+
+
+def kept_runs(runs: Sequence[LockedRun], spec: FitSpec) -> list[LockedRun]:
+    """The runs that `fit.where` keeps, as far as that is known before training."""
     if spec.where is None:
-        return rows
+        return list(runs)
     where = Filter(spec.where, "fit.where")
     try:
-        return [row for row in rows if where.keeps(row)]
+        return [run for run in runs if where.keeps(known_columns(run))]
     except UserError:  # it asks for a result
-        return rows
+        return list(runs)
 
 
 def known_columns(run: LockedRun) -> dict[str, Any]:
@@ -180,7 +206,21 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     ahead = _ahead(law.columns, request["rows"][int(table["flops"].argmax())])
     prediction = None if ahead is None else width * scatter.stderr(log_prediction(law, ahead))
     told = {"prior": guess.source, "noise": guess.noise, "noise_source": guess.noise_source}
-    return {**told, "intervals": intervals, "condition": scatter.condition, "prediction": prediction}
+    told |= {"intervals": intervals, "condition": scatter.condition, "prediction": prediction}
+    lowest = float(law.predict(params, table).min())
+    return {**told, "unidentified": [name for name, pair in intervals.items() if _says_little(law, name, pair, lowest)]}
+
+
+def _says_little(law: "Law", name: str, interval: tuple[float, float], lowest: float) -> bool:
+    """As a fit will judge it; `a` like an exponent."""
+    from experiments.analysis.identified import SPAN, too_wide
+
+    value, half = interval
+    if not math.isfinite(half):
+        return True
+    if name not in law.parameters:
+        return value - half <= 0 or value + half > SPAN * (value - half)
+    return too_wide(law, name, value - half, value + half, lowest) is not None
 
 
 def _ahead(columns: Sequence[str], largest: dict[str, Any]) -> dict[str, float] | None:
@@ -191,6 +231,10 @@ def _ahead(columns: Sequence[str], largest: dict[str, Any]) -> dict[str, float] 
 
 
 def main() -> int:
+    import pandas  # noqa: F401 -- loaded before the request is there, since whoever started this is busy until then
+
+    import experiments.analysis.fit  # noqa: F401
+
     try:
         json.dump(_answer(json.load(sys.stdin)), sys.stdout)
     except UserError as error:

@@ -8,12 +8,41 @@ from typing import Any
 
 from experiments import engine
 from experiments.lock import LockedRun
+from experiments.planner.amounts import short
 from nanogpt.config import UserError
 
 RUNGS_PER_OCTAVE = 4  # of width
 NARROWEST, WIDEST = 4, 16384
+GRAIN = 8  # widths keep to multiples of it where all of the study's do
 DEEPEST = 256
 Model = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Studied:
+    """The sizes of which a study has runs, non-embedding parameters, and the smallest that may be proposed."""
+
+    least: int
+    most: int
+    allowed: int
+
+    def without_smaller(self, rungs: "Sequence[Rung]") -> "list[Rung]":
+        """What the study leaves out below its own sizes bends its law, so it is proposed only where it is asked for."""
+        return [rung for rung in rungs if rung.n >= self.allowed]
+
+    def told(self, sizes: Sequence[int]) -> str:
+        """Where sizes lie outside the study's own, in words; empty where none does."""
+        below, above = min(sizes) < self.least, max(sizes) > self.most
+        ends = [f"down to {short(min(sizes))} parameters, where the law may bend"] * below
+        ends += [f"up to {short(max(sizes))}, {max(sizes) / max(1, self.most):.2g} times its largest"] * above
+        own = f"{short(self.least)} to {short(self.most)} parameters"
+        return f"leaves the sizes that the study has, {own}: {' and '.join(ends)}" if ends else ""
+
+
+def studied(runs: Sequence[LockedRun], smallest: int | None) -> Studied:
+    """The sizes of the runs; `smallest` is what a person allows below them."""
+    sizes = [run.n_params_non_embedding for run in runs]
+    return Studied(min(sizes), max(sizes), min(sizes) if smallest is None else smallest)
 
 
 @dataclass(frozen=True)
@@ -86,11 +115,14 @@ def _by_width(models: Sequence[Model]) -> list[dict[str, int]]:
     heads_vary = len({model["n_head"] for model in models}) > 1
     one_size = len({model["n_embd"] for model in models}) == 1 or heads_vary
     even = 2 if first["position"] == "rope" else 1
-    unit = max(even, first["n_embd"] // first["n_head"]) if one_size else even * first["n_head"]
+    head = max(even, first["n_embd"] // first["n_head"])
+    unit = math.lcm(
+        head if one_size else even * first["n_head"], math.gcd(GRAIN, *(model["n_embd"] for model in models))
+    )
     found = []
     targets = [NARROWEST * 2 ** (step / RUNGS_PER_OCTAVE) for step in range(64)]
     for width in dict.fromkeys(max(unit, round(target / unit) * unit) for target in targets if target <= WIDEST):
-        heads = max(1, width // unit) if one_size else first["n_head"]
+        heads = max(1, width // head) if one_size else first["n_head"]
         shape = {"n_embd": width, "n_head": heads}
         if first["n_layer"] is not None:  # a trunk that counts its own blocks keeps its counts
             shape["n_layer"] = _depth_at(width, path)

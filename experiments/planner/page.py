@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from experiments.factors import short_names, value_text
 from experiments.lock import LockedRun
-from experiments.planner.amounts import amount, duration, short, table_lines
+from experiments.planner.amounts import amount, duration, runs_words, short, table_lines
 from experiments.planner.cautions import COLLINEAR
 from experiments.planner.costs import Costs, money_lines
 from experiments.planner.forecast import AHEAD, Forecast
 from experiments.planner.rates import by_shape, shape_key
 from experiments.planner.settings import PlanSettings
-from experiments.planner.trunks import Trunk
+from experiments.trunks import Trunk
 
 MOST_SHAPES = 24
 INDENT = " " * 15
@@ -79,31 +79,61 @@ def time_lines(costs: Costs, settings: PlanSettings, calibrated: bool) -> list[s
     if not costs.left:
         return []
     if costs.seconds is None:
-        shapes = f"{costs.unmeasured} shape{'s' * (costs.unmeasured > 1)}"
-        why = "; ".join(sorted(set(costs.problems.values())))
-        if calibrated and why:
-            return [f"  time         unknown: {shapes} cannot be measured here: {why}"]
-        return [f"  time         unknown: {shapes} not measured on this machine; `plan STUDY --calibrate` does"]
+        unknown = f"  time         unknown: {_unmeasured(costs, calibrated)}"
+        return [unknown, f"{INDENT}would run on {costs.crew}{_elsewhere(costs)}", *_unpriced(settings)]
     longest = max(spent for run in costs.left if (spent := costs.seconds_of(run)) is not None)
-    lines = [f"  time         {duration(costs.seconds)} for {len(costs.left)} runs ({costs.crew}); "
+    lines = [f"  time         {duration(costs.seconds)} for {runs_words(len(costs.left))} ({costs.crew}); "
              f"the longest takes {duration(longest)}"]  # fmt: skip
     sources = sorted({rate.source for rate in costs.rates.values()})
-    where = "" if costs.crew.here else f"; {costs.crew.launcher} may train elsewhere, at another speed, and queue"
-    lines.append(f"{INDENT}speeds from {' and '.join(sources)}, {costs.setting.machine}{where}")
-    labels = ("  money        ", "  energy       ")
-    given = [label for label, value in zip(labels, (settings.price, settings.power), strict=True) if value is not None]
-    return lines + [label + line for label, line in zip(given, money_lines(costs, settings), strict=True)]
+    lines.append(f"{INDENT}speeds from {' and '.join(sources)}, {costs.setting.machine}{_elsewhere(costs)}")
+    return lines + [label + line for label, line in zip(_priced(settings), money_lines(costs, settings), strict=True)]
+
+
+def _elsewhere(costs: Costs) -> str:
+    return "" if costs.crew.here else f"; {costs.crew.launcher} may train elsewhere, at another speed, and queue"
+
+
+def _priced(settings: PlanSettings) -> list[str]:
+    """The heads of the lines that a price and a power ask for."""
+    given = {"  money        ": settings.price, "  energy       ": settings.power}
+    return [label for label, value in given.items() if value is not None]
+
+
+def _unpriced(settings: PlanSettings) -> list[str]:
+    return [f"{label}unknown while the time is" for label in _priced(settings)]
+
+
+def _unmeasured(costs: Costs, calibrated: bool) -> str:
+    """Which speeds are missing, and what would tell them."""
+    shapes = f"{costs.unmeasured} shape{'s' * (costs.unmeasured > 1)}"
+    why = "; ".join(sorted(set(costs.problems.values())))
+    if calibrated and why:
+        return f"{shapes} cannot be measured here: {why}"
+    seconds = duration(2 * costs.unmeasured)
+    return f"{shapes} not measured on this machine; `plan STUDY --calibrate` does, in some {seconds}"
 
 
 def budget_lines(costs: Costs, settings: PlanSettings) -> list[str]:
-    """Whether what is left fits the budget, in a sentence each for time and FLOPs."""
-    lines = []
+    """Whether what is left fits the budget, in a sentence each for time and FLOPs; where no speed tells the time, the
+    speed that the budget asks for."""
+    flops, lines = sum(run.flops for run in costs.left), []
     if settings.flops is not None:
-        flops = sum(run.flops for run in costs.left)
         lines.append(_against(amount(flops, "FLOP"), amount(settings.flops, "FLOP"), flops / settings.flops))
-    if settings.budget is not None and costs.seconds is not None:
-        lines.append(_against(duration(costs.seconds), duration(settings.budget), costs.seconds / settings.budget))
+    if settings.budget is not None:
+        if costs.seconds is not None:
+            lines.append(_against(duration(costs.seconds), duration(settings.budget), costs.seconds / settings.budget))
+        else:
+            lines.append(_needed_speed(costs, flops, settings.budget))
     return [f"  budget       {line}" for line in lines]
+
+
+def _needed_speed(costs: Costs, flops: float, budget: float) -> str:
+    known = [spent for run in costs.left if (spent := costs.seconds_of(run)) is not None]
+    told = f"{runs_words(len(known))} of known speed alone take {duration(sum(known))} of training; " if known else ""
+    return (
+        f"{duration(budget)}: unknown whether it fits: {told}{amount(flops, 'FLOP')} in that time ask for "
+        f"{amount(flops / budget, 'FLOP/s')} over all slots; --calibrate or finished runs tell the speeds"
+    )
 
 
 def _against(wanted: str, given: str, share: float) -> str:
@@ -115,14 +145,14 @@ def _against(wanted: str, given: str, share: float) -> str:
 
 
 def trunk_lines(trunks: Sequence[Trunk], runs: Sequence[LockedRun]) -> list[str]:
-    """Which runs share steps, and what it would save to train those once."""
+    """Which runs share steps, and what training those once saves."""
     if not trunks:
         return []
     shared = sum(len(trunk.runs) for trunk in trunks)
     saved, total = sum(trunk.saved_flops for trunk in trunks), sum(run.flops for run in runs)
     return [
-        f"  trunks       {shared} runs share {len(trunks)} WSD trunk{'s' * (len(trunks) > 1)}: trained once each, "
-        f"they would save {amount(saved, 'FLOP')} of {amount(total, 'FLOP')} ({saved / total:.0%})"
+        f"  trunks       {shared} runs share {len(trunks)} WSD trunk{'s' * (len(trunks) > 1)}, trained once each: "
+        f"that saves {amount(saved, 'FLOP')} of {amount(total, 'FLOP')} ({saved / total:.0%})"
     ]
 
 
@@ -132,20 +162,31 @@ def forecast_lines(told: Forecast | None) -> list[str]:
         return []
     if told.problem:
         return [f"  fit to come  not foreseen: {told.problem}"]
-    lines = [f"  fit to come  {told.law} on {told.points} runs, expected 95 % intervals:"]
-    lines += [f"{INDENT}{interval_text(name, *pair)}" for name, pair in told.intervals.items()]
+    lines = [f"  fit to come  {told.law} on {runs_words(told.points)}, expected 95 % intervals:"]
+    lines += [
+        f"{INDENT}{interval_text(name, *pair, name in told.unidentified)}" for name, pair in told.intervals.items()
+    ]
     if told.prediction is not None:
         ahead = f"loss at {AHEAD:g} times the largest run's compute"
         lines.append(f"{INDENT}{ahead}: " + (f"+- {told.prediction:.2%}" if told.prediction < 1 else "unknown"))
-    health = "well" if told.condition < COLLINEAR / 1e3 else "poorly" if told.condition < COLLINEAR else "ill"
     lines.append(f"{INDENT}law: {told.prior}; noise {told.noise:.2%} of the loss: {told.noise_source}")
-    lines.append(f"{INDENT}condition number {told.condition:.1e} ({health} conditioned)")
+    lines.append(f"{INDENT}condition number {told.condition:.1e}: {_health(told)}")
     return lines
 
 
-def interval_text(name: str, value: float, half: float) -> str:
+def _health(told: Forecast) -> str:
+    """One verdict on the design, which agrees with the intervals: what is not identified at this noise is not well."""
+    if told.condition >= COLLINEAR:
+        return "ill conditioned: the runs do not move the law's inputs apart"
+    if told.unidentified:
+        names = " and ".join(told.unidentified)
+        return f"too few runs, or too alike, to tell {names} at this noise: vary the inputs more widely, or add runs"
+    return "well conditioned" if told.condition < COLLINEAR / 1e3 else "poorly conditioned"
+
+
+def interval_text(name: str, value: float, half: float, unidentified: bool) -> str:
     """`E      1.95 +- 0.03`, or in words where the runs will not tell."""
     what = {"a": "a (N_opt ~ C^a)"}.get(name, name)
-    if half >= value:
+    if unidentified:
         return f"{what:<16} {value:.4g}, not identified by these runs (+- {half:.2g})"
     return f"{what:<16} {value:.4g} +- {half:.2g}  ({value - half:.4g} to {value + half:.4g})"

@@ -14,13 +14,14 @@ from experiments.analysis.spec import FitSpec, check_fit_spec
 from experiments.launchers import Job
 from experiments.launchers.settings import chosen_launcher
 from experiments.lock import LockedRun
-from experiments.planner.amounts import amount, duration
+from experiments.planner.amounts import amount, duration, short
 from experiments.planner.calibrate import calibrate
+from experiments.planner.cautions import cautions
 from experiments.planner.costs import reckoned, setting_of
 from experiments.planner.crew import Crew, crew_of
 from experiments.planner.designs import DESIGNS, Design, Law, Refused
 from experiments.planner.forecast import Forecast, fitted, forecast, guess_of
-from experiments.planner.ladder import Rung, ladder
+from experiments.planner.ladder import Rung, Studied, ladder, studied
 from experiments.planner.page import forecast_lines
 from experiments.planner.rates import Rate, Rates, Setting, by_shape, shape_key
 from experiments.planner.settings import PlanSettings
@@ -53,7 +54,9 @@ def propose(
     try:
         design = maker.design()
     except Refused as refusal:
-        raise UserError(f"{arguments.study}: --propose {arguments.propose}: refused: {refusal}") from None
+        least = f"the study's smallest, {short(maker.studied.least)} parameters (--smallest N allows less)"
+        why = f"{refusal}{'' if settings.smallest else f'; shapes start at {least}'}"
+        raise UserError(f"{arguments.study}: --propose {arguments.propose}: refused: {why}") from None
     text = study_text(design, study, arguments, settings, target)
     proposed = _checked(text, target, maker, settings)
     say(f"{target}: {len(design.cells)} runs, {design.summary}")
@@ -61,6 +64,9 @@ def propose(
     say(f"  to train     {amount(sum(run.flops for run in proposed.runs()), 'FLOP')}" + maker.told(proposed.runs()))
     told: Forecast = forecast(proposed, check_fit_spec(proposed.lock.fit or {}), proposed.runs())
     say("\n".join(forecast_lines(told)))
+    outside = maker.studied.told([run.n_params_non_embedding for run in proposed.runs()])
+    for caution in filter(None, [outside, *cautions(proposed.runs(), law_spec(proposed), told)]):
+        say(f"  warning      {caution}")
     say(f"look at it with: {shlex.join(['python', '-m', 'experiments', 'plan', str(target)])}")
     return 0
 
@@ -112,10 +118,15 @@ class _Maker:
         if not runs:
             raise UserError(f"{self.arguments.study}: --propose: the study has no run yet to take a shape from")
         most = self.settings.flops or FASTEST * (self.settings.budget or 0.0)
-        rungs = ladder(runs, self._largest(runs[0], most))
+        rungs = self.studied.without_smaller(ladder(runs, self._largest(runs[0], most)))
         if self.settings.budget is None:
             return self.make(most, self.law, rungs)
         return self._in_time(most, rungs, self.settings.budget * SPARE)
+
+    @property
+    def studied(self) -> Studied:
+        """The sizes of the study that a design starts from."""
+        return studied(self.study.runs(), self.settings.smallest)
 
     def _largest(self, run: LockedRun, flops: float) -> float:
         """A size beyond all that a budget could be best spent on, by 6ND."""

@@ -41,12 +41,12 @@ class Rate:
     checkpoint_seconds: float
     source: str = "calibration"
 
-    def seconds(self, run: LockedRun) -> float:
-        """Predicted wall time of a whole run."""
+    def seconds(self, run: LockedRun, taken: int = 0) -> float:
+        """Predicted wall time of a run, of which `taken` steps come from a trunk that another one trains."""
         interval = run.config["train"].get("eval_interval")
-        evaluations = -(-run.steps // interval) if interval else 1
+        evaluations = -(-run.steps // interval) - taken // interval if interval else 1
         around = self.setup_seconds + evaluations * self.evaluation_seconds + self._saves(run)
-        return run.tokens / self.tokens_per_second + around
+        return run.tokens * (1 - taken / run.steps) / self.tokens_per_second + around
 
     def _saves(self, run: LockedRun) -> float:
         """Checkpoints by time and by step, never more than a twentieth of the run; the last one is always written."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.lock import Drift, LockedRun
-from experiments.planner.amounts import amount
+from experiments.planner.amounts import amount, runs_words
 from experiments.store import FINISHED, TO_DO, RunState, StudyFolder, met_full_disk
 
 KEPT_CHECKPOINTS = 2
@@ -90,12 +90,12 @@ def plan_text(plan: Plan) -> str:
 def _costs(plan: Plan) -> list[str]:
     """What a sampler has not proposed yet has no size: the sums are of the runs that are known, and say so."""
     if not plan.runs:
-        return [f"  at a time    {plan.jobs} runs; what they cost is known once they are proposed"]
-    known = f" (of the {plan.runs} runs proposed so far)" if plan.to_propose else ""
+        return [f"  at a time    {runs_words(plan.jobs)}; what they cost is known once they are proposed"]
+    known = f" (of the {runs_words(plan.runs)} proposed so far)" if plan.to_propose else ""
     return [
         f"  to train     {amount(plan.flops_left, 'FLOP')} of {amount(plan.flops, 'FLOP')}, "
         f"{amount(plan.tokens_left, 'tokens')} of {amount(plan.tokens, 'tokens')}{known}",
-        f"  at a time    {plan.jobs} runs, about {amount(plan.memory_bytes, 'B')} of memory",
+        f"  at a time    {runs_words(plan.jobs)}, about {amount(plan.memory_bytes, 'B')} of memory",
         f"  checkpoints  at most {amount(plan.disk_bytes, 'B')} of disk",
     ]
 

@@ -52,4 +52,5 @@ class Runtime(Section):
     out_dir: str | None = Field(None, description="Folder of the run; default results/train/<name>.<id>.")
     data_dir: str | None = Field(None, description="Where prepared corpora lie; default $NANOGPT_DATA_DIR or data/.")
     resume: Literal["auto", "required"] = Field("auto", description="required: an error when nothing can be resumed.")
+    share_trunk: bool = Field(True, description="Workers start this run from a WSD trunk that a run of its study has.")
     branch_from: str | None = Field(None, description="Folder of a run whose WSD trunk this run continues.")

@@ -91,9 +91,9 @@ class Coverage:
 
 
 def by_bootstrap(done: Studies, level: float, draws: int, seed: int) -> Coverage:
-    """Coverage of percentile intervals over the residual bootstrap."""
+    """Coverage of percentile intervals over the residual bootstrap, from the optimum of each study alone."""
     studies = len(done.theta)
-    found = by_residuals(done.problem, done.theta, done.first, done.noise, done.loss, draws, [seed, 0])
+    found = by_residuals(done.problem, done.theta, done.theta[:0], done.noise, done.loss, draws, [seed, 0])
     params = done.problem.natural(found.theta)
     inside = {}
     for name, values in params.items():

@@ -104,18 +104,20 @@ def test_a_slip_is_one_line_with_what_was_meant(text: Any, message: str) -> None
 def test_claims_that_a_study_cannot_answer_are_found_before_it_runs(text: str, message: str | None) -> None:
     factors = {"optimizer.kind": ["adamw", "muon"], "model.n_layer": [2, 4], "model.n_head": [2, 4]}
     if message is None:
-        check_claims([parse_claim(text)], factors, [], "claims")
+        check_claims([parse_claim(text)], factors, [], "claims.{}".format)
         return
     with pytest.raises(UserError) as caught:
-        check_claims([parse_claim(text)], factors, [], "claims")
+        check_claims([parse_claim(text)], factors, [], "claims.{}".format)
     assert message in str(caught.value)
 
 
 def test_a_parameter_that_the_law_lacks_is_found_before_it_runs() -> None:
     symbols = ("E", "A", "alpha")
-    check_claims([parse_claim("E covers the entropy"), parse_claim("alpha above 0")], {}, ["fit"], "claims", symbols)
+    check_claims(
+        [parse_claim("E covers the entropy"), parse_claim("alpha above 0")], {}, ["fit"], "claims.{}".format, symbols
+    )
     with pytest.raises(UserError, match=r"claims\.0: 'alfa above 0': the law has no parameter 'alfa'; did you mean"):
-        check_claims([parse_claim("alfa above 0")], {}, ["fit"], "claims", symbols)
+        check_claims([parse_claim("alfa above 0")], {}, ["fit"], "claims.{}".format, symbols)
 
 
 def test_every_verdict_of_a_bound() -> None:
@@ -252,3 +254,19 @@ def test_factors_that_are_whole_sections_are_compared_too() -> None:
 def test_a_where_that_leaves_one_variant_compares_nothing() -> None:
     evidence = Evidence(variants(2.0, noise=0.001, compute=[1e9]))
     assert "nothing varies in these runs" in words("muon beats adamw where kind == 'muon'", evidence)
+
+
+def test_one_seed_is_said_in_words_and_never_as_nan() -> None:
+    runs = pd.DataFrame({"status": "completed", "seed": 1, "model.n_layer": [1, 2], "val_loss": [2.5, 2.4]})
+    found = judge_claim(parse_claim("lowest val_loss below 3"), Evidence(runs))
+    assert found.verdict == "undecided"
+    assert found.evidence == "val_loss 2.4000; one seed gives no interval"
+
+
+def test_the_lowest_is_no_mean_over_the_seeds_that_survived() -> None:
+    runs = pd.DataFrame({"status": "completed", "seed": [1, 2, 1, 2], "model.n_layer": [1, 1, 2, 2],
+                         "val_loss": [2.5, 2.6, 2.0, 9.0]})  # fmt: skip
+    runs.loc[3, "status"] = "diverged"
+    found = judge_claim(parse_claim("lowest val_loss below 2.2"), Evidence(runs))
+    assert "val_loss 2.5500" in found.evidence
+    assert "1 settings lack a seed and do not count" in found.evidence

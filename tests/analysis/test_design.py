@@ -12,6 +12,7 @@ from experiments.analysis.design import (
     expected,
     inflation,
     jacobian,
+    log_prediction,
     narrowing,
     residual_noise,
 )
@@ -44,6 +45,39 @@ def test_expected_errors_are_those_of_simulated_studies(loss, noise):
     foreseen = {**{name: told.stderr_of(name) for name in ("E", "alpha", "beta")}, "a": told.stderr(a)}
     # A standard deviation from 120 draws is itself 6.5 % uncertain: three times that.
     assert foreseen == pytest.approx(found, rel=0.2)
+
+
+def saturating(points: int = 24) -> pd.DataFrame:
+    return pd.DataFrame({"tokens": np.geomspace(1e5, 1e8, points)})
+
+
+# Per law: its parameters, a design that tells them, the noise of ln L, and what is judged.
+SIMULATED = {
+    "chinchilla": (LAW, PARAMS, design(), 0.003, ("E", "alpha", "beta")),
+    "saturating_power_law": (
+        make_law("saturating_power_law", x="tokens"), {"E": 1.9, "A": 150.0, "alpha": 0.5}, saturating(), 0.003,
+        ("E", "alpha"),
+    ),
+    "power_law": (make_law("power_law", x="tokens"), {"A": 20.0, "alpha": 0.15}, saturating(), 0.01, ("A", "alpha")),
+}  # fmt: skip
+
+
+@pytest.mark.slow  # budget: a minute
+@pytest.mark.parametrize("name", SIMULATED)
+def test_the_width_foreseen_is_the_scatter_of_200_studies(name):
+    """And of the prediction at ten times the largest input: what the plan prints before anything is trained."""
+    law, params, table, noise, judged = SIMULATED[name]
+    told, rng, clean = expected(law, params, table, noise), np.random.default_rng(0), law.predict(params, table)
+    ahead = {column: 10.0 * float(table[column].max()) for column in law.columns}
+    predicted = log_prediction(law, ahead)
+    found = []
+    for _ in range(200):
+        y = clean * np.exp(noise * rng.standard_normal(len(table)))
+        fitted = dict(fit(law, table.assign(val_loss=y), bootstrap=0).params)
+        found.append({**{key: fitted[key] for key in judged}, "prediction": predicted(fitted)})
+    foreseen = {**{key: told.stderr_of(key) for key in judged}, "prediction": told.stderr(predicted)}
+    # A standard deviation from 200 draws is itself 5 % uncertain: three times that.
+    assert dict(pd.DataFrame(found).std()) == pytest.approx(foreseen, rel=0.15)
 
 
 def test_the_intervals_cover_at_their_level():

@@ -8,7 +8,7 @@ from scipy import stats
 
 from experiments.analysis.fit import fit
 from experiments.analysis.laws import Chinchilla
-from experiments.analysis.profileplot import draw_profile
+from experiments.analysis.profileplot import profile
 from nanogpt.config import UserError
 from tests.analysis.tables import planted_runs
 
@@ -87,11 +87,9 @@ def test_unknown_parameter() -> None:
 
 @pytest.mark.parametrize("name", ["E", "A", "alpha"])
 def test_the_figure_is_drawn_where_asked(name: str) -> None:
-    axes = Figure().add_subplot()
-    profile = fit(Chinchilla(), planted_runs(), bootstrap=0).profile(name)
-    assert draw_profile(profile, axes) is axes
+    axes, runs = Figure().add_subplot(), planted_runs()
+    whole = fit(Chinchilla(), runs, bootstrap=0)
+    assert profile(runs, axes, fit=whole, parameter=name) is axes
     assert name in axes.get_xlabel()
     assert len(axes.lines) == 4
-    alone = draw_profile(profile)
-    assert alone.figure is not None
-    alone.figure.savefig("/dev/null", format="svg")
+    profile(runs, fit=whole, parameter=name).figure.savefig("/dev/null", format="svg")

@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, minimize
 
 from experiments.analysis.approach_plots import rollout_errors
 from experiments.analysis.holdout import holdout
 from experiments.analysis.laws import make_law
-from experiments.analysis.on_loss import fit_on_loss
+from experiments.analysis.on_loss import fit_on_loss, on_loss
+from experiments.analysis.problem import make_problem
 from experiments.analysis.rollout import rollout
 from nanogpt.config import UserError
 from tests.analysis.planted import published
@@ -73,8 +74,8 @@ def test_a_cut_that_cannot_be_fitted_is_skipped_and_said() -> None:
     [
         (5, {}, "no cut in flops leaves runs to fit and runs to predict"),
         (35, {"by": "flop"}, "did you mean 'flops'"),
-        (35, {"cuts": 0}, "cuts must be at least 1, found 0"),
-        (35, {"cuts": []}, "cuts is empty"),
+        (35, {"cuts": 0}, "cuts must be a whole number of at least 1, found 0"),
+        (35, {"cuts": []}, r"cuts must be how many, or a list of values of flops, found \[\]"),
         (35, {"cuts": [1e30]}, "no finished run has flops >= 1e"),
         (1, {}, "needs two values of flops"),
     ],
@@ -86,7 +87,7 @@ def test_refusals(rows: int, options: dict, message: str) -> None:
 
 def test_the_figure_has_a_point_per_prediction() -> None:
     found = rollout("chinchilla", planted_runs(), bootstrap=20)
-    axes = rollout_errors(found)
+    axes = rollout_errors(planted_runs(), rollout=found)
     points = [line for line in axes.lines if line.get_marker() == "o"]
     assert sum(len(line.get_xdata()) for line in points) == len(found.table)
     drawn = np.sort(np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in points]))
@@ -144,5 +145,28 @@ def test_on_the_loss_itself_it_is_what_curve_fit_finds() -> None:
     assert found.to_dict()["parameters"]["alpha"]["identified"]
     with pytest.raises(UserError, match="a profile needs a fit to ln val_loss"):
         found.profile("alpha")
-    with pytest.raises(UserError, match="loss cannot be chosen"):
-        fit_on_loss("chinchilla", runs, loss="huber")
+    with pytest.raises(UserError, match="resample cannot be chosen"):
+        fit_on_loss("chinchilla", runs, resample="residual")
+
+
+@pytest.mark.parametrize(("loss", "delta"), [("huber", 1e-2), ("huber", 1e-3), ("lad", 1e-3)])
+def test_robust_losses_of_the_loss_itself_reach_what_a_simplex_cannot_better(loss: str, delta: float) -> None:
+    """Sums over L - measured as some packages minimise them; the derivatives of L are those of its differences."""
+    runs = planted_runs(noise=0.01)
+    found = fit_on_loss("chinchilla", runs, loss=loss, delta=delta, bootstrap=20)
+    problem = make_problem(found.law, runs, "val_loss")
+
+    def objective(theta: np.ndarray) -> float:
+        size = np.abs(np.exp(problem.model.log_loss(theta[None])[0]) - runs["val_loss"].to_numpy())
+        inside = np.minimum(size, delta)
+        return float(size.sum() if loss == "lad" else (inside * (size - 0.5 * inside)).sum())
+
+    best = problem.coordinates(found.params)[0]
+    assert found.objective == pytest.approx(objective(best), rel=1e-9)
+    rng, options = np.random.default_rng(0), {"xatol": 1e-12, "fatol": 1e-16, "maxfev": 2000}
+    near = [minimize(objective, best + rng.normal(0, 0.01, 5), method="Nelder-Mead", options=options) for _ in range(3)]
+    assert found.objective <= min(each.fun for each in near) * (1 + 1e-9)
+    assert found.draws_converged == 1.0
+    at, step = on_loss(problem).model, 1e-6 * np.eye(5)
+    slopes = [(at.log_loss(best[None] + side)[0] - at.log_loss(best[None] - side)[0]) / 2e-6 for side in step]
+    np.testing.assert_allclose(at.expand(best[None]).jacobian[0].T, slopes, rtol=1e-6, atol=1e-8)

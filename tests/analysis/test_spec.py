@@ -8,7 +8,7 @@ import pytest
 
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.fit import LOSSES
-from experiments.analysis.fitted import Method
+from experiments.analysis.fitted import METHODS, Method
 from experiments.analysis.laws import LAWS, make_law
 from experiments.analysis.resample import RESAMPLES
 from experiments.analysis.spec import (
@@ -29,7 +29,7 @@ from nanogpt.config import UserError
 def test_names_equal_the_registries() -> None:
     assert set(get_args(LawName)) == set(LAWS) == set(LAW_INPUTS)
     assert set(get_args(get_args(FitSpec.model_fields["resample"].annotation)[0])) == set(RESAMPLES)
-    assert get_args(FitSpec.model_fields["intervals"].annotation) == get_args(Method)
+    assert get_args(get_args(FitSpec.model_fields["intervals"].annotation)[0]) == get_args(Method) == METHODS
     assert {name: law.inputs() for name, law in LAWS.items()} == LAW_INPUTS
     assert set(get_args(LossName)) == set(LOSSES)
     assert set(get_args(FigureName)) == set(FIGURES)

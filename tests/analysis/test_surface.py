@@ -66,38 +66,39 @@ def words(figure) -> str:
 
 
 def test_pruned_trials_are_shown_where_all_were_measured():
-    figure = response_surface(trials(pruned=20, lost=2), Searched(SCALES, first_rung=0.25))
-    said = words(figure)
+    axes = response_surface(trials(pruned=20, lost=2), searched=Searched(SCALES, first_rung=0.25))
+    said = words(axes.figure)
     assert "Validation loss after 25% of the training over the space" in said
     assert {"completed (18)", "pruned (20)", "diverged (2)", "lowest final loss"} <= {
-        text.get_text() for legend in figure.legends for text in legend.get_texts()
+        text.get_text() for text in axes.get_legend().get_texts()
     }
-    plain = words(response_surface(trials(), Searched(SCALES)))
+    plain = words(response_surface(trials(), searched=Searched(SCALES)).figure)
     assert "after" not in plain
     assert "lowest loss" in plain
 
 
 def test_panels_fill_their_rows_and_the_median_of_a_choice_stands_on_it():
-    figure = response_surface(trials(), Searched(SCALES))
-    boxes = [axes.get_position() for axes in figure.axes[:4]]
+    whole = response_surface(trials(), searched=Searched(SCALES))
+    whole.figure.draw_without_rendering()
+    boxes = [axes.get_position() for axes in whole.child_axes[:4]]
     assert len({round(box.x0, 3) for box in boxes}) == len({round(box.y0, 3) for box in boxes}) == 2
-    (slice_of_choices,) = [axes for axes in figure.axes if axes.get_title(loc="left").startswith("n_layer")]
+    (slice_of_choices,) = [axes for axes in whole.child_axes if axes.get_title(loc="left").startswith("n_layer")]
     (medians,) = [line for line in slice_of_choices.lines if line.get_marker() == "_"]
     assert list(medians.get_xdata()) == [0, 1, 2]
 
 
 def test_every_point_of_a_grid_has_its_surface():
     table = pd.concat([trials(20).assign(**{"model.n_embd": size}) for size in (8, 16)], ignore_index=True)
-    figure = response_surface(table, Searched(SCALES, cells=("model.n_embd",)))
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    whole = response_surface(table, searched=Searched(SCALES, cells=("model.n_embd",)))
+    titles = [axes.get_title(loc="left") for axes in whole.child_axes]
     assert titles[:2] == ["n_embd = 8", "n_embd = 16"]
 
 
 def test_what_is_no_search_has_no_surface():
     with pytest.raises(UserError, match="the study is no search"):
-        response_surface(trials(), None)
+        response_surface(trials())
     with pytest.raises(UserError, match="no factor of the search took two values"):
-        response_surface(trials(), Searched({"model.n_head": "int"}))
+        response_surface(trials(), searched=Searched({"model.n_head": "int"}))
 
 
 def test_the_sentence_names_the_best_trial_and_its_doubts():

@@ -99,18 +99,20 @@ def test_bits_beside_nats_are_found(every: int, tmp_path: Path, capsys: pytest.C
     assert f"bits beside nats: {len(mixed[::every])} of 30" in said
     assert f"look at lines 2, {2 + every}" in said
     assert run(written(tmp_path, mixed), *QUICK, "--trust-units") == 0
-    assert "warning: L looks like bits beside nats" in capsys.readouterr().out
+    assert "note: L looks like bits beside nats" in capsys.readouterr().out
 
 
 def test_one_high_loss_is_a_warning_and_a_real_gap_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = table()
     one.loc[4, "loss"] /= np.log(2)
     assert run(written(tmp_path, one), *QUICK) == 0
-    assert "warning: L looks like bits beside nats: 1 of 30" in capsys.readouterr().out
+    assert "note: L looks like bits beside nats: 1 of 30" in capsys.readouterr().out
     apart = table()
     apart.loc[apart["params"] > 5e9, "params"] = 3e12
     assert run(written(tmp_path, apart), *QUICK) == 0
-    assert "warning" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert "as if units were mixed" not in said
 
 
 def test_rows_without_a_loss_are_dropped_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +171,22 @@ def test_what_is_not_a_column_is_an_expression_or_a_mistake(tmp_path: Path, caps
         assert said in capsys.readouterr().err
 
 
+def test_columns_with_blanks_stand_between_backticks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = table().assign(flop=6 * table()["params"] * table()["tokens"])
+    blank = plain.rename(columns={"params": "Model Size", "flop": "Training FLOP"})
+    out, found = tmp_path / "fit.json", []
+    for path, size, flop in ((written(tmp_path, plain), "params", "flop"),
+                             (written(tmp_path, blank, "blank.csv"), "`Model Size`", "`Training FLOP`")):  # fmt: skip
+        words = ("--n", f"{size} / 1e6", "--d", f"{flop} / 6 / {size}", "--drop", f"{size} < 2e7", "--trust-units")
+        assert run(path, *words, *QUICK, "--json", str(out)) == 0
+        found.append(json.loads(out.read_text())["fit"])
+    assert found[0]["parameters"] == found[1]["parameters"]
+    assert found[0]["points_used"] == found[1]["points_used"] == 25
+    capsys.readouterr()
+    assert run(tmp_path / "blank.csv", "--n", "`Model Sise` / 1e6", "--flops", "Training FLOP", *QUICK) == 2
+    assert "--n: no column 'Model Sise'; did you mean 'Model Size'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -181,7 +199,7 @@ def test_what_is_not_a_column_is_an_expression_or_a_mistake(tmp_path: Path, caps
         (("--law", "chinchila"), "did you mean 'chinchilla'?"),
         (("--law", "muennighoff"), "needs --input unique=COLUMN"),
         (("--loss-fn", "hubre"), "did you mean 'huber'?"),
-        (("--residual", "loss", "--loss-fn", "lad"), "plain least squares"),
+        (("--residual", "loss", "--loss-fn", "lda"), "did you mean 'lad'?"),
         (("--where", "1 > 0"), "names no column"),
         (("--drop", "nothing > 0"), "nothing is no factor"),
         (("--figure", "a.jpeg"), "one of .png, .svg, .pdf"),

@@ -52,9 +52,9 @@ def test_noise_leaves_no_better_optimum_near_the_truth(law: Law) -> None:
 def test_derivatives_are_the_numerical_ones(law: Law) -> None:
     problem, theta = noisy_problem(law)
     weights = np.ones((1, len(problem.ln_y)))
-    exact = expand(problem, theta, weights, np.inf)
+    exact = expand(problem, theta, weights, np.inf, np.arange(1))
     for j, step in enumerate(1e-5 * np.eye(theta.shape[1])):
-        up, down = (expand(problem, theta + side * step, weights, np.inf).gradient[0] for side in (1, -1))
+        up, down = (expand(problem, theta + side * step, weights, np.inf, np.arange(1)).gradient[0] for side in (1, -1))
         above, below = (huber(problem.residuals(theta + side * step), weights, np.inf)[0] for side in (1, -1))
         scale = np.abs(exact.hessian[0]).max()
         assert (above - below) / 2e-5 == pytest.approx(exact.gradient[0, j], rel=1e-5, abs=1e-7 * scale)

@@ -89,7 +89,7 @@ def test_pruning_keeps_what_it_must(tmp_path: Path) -> None:
     checkpoint.prune(tmp_path, 2, keep=2)
     assert [c.step for c in checkpoint.listed(tmp_path)] == [30, 20, 10], "one of its own is not enough yet"
     save(tmp_path, 2, 40, 50)
-    checkpoint.prune(tmp_path, 2, keep=2, every=20, also=30)
+    checkpoint.prune(tmp_path, 2, keep=2, every=20, also={30})
     assert [c.step for c in checkpoint.listed(tmp_path)] == [50, 40, 30, 20]
     checkpoint.prune(tmp_path, 2, keep=2)
     assert [c.step for c in checkpoint.listed(tmp_path)] == [50, 40]

@@ -355,3 +355,23 @@ def test_a_finished_run_is_not_trained_again(tiny: Make, tmp_path: Path, capsys:
     assert "--yes" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "run"), "--reset", "--yes"]) == 0
     assert read_record(tmp_path / "run" / "metrics.json").attempts == 1
+
+
+def test_checkpoints_at_branch_points_stay_and_an_offered_trunk_is_taken_or_left(
+    tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wsd = {"kind": "wsd", "warmup_iters": 2, "cooldown": 0.25}
+    write_folder(tmp_path / "trunk", describe(tiny(schedule=wsd, train={"max_iters": 24})).config)
+    command = ["--attempt", "1", "--fence", str(tmp_path / "no")]
+    assert main(["train", str(tmp_path / "trunk"), *command, "--branch_points", "6,8"]) == 0
+    assert [found.step for found in checkpoint.listed(tmp_path / "trunk")] == [24, 8, 6]
+    for name, offer in {"scratch": [], "branch": ["trunk"], "refused": ["nowhere"]}.items():
+        write_folder(tmp_path / name, describe(tiny(schedule=wsd, train={"max_iters": 12})).config)
+        trunk = ["--branch_folder", str(tmp_path / offer[0])] if offer else []
+        assert main(["train", str(tmp_path / name), *command, *trunk]) == 0
+        assert losses(tmp_path / name) == losses(tmp_path / "scratch")
+    assert capsys.readouterr().out.count("starting from step 0") == 1
+    names = ("scratch", "branch", "refused")
+    told = [read_record(attempt_folder(tmp_path / name, 1) / "outcome.json") for name in names]
+    assert [record.environment.get("branched_from", {}).get("step") for record in told] == [None, 8, None]
+    assert len({(record.flops, record.val_loss) for record in told}) == 1

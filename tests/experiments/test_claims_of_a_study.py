@@ -88,3 +88,36 @@ def test_strict_is_content_where_nothing_failed(write_study, command, tmp_path):
     assert done.returncode == 0, done.stderr
     fitted = command("fit", path, "--out", tmp_path / "results")
     assert "  held       every val_loss below 1000\n" in fitted.stdout
+
+
+@pytest.mark.parametrize(
+    ("claim", "more", "message"),
+    [
+        ("every val_lss below 3", "", "no column 'val_lss'"),
+        ("noise scale above 1000 tokens", "", "no run of the study measures it; set runtime.noise_scale_interval"),
+        ("critical batch size above 1000 tokens", "", "needs runs of 3 batch sizes, and the study has 1"),
+        ("holdout error below 2 %", "fit: {law: power_law, x: tokens}", "needs `fit.holdout:`"),
+        ("alfa above 0", "fit: {law: power_law, x: tokens}", "the law has no parameter 'alfa'; did you mean 'alpha'"),
+        ("rho_N[3] above 1", "fit: {law: shared_exponent, group: n_layer}",
+         "the law has no parameter 'rho_N[3]'; did you mean 'rho_N[2]'"),
+    ],
+)  # fmt: skip
+def test_what_no_run_can_answer_is_refused_with_its_line(write_study, claim, more, message):
+    with pytest.raises(UserError) as caught:
+        check(write_study(SEEDS, f"{more}\nclaims:\n  - lowest val_loss below 9\n  - {claim}"))
+    assert f"tiny.yaml:8: claims.1: {claim!r}" in str(caught.value) or "tiny.yaml:8: claims.1: no column" in str(
+        caught.value
+    )
+    assert message in str(caught.value)
+
+
+def test_a_size_places_its_own_claims(write_study):
+    more = "claims: [lowest val_loss below 9]\nsizes:\n  big:\n    claims:\n      - lowest val_lss below 2"
+    study = Study.load(write_study(SEEDS, more), size="big")
+    with pytest.raises(UserError, match=r"tiny\.yaml:9: claims\.0: no column 'val_lss'"):
+        check_columns(study, resolve(study).factors)
+
+
+def test_multipliers_of_a_shared_law_and_rollouts_can_be_claimed(write_study):
+    more = "fit: {law: shared_exponent, group: n_layer}\nclaims: [rho_N[2] above 1, rollout error below 2 %]"
+    check(write_study(SEEDS, more.replace("[rho_N[2]", "['rho_N[2]").replace("above 1,", "above 1',")))

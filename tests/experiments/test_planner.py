@@ -14,8 +14,8 @@ from experiments.planner.designs import chinchilla, isoflop, loss, optimal_size
 from experiments.planner.ladder import ladder
 from experiments.planner.rates import Rate, by_shape
 from experiments.planner.settings import EMBEDDED, watts_of
-from experiments.planner.trunks import find_trunks
 from experiments.study import Study
+from experiments.trunks import find_trunks
 from nanogpt.config import UserError
 
 pytestmark = pytest.mark.usefixtures("fake_engine")
@@ -72,12 +72,66 @@ def test_a_shape_that_cannot_be_measured_is_named(plan, write_study):
     assert "cannot be measured here: told to fail" in page
 
 
-@pytest.mark.parametrize("flags", [["--budget", "soon"], ["--power", "many"], ["--price", "-1"], ["--flops", "-1"]])
-def test_a_bad_amount_is_one_line(plan, write_study, flags):
-    status, _, error = plan(write_study(), *flags)
-    assert status == 2
-    assert error.startswith("command line: plan.")
+BAD = {
+    "--budget": ["soon", "0h", "-3h", "nan", "inf", "3 parsecs", "", "1e400"],
+    "--flops": ["inf", "nan", "0", "-1", "1e400", "1e18 FLOP/s", "many", "true", ""],
+    "--price": ["-1", "nan", "inf", "cheap", "2.5 USD"],
+    "--power": ["many", "-1W", "nan", "inf", "3MW"],
+    "--smallest": ["0", "-1", "2.5", "few"],
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in BAD.items() for value in values])
+def test_a_bad_amount_is_one_line(plan, write_study, flag, value):
+    status, page, error = plan(write_study(), f"{flag}={value}")
+    assert (status, page) == (2, "")
+    assert error.startswith(f"command line: {flag}: expected")
     assert error.count("\n") == 1
+
+
+GOOD = {
+    "--budget=90m": "1 h 30 min", "--budget=1.5h": "1 h 30 min", "--budget=3 hours": "3 h 00 min",
+    "--budget=1h30m": "1 h 30 min", "--budget=2 h 05 min": "2 h 05 min", "--budget=5400": "1 h 30 min",
+    "--flops=1e18": "of 1 EFLOP", "--flops=1e18FLOP": "of 1 EFLOP", "--flops=4 TFLOP": "of 4 TFLOP",
+    "--flops=2.5e3 GFLOPs": "of 2.5 TFLOP",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", GOOD)
+def test_an_amount_is_written_as_people_do_and_answered_without_a_measurement(plan, write_study, flag):
+    status, page, _ = plan(write_study(), flag)
+    (line,) = [line for line in page.splitlines() if line.startswith("  budget ")]
+    assert status == 0
+    assert GOOD[flag] in line
+
+
+def test_no_flag_is_left_without_an_answer(plan, write_study):
+    flags = ["--budget", "1h", "--flops", "1e9", "--price", "2", "--power", "300W"]
+    _, page, _ = plan(write_study(SURFACE), *flags)
+    assert "budget       1 h 00 min: unknown whether it fits: " in page
+    assert "FLOP in that time ask for" in page
+    assert "--calibrate" in page
+    assert "money        unknown" in page
+    assert "energy       unknown" in page
+    assert "budget       fits" in page or "budget       does not fit" in page
+
+
+@pytest.mark.parametrize(("launcher", "words"), [
+    ("local", "would run on local, 1 run at a time"),
+    ("{kind: slurm, workers: 3, cpus: 4}", "would run on slurm, 3 workers of "),
+    ("{kind: ray, workers: 2, cpus: 1}", "would run on ray, 2 workers of 1 run at a time; ray may train elsewhere"),
+])  # fmt: skip
+def test_the_plan_names_where_it_would_run(plan, write_study, launcher, words):
+    jobs = ["--jobs", "1"] if launcher == "local" else []
+    assert words in plan(write_study(SURFACE, f"launcher: {launcher}"), *jobs)[1]
+
+
+def test_money_and_energy_are_those_of_the_devices_held(plan, write_study):
+    study = write_study("{grid: {max_iters: [1000]}}", "plan: {price: 3.6, currency: EUR, power: 720}")
+    _, page, _ = plan(study, "--calibrate", "--jobs", 1)
+    seconds = START_SECONDS + 16000 * 8 / 1e6 + 0.25 + 4 * 0.5
+    assert f"money        EUR {seconds / 1000:.3g} (1 machine, EUR 3.6 an hour each, held throughout)" in page
+    assert f"energy       {seconds / 5:.3g} Wh (1 machine at 720 W)" in page
 
 
 def test_a_bad_section_is_placed(write_study):
@@ -111,7 +165,7 @@ def test_trunks_are_shared_up_to_the_first_cool_down(plan, write_study):
     assert [trunk.stable for trunk in trunks] == [(320, 160, 80)] * 2
     assert trunks[0].saved_steps == 240
     assert trunks[0].saved_flops == trunks[0].runs[0].flops * 240 / 400
-    assert "6 runs share 2 WSD trunks" in plan(study)[1]
+    assert "6 runs share 2 WSD trunks, trained once each" in plan(study)[1]
     assert "(34%)" in plan(study)[1]
 
 
@@ -124,7 +178,9 @@ def test_a_fixed_ratio_is_warned_of(plan, write_study):
     fixed = write_study("{grid: {n_embd: [8, 16, 32, 64, 128, 256], tokens_per_param: [20]}}", CHINCHILLA)
     _, page, _ = plan(fixed)
     assert "every run has the same 20 tokens per parameter" in page or "every run has the same 20." in page
-    assert "condition number" in page
+    assert page.count("not identified by these runs") == 4
+    assert ": ill conditioned: the runs do not move the law's inputs apart" in page
+    assert "well conditioned" not in page
     assert "every run has" not in plan(write_study(SURFACE, CHINCHILLA))[1]
 
 
@@ -150,7 +206,9 @@ def rungs(write_study):
 
 def test_the_ladder_grows_as_the_study_does(write_study):
     widths = [rung.settings for rung in rungs(write_study)]
-    assert widths[:3] == [{"n_embd": 4}, {"n_embd": 5}, {"n_embd": 6}]
+    assert widths[:5] == [{"n_embd": 8}, {"n_embd": 16}, {"n_embd": 24}, {"n_embd": 32}, {"n_embd": 40}]
+    odd = ladder(resolve(Study.load(write_study("{grid: {n_embd: [6, 8]}}"))).runs, 1e8)
+    assert [rung.settings["n_embd"] for rung in odd[:3]] == [4, 6, 8]  # whose widths are no multiples of 8
     both = write_study("{zip: {n_embd: [64, 256], n_layer: [2, 8], n_head: [2, 8]}}")
     found = {rung.settings["n_embd"]: rung.settings for rung in ladder(resolve(Study.load(both)).runs, 1e8)}
     assert found[128] == {"n_embd": 128, "n_layer": 4, "n_head": 4}
@@ -197,7 +255,8 @@ def test_a_proposed_study_keeps_to_its_budget_by_its_own_plan(plan, write_study,
     used = int(page.partition("fits:")[2].partition("(")[2].partition("%")[0])
     assert used >= 60
     assert "E                1.95 +- " in page
-    assert "(well conditioned)" in page
+    assert ("well conditioned" in page) == ("not identified" not in page)
+    assert all(f"n_embd: {width}," not in target.read_text() for width in (4, 5, 6))
     assert list(tmp_path.glob("*draft*")) == []
 
 
@@ -220,6 +279,29 @@ def test_a_proposal_overwrites_nothing_and_needs_a_budget(plan, write_study, tmp
     assert target.read_text() == "mine"
     odd = tmp_path / "mine.txt"
     assert "a proposed study is a file NAME.yaml" in plan(study, "--propose", "isoflop", "--flops", "1e14", out=odd)[2]
+
+
+def test_a_proposal_keeps_to_the_studied_sizes_unless_asked(plan, write_study, tmp_path):
+    study = write_study("{grid: {n_embd: [32, 64, 128], tokens: [65536, 131072, 262144]}}", CHINCHILLA)
+    where = ["--propose", "isoflop", "--flops", "2e12"]
+    status, _, error = plan(study, *where, out=tmp_path / "mine.yaml")
+    assert status == 2
+    assert "shapes start at the study's smallest, 12.3k parameters (--smallest N allows less)" in error
+    status, told, error = plan(study, *where, "--smallest", "100", out=tmp_path / "mine.yaml")
+    assert (status, error) == (0, "")
+    assert "leaves the sizes that the study has, 12.3k to 197k parameters: down to " in told
+
+
+def test_one_verdict_on_a_design(plan, write_study):
+    """Widely spread inputs and far too few runs: the inputs are told apart, but nothing is known of the law."""
+    study = write_study(
+        "{grid: {n_embd: [8, 16, 32], tokens: [65536, 131072, 262144]}}", f"{CHINCHILLA}\nplan: {{noise: 0.3}}"
+    )
+    _, page, _ = plan(study)
+    assert "not identified by these runs" in page
+    assert "conditioned" not in page
+    assert "too few runs, or too alike, to tell" in page
+    assert "warning      these runs are not expected to identify" in page
 
 
 @pytest.mark.slow  # budget: half a minute

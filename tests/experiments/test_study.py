@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from experiments.results import check_columns
 from experiments.study import Study, study_schema
 from nanogpt.config import UserError
+from nanogpt.configfile import load_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_runs_have_configs_dotted_factors_and_labels(write_study):
@@ -113,6 +117,29 @@ def test_the_schema_lists_the_keys(write_study):
     assert {"n_layer", "model.n_layer", "use_rope"} <= set(names)
     assert "kind" not in names
     json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("fit", {"losss": "huber"}), ("fit", {"law": "chinchila"}), ("fit", {"bootstrap": -1}), ("fit", "chinchilla"),
+        ("fit", {"intervals": "profil"}), ("fit", {"holdout": {"fractoin": 0.3}}), ("optimum", {"of": "n_embd"}),
+        ("approaches", {"reed": "runs"}), ("report", {"figures": ["loss_vs_comput"]}), ("report", {"hew": "seed"}),
+        ("sizes", {"small": {"optimum": {"offf": "n_embd"}}}),
+    ],
+)  # fmt: skip
+def test_the_schema_checks_inside_the_sections_of_the_analysis(key, wrong):
+    """What the program refuses an editor marks; what the shipped studies say it does not."""
+    jsonschema = pytest.importorskip("jsonschema")
+    check = jsonschema.Draft202012Validator(study_schema())
+    shipped = [load_yaml(path).data for path in sorted((ROOT / "studies").glob("*.yaml"))]
+    assert len(shipped) > 5
+    assert all(check.is_valid(study) for study in shipped)
+    right = {"fit": {"law": "m4", "x": "tokens"}, "optimum": None, "approaches": {"noise": 0.002},
+             "report": {"figures": ["loss_vs", {"figure": "loss_vs", "x": "n_layer"}]},
+             "sizes": {"small": {"optimum": {"window": 3}}}}  # fmt: skip
+    assert check.is_valid({**shipped[0], key: right[key]})
+    assert not check.is_valid({**shipped[0], key: wrong})
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,11 @@ class Law(ABC):
         """Symbol of the irreducible loss; None where the law goes to zero."""
         return next((q.symbol for q in self.quantities if q.of_loss and not q.scales), None)
 
+    @property
+    def interval(self) -> Literal["bootstrap", "profile"]:
+        """The kind of interval that is known to cover for this law: a fit's default."""
+        return self.identifying_design().interval
+
     def unit(self, symbol: str) -> str:
         """Unit of one parameter when the loss is in nats per token; exponents have none."""
         return next(quantity.unit for quantity in self.quantities if quantity.symbol == symbol)

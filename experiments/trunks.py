@@ -1,7 +1,8 @@
 """Runs of a study that share a WSD trunk: the same steps at the peak learning rate, and what taking them once saves.
 
 Runs that differ in nothing but their horizon train the same steps until the shortest of them cools down (Haegele et al.
-2024, arXiv 2405.18392). The engine continues a run from another's stable phase with `runtime.branch_from`, bit-equal.
+2024, arXiv 2405.18392). Workers train the shared steps once (experiments/branching.py), bit-equal to training from
+scratch.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ class Trunk:
     runs: tuple[LockedRun, ...]
     stable: tuple[int, ...]
 
+    def stable_of(self, run: LockedRun) -> int:
+        """Steps before a run's cool-down that the longest run trains, too."""
+        return next(steps for each, steps in zip(self.runs, self.stable, strict=True) if each.id == run.id)
+
     @property
     def saved_steps(self) -> int:
         """Optimizer steps that need not be trained when every run but the longest starts where it cools down."""
@@ -28,11 +33,6 @@ class Trunk:
     @property
     def saved_flops(self) -> float:
         return sum(run.flops * steps / run.steps for run, steps in zip(self.runs[1:], self.stable[1:], strict=True))
-
-    @property
-    def every(self) -> int:
-        """Steps between kept checkpoints of the longest run that let the others begin at, or near, their cool-downs."""
-        return max(1, min(self.stable))
 
 
 def find_trunks(runs: Sequence[LockedRun]) -> list[Trunk]:
@@ -44,6 +44,22 @@ def find_trunks(runs: Sequence[LockedRun]) -> list[Trunk]:
         if config["schedule"]["kind"] == "wsd" and config["parametrization"].get("weight_decay_rule") != "tau_epoch":
             groups.setdefault(_key(run), []).append(run)
     return [trunk for group in groups.values() if len(group) > 1 and (trunk := _trunk(group)).saved_steps]
+
+
+def shared_trunks(runs: Sequence[LockedRun]) -> list[Trunk]:
+    """The trunks that workers train once: of runs that save themselves and are not told otherwise."""
+    return find_trunks([run for run in runs if _takes_part(run)])
+
+
+def taken_steps(trunks: Sequence[Trunk]) -> dict[str, int]:
+    """The steps that each run but the longest of its trunk takes from that one, by its id."""
+    return {run.id: steps for trunk in trunks for run, steps in zip(trunk.runs[1:], trunk.stable[1:], strict=True)}
+
+
+def _takes_part(run: LockedRun) -> bool:
+    runtime = run.config["runtime"]
+    keeps = runtime["checkpoint"]["policy"] != "never"
+    return bool(keeps and runtime.get("share_trunk", True) and not runtime.get("branch_from"))
 
 
 def _key(run: LockedRun) -> str:
