@@ -30,8 +30,14 @@ def fit_text(folder: StudyFolder, asked: Asked | None = None) -> Written:
 
     asked = asked or Asked(folder.lock)
     lock = asked.lock
-    if lock.fit is None and lock.optimum is None and lock.approaches is None and not lock.claims:
-        missing = "no `fit:`, no `optimum:`, no `approaches:` and no `claims:`"
+    if (
+        lock.fit is None
+        and lock.optimum is None
+        and lock.approaches is None
+        and lock.compare is None
+        and not lock.claims
+    ):
+        missing = "no `fit:`, no `optimum:`, no `approaches:`, no `compare:` and no `claims:`"
         raise UserError(f"{folder.path}: the study has {missing}, so there is nothing to fit")
     analysis = analyse(report_meta(folder, asked), load(folder, details=True), load_curves(folder))
     return Written(_with_limits(print_analysis(analysis), asked), _failed(analysis))
@@ -76,6 +82,7 @@ def report_meta(folder: StudyFolder, asked: Asked | None = None) -> "StudyMeta":
         fit=lock.fit,
         optimum=lock.optimum,
         approaches=lock.approaches,
+        compare=lock.compare,
         claims=tuple(lock.claims),
         report=lock.report,
         commands=(f"python -m experiments run {target}", f"python -m experiments report {target}"),

@@ -83,6 +83,7 @@ class Lock(_Frozen):
     fit: dict[str, Any] | None
     optimum: dict[str, Any] | None = None
     approaches: dict[str, Any] | None = None
+    compare: dict[str, Any] | None = None
     claims: list[str] = []
     report: dict[str, Any]
     limits: str = ""
@@ -232,6 +233,7 @@ def resolve(study: Study, old: Lock | None = None, elsewhere: bool = False) -> L
         fit=study.fit,
         optimum=study.optimum,
         approaches=study.approaches,
+        compare=study.compare,
         claims=study.claims,
         report=study.report,
         limits=study.limits,

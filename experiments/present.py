@@ -14,7 +14,7 @@ from experiments.store import StudyFolder
 from experiments.study import Study
 from nanogpt.config import UserError, canonical_json
 
-ANALYSIS = ("question", "hypothesis", "limits", "fit", "optimum", "approaches", "claims", "report")
+ANALYSIS = ("question", "hypothesis", "limits", "fit", "optimum", "approaches", "compare", "claims", "report")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.spec import check_approaches_spec, check_fit_spec, check_optimum_spec, check_report_spec
+from experiments.analysis.spec import (
+    check_approaches_spec,
+    check_compare_spec,
+    check_fit_spec,
+    check_optimum_spec,
+    check_report_spec,
+)
 from nanogpt.config import UserError, os_reason
 from nanogpt.record import replacing
 
@@ -39,6 +45,7 @@ class StudyMeta:
     fit: Mapping[str, Any] | None = None
     optimum: Mapping[str, Any] | None = None
     approaches: Mapping[str, Any] | None = None
+    compare: Mapping[str, Any] | None = None
     claims: tuple[str, ...] = ()
     late_claims: tuple[str, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -81,8 +88,9 @@ def analyse(meta: StudyMeta, runs: "pd.DataFrame", curves: "pd.DataFrame | None"
     y = check_report_spec(meta.report, f"{meta.name}: report").y
     place = f"{meta.name}: approaches"
     approaches = check_approaches_spec(meta.approaches, place) if meta.approaches is not None else None
+    compare = check_compare_spec(meta.compare, f"{meta.name}: compare") if meta.compare is not None else None
     runs = runs.infer_objects()
-    found = analyse_table(spec, runs, y, optimum, meta.searched, approaches, curves)
+    found = analyse_table(spec, runs, y, optimum, meta.searched, approaches, curves, compare)
     return with_claims(found, parse_claims(meta.claims, f"{meta.name}: claims"), runs, curves)
 
 
@@ -111,7 +119,7 @@ def write_report(
     analysis = analysis if analysis is not None else analyse(meta, runs, curves)
     material = Material(
         runs, curves, analysis.fit, analysis.holdout, analysis.optima, meta.searched, analysis.rollout,
-        analysis.approaches,
+        analysis.approaches, analysis.ranking,
     )  # fmt: skip
     spec = check_report_spec(meta.report, f"{meta.name}: report")
     drawn = draw_all(chosen_figures(spec, material), material)
@@ -195,6 +203,8 @@ def _content(meta: StudyMeta, runs: "pd.DataFrame", analysis: "Analysis", drawn:
         "rollout": _grid(analysis.rollout.words()) if analysis.rollout is not None else None,
         "approaches": _approaches_grid(analysis),
         "approaches_notes": _approaches_notes(analysis),
+        "ranking": _ranking_grid(analysis),
+        "ranking_notes": _ranking_notes(analysis),
         "optima": _optima_grid(analysis),
         "optima_notes": _optima_notes(analysis),
         "checklists": _checklists(analysis),
@@ -249,6 +259,19 @@ def _approaches_notes(analysis: "Analysis") -> tuple[str, ...]:
     from experiments.analysis.approach_words import approach_notes
 
     return approach_notes(analysis.approaches) if analysis.approaches is not None else ()
+
+
+def _ranking_grid(analysis: "Analysis") -> Grid | None:
+    """The variants, the best first."""
+    from experiments.analysis.ranking import ranking_table
+
+    return _grid(ranking_table(analysis.ranking)) if analysis.ranking is not None else None
+
+
+def _ranking_notes(analysis: "Analysis") -> tuple[str, ...]:
+    from experiments.analysis.ranking import ranking_notes
+
+    return ranking_notes(analysis.ranking) if analysis.ranking is not None else ()
 
 
 def _optima_notes(analysis: "Analysis") -> tuple[str, ...]:

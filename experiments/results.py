@@ -10,6 +10,7 @@ from experiments.analysis.laws import make_law
 from experiments.analysis.spec import (
     FitSpec,
     check_approaches_spec,
+    check_compare_spec,
     check_fit_spec,
     check_optimum_spec,
     check_report_spec,
@@ -55,7 +56,8 @@ def check_columns(study: Study, factors: Iterable[str]) -> None:
     fit = check_fit_spec(study.fit) if study.fit is not None else None
     optimum = check_optimum_spec(study.optimum) if study.optimum is not None else None
     approaches = check_approaches_spec(study.approaches) if study.approaches is not None else None
-    named = columns_named(fit, check_report_spec(study.report), optimum, approaches)
+    compare = check_compare_spec(study.compare) if study.compare is not None else None
+    named = columns_named(fit, check_report_spec(study.report), optimum, approaches, compare)
     for index, claim in enumerate(parse_claims(study.claims)):
         filtered = Filter(claim.where, "claims").names() if claim.where else ()
         named += [(f"claims.{index}", name) for name in (*claim.columns(), *filtered)]

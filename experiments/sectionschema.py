@@ -1,4 +1,4 @@
-"""The sections of a study's analysis (`fit:`, `optimum:`, `approaches:`, `report:`) in its JSON schema.
+"""The sections of a study's analysis (`fit:`, `optimum:`, `approaches:`, `compare:`, `report:`) in its JSON schema.
 
 They follow from their models. The study's own model holds them as plain mappings, as they are checked where they are
 used; an editor should complete and check them all the same.
@@ -8,9 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from experiments.analysis.spec import ApproachesSpec, FitSpec, OptimumSpec, ReportSpec
+from experiments.analysis.spec import ApproachesSpec, CompareSpec, FitSpec, OptimumSpec, ReportSpec
 
-MAY_BE_EMPTY: dict[str, type[BaseModel]] = {"fit": FitSpec, "optimum": OptimumSpec, "approaches": ApproachesSpec}
+MAY_BE_EMPTY: dict[str, type[BaseModel]] = {
+    "fit": FitSpec,
+    "optimum": OptimumSpec,
+    "approaches": ApproachesSpec,
+    "compare": CompareSpec,
+}
 
 
 def lay_sections(schema: dict[str, Any]) -> None:

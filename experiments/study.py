@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import nanogpt.config
 from experiments import grid
 from experiments.analysis.filters import Filter
-from experiments.factors import factor_names, takes_whole_numbers
+from experiments.factors import VARIANT, factor_names, takes_whole_numbers
 from experiments.fromcode import as_study, study_text
 from experiments.grid import Sweep
 from experiments.launchers.settings import KINDS, as_section, check_launcher
@@ -26,7 +26,7 @@ from experiments.search.search import Search
 from experiments.sectionschema import lay_sections
 from experiments.studyfile import StudyFile, Variant, explain, variant_named, with_variant
 from experiments.supervise import Supervise, check_supervise
-from nanogpt.config import UserError, canonical_json
+from nanogpt.config import UserError, canonical_json, did_you_mean
 from nanogpt.config.keys import known_paths, short_names
 from nanogpt.config.layers import Layers
 from nanogpt.configfile import (
@@ -62,6 +62,7 @@ class Study:
     fit: dict[str, Any] | None
     optimum: dict[str, Any] | None
     approaches: dict[str, Any] | None
+    compare: dict[str, Any] | None
     claims: list[str]
     report: dict[str, Any]
     limits: str
@@ -171,6 +172,7 @@ class Study:
             fit=asked.fit,
             optimum=asked.optimum,
             approaches=asked.approaches,
+            compare=asked.compare,
             claims=list(asked.claims),
             report=asked.report,
             limits=asked.limits.strip(),
@@ -340,7 +342,13 @@ def _base_chain(path: Path) -> list[Path]:
 
 def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
     """A misspelt law should be found before hours of training, not after."""
-    from experiments.analysis.spec import check_approaches_spec, check_fit_spec, check_optimum_spec, check_report_spec
+    from experiments.analysis.spec import (
+        check_approaches_spec,
+        check_compare_spec,
+        check_fit_spec,
+        check_optimum_spec,
+        check_report_spec,
+    )
     from experiments.analysis.statements import parse_claim
 
     if asked.fit is not None:
@@ -349,6 +357,11 @@ def _check_analysis(asked: StudyFile, place: Callable[..., str]) -> None:
         check_optimum_spec(asked.optimum, f"{place('optimum')}: optimum")
     if asked.approaches is not None:
         check_approaches_spec(asked.approaches, f"{place('approaches')}: approaches")
+    if asked.compare is not None:
+        compared = check_compare_spec(asked.compare, f"{place('compare')}: compare")
+        if compared.factor == VARIANT and compared.baseline not in asked.sweep.variants:
+            known = did_you_mean(str(compared.baseline), asked.sweep.variants) or "; the sweep has no `variants:`"
+            raise UserError(f"{place('compare', 'baseline')}: compare.baseline: no such variant{known}")
     check_report_spec(asked.report, f"{place('report')}: report")
     for index, text in enumerate(asked.claims):
         parse_claim(text, f"{place('claims', str(index))}: claims.{index}")

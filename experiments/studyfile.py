@@ -39,6 +39,7 @@ class StudyFile(BaseModel):
     fit: dict[str, Any] | None = Field(None, description="The law to fit; see docs/laws.md.")
     optimum: dict[str, Any] | None = Field(None, description="Which factor's best value is looked for, per size.")
     approaches: dict[str, Any] | None = Field(None, description="Compute-optimal sizes by three approaches.")
+    compare: dict[str, Any] | None = Field(None, description="Variants ranked by compute multiplier over a baseline.")
     claims: list[str] = Field([], description="What is expected, in sentences that can be checked; see docs/claims.md.")
     report: dict[str, Any] = Field({}, description="Figures and axes of the report.")
     launcher: Any = Field(None, description="What starts the workers: a name, or `kind` and its settings.")

@@ -179,7 +179,11 @@ def _why_not(one: Ladder, two: Ladder) -> str | None:
     if one.x.min() > two.x.max() or two.x.min() > one.x.max():
         return "the two variants were never run at comparable levels: their ranges do not overlap"
     if low.max() > high.min():
-        return "the two variants share no loss: every run of one is better than every run of the other"
+        better, worse = (one, two) if low[0] < low[1] else (two, one)
+        bound = better.x.min() / worse.x.max()
+        side = f"below {bound:.2g}" if better is one else f"above {1 / bound:.2g}"
+        ends = f"{better.variant} is better at its least than {worse.variant} at its most"
+        return f"the two variants share no loss, so it is {side}: {ends}"
     return None
 
 
@@ -235,16 +239,31 @@ def _jacobian(theta: Array, ln_x: Array, is_two: Array) -> Array:
 
 
 def _gap(one: Ladder, two: Ladder, paired: bool, level: float) -> Interval | Refusal:
-    """Candidate minus baseline at the levels both have, averaged over them; Student's interval over seeds."""
+    """Candidate minus baseline at the levels both have, averaged over them; Student's interval over seeds.
+
+    Where they have none in common, as when a cost is drawn, the baseline is read between its levels (on a straight line
+    in ln x, which lies above a curve that flattens out: it flatters the candidate a little).
+    """
     matched = [(i, j) for i, x in enumerate(one.x) if (j := two.level_of(float(x))) is not None]
-    if not matched:
-        return Refusal("the variants share no level")
-    first = np.stack([one.losses[i] for i, _ in matched]).mean(axis=0)
-    second = np.stack([two.losses[j] for _, j in matched]).mean(axis=0)
+    within = [j for j, x in enumerate(two.x) if one.x[0] <= x <= one.x[-1]]
+    if matched:
+        first = np.stack([one.losses[i] for i, _ in matched]).mean(axis=0)
+        second = np.stack([two.losses[j] for _, j in matched]).mean(axis=0)
+    elif within:
+        first = np.mean([_between(one, float(two.x[j])) for j in within], axis=0)
+        second = two.losses[within].mean(axis=0)
+    else:
+        return Refusal("no level of the candidate lies among the baseline's")
     value = float(second.mean() - first.mean())
     moves = [-(first - first.mean()), second - second.mean()]
     spread = seed_spread([moves[0] + moves[1]] if paired else moves)
     return Refusal("one seed gives no interval") if spread is None else spread.interval(value, level)
+
+
+def _between(ladder: Ladder, x: float) -> Array:
+    """Each seed's loss at `x`, on straight lines in ln x between its levels: (seeds,)."""
+    ln_x = np.log(ladder.x)
+    return np.array([np.interp(np.log(x), ln_x, ladder.losses[:, seed]) for seed in range(ladder.losses.shape[1])])
 
 
 def effective_speedup(fit: Fit, baseline_loss: float, loss: float, level: float = LEVEL) -> Interval:

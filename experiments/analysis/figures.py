@@ -21,6 +21,7 @@ from experiments.analysis.holdout import Holdout
 from experiments.analysis.optimum import Optima
 from experiments.analysis.plots import loss_vs_compute, predicted_vs_measured, residuals, training_curves
 from experiments.analysis.profileplot import profile, profiles
+from experiments.analysis.ranking import Ranking
 from experiments.analysis.rollout import Rollout
 from experiments.analysis.saving import figure_of, png_bytes, save, svg_text
 from experiments.analysis.searched import Searched
@@ -69,6 +70,7 @@ class Material:
     searched: Searched | None = None
     rollout: Rollout | None = None
     approaches: Approaches | None = None
+    ranking: Ranking | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,11 @@ def _rollout_errors(m: Material, s: FigureSpec) -> Figure:
 
 def _multiplier_forest(m: Material, s: FigureSpec) -> Figure:
     x = s.x if s.x in ("flops", "tokens", "wall_seconds") else "flops"
+    if m.ranking is not None and s.hue in (None, m.ranking.factor):
+        ranking = m.ranking
+        return figure_of(
+            multiplier_forest(m.runs, factor=ranking.factor, baseline=ranking.baseline, x=ranking.x, y=ranking.y)
+        )
     factor = _needs(s.hue, "multiplier_forest", "hue (the factor whose values are compared)")
     return figure_of(multiplier_forest(m.runs, factor=factor, x=x, y=s.y or "val_loss"))
 
@@ -306,6 +313,7 @@ def chosen_figures(spec: ReportSpec, material: Material) -> tuple[FigureSpec, ..
         names = ["lr_transfer"] if material.optima is not None else []
         names += ["response_surface"] if material.searched is not None else []
         names += ["isoflop_slices", "compute_envelope", "loss_contours"] if material.approaches is not None else []
+        names += ["multiplier_forest"] if material.ranking is not None else []
         names += ["loss_vs_compute", "training_curves"]
         names += ["predicted_vs_measured"] if material.holdout is not None else []
         names += ["rollout_errors"] if material.rollout is not None and material.holdout is None else []

@@ -20,9 +20,10 @@ from experiments.analysis.holdout import Holdout, holdout
 from experiments.analysis.judge import Evidence, Judged, judge_all, judged_text
 from experiments.analysis.laws import Chinchilla, Law, make_law
 from experiments.analysis.optimum import Optima, find_optima
+from experiments.analysis.ranking import Ranking, rank_variants, ranking_text
 from experiments.analysis.rollout import Rollout, rollout
 from experiments.analysis.searched import Searched, search_sentences
-from experiments.analysis.spec import ApproachesSpec, FitSpec, OptimumSpec
+from experiments.analysis.spec import ApproachesSpec, CompareSpec, FitSpec, OptimumSpec
 from experiments.analysis.statements import Statement
 from experiments.analysis.transfer import transfer_claims, transfer_text
 from nanogpt.config import UserError
@@ -47,6 +48,7 @@ class Analysis:
     rollout: Rollout | None = None
     approaches: Approaches | None = None
     judged: tuple[Judged, ...] = ()
+    ranking: Ranking | None = None
 
 
 def with_claims(
@@ -69,6 +71,7 @@ def analyse_table(
     searched: Searched | None = None,
     approaches: ApproachesSpec | None = None,
     curves: pd.DataFrame | None = None,
+    compare: CompareSpec | None = None,
 ) -> Analysis:
     """Fit, hold out and state; a table too small for its law gives an Analysis whose `problems` say so."""
     y = spec.y if spec is not None else y
@@ -85,11 +88,22 @@ def analyse_table(
     rolled = _roll_out(spec, result, runs, y, problems)
     found = _approaches(approaches, spec, result, runs, curves, problems)
     optima = _optima(optimum, runs, problems)
+    ranking = _ranking(compare, runs, problems)
     floor = _true_floor(runs, y)
     about_optima = transfer_claims(optima, optimum) if optima is not None and optimum is not None else ()
     about_fit = _claims(spec, result, held, floor, best, runs, y, searched, rolled)
     claims = (*about_optima, *(approach_claims(found) if found is not None else ()), *about_fit)
-    return Analysis(spec, result, held, floor, best, claims, tuple(problems), optima, rolled, found)
+    return Analysis(spec, result, held, floor, best, claims, tuple(problems), optima, rolled, found, (), ranking)
+
+
+def _ranking(spec: CompareSpec | None, runs: pd.DataFrame, problems: list[str]) -> Ranking | None:
+    if spec is None or not finished(runs).any():
+        return None
+    try:
+        return rank_variants(runs, **spec.model_dump())
+    except UserError as error:
+        problems.append(str(error))
+        return None
 
 
 def _optima(spec: OptimumSpec | None, runs: pd.DataFrame, problems: list[str]) -> Optima | None:
@@ -319,6 +333,8 @@ def analysis_text(analysis: Analysis) -> str:
         lines.append("")
     if analysis.approaches is not None:
         lines += [approach_text(analysis.approaches), ""]
+    if analysis.ranking is not None:
+        lines += [ranking_text(analysis.ranking), ""]
     if analysis.optima is not None:
         lines += [transfer_text(analysis.optima), ""]
     marks = {"holds": "holds: ", "fails": "FAILS: ", "undecided": "undecided: ", None: ""}

@@ -1,4 +1,4 @@
-"""The analysis of a study (`fit:`, `optimum:`, `approaches:`, `report:`), checked before anything launches."""
+"""A study's analysis (`fit:`, `optimum:`, `approaches:`, `compare:`, `report:`), checked before anything launches."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -174,6 +174,16 @@ class ApproachesSpec(_Section):
     seed: int = 0
 
 
+class CompareSpec(_Section):
+    """Variants ranked by what they make of their compute, against a baseline and against each other."""
+
+    factor: str = Field("variant", description="what is compared, such as variant or optimizer.kind")
+    baseline: str | int | float | bool = Field(description="the value of the factor that the others are held against")
+    x: str = Field("flops", description="the cost")
+    y: str = Field("val_loss", description="the loss")
+    where: Where = Field(None, description="filter on the rows")
+
+
 class FigureSpec(_Section):
     """One figure of the report; what is left out comes from the report section itself."""
 
@@ -206,9 +216,14 @@ def columns_named(
     report: ReportSpec,
     optimum: OptimumSpec | None = None,
     approaches: ApproachesSpec | None = None,
+    compare: CompareSpec | None = None,
 ) -> list[tuple[str, str]]:
     """Every column that a study's analysis reads, with the key that names it."""
     found = []
+    if compare is not None:
+        found += [(f"compare.{key}", getattr(compare, key)) for key in ("factor", "x", "y")]
+        names = Filter(compare.where, "compare.where").names() if compare.where else ()
+        found += [("compare.where", name) for name in names]
     if approaches is not None:
         found += [(f"approaches.{key}", getattr(approaches, key)) for key in ("n", "y")]
         names = Filter(approaches.where, "approaches.where").names() if approaches.where else ()
@@ -250,6 +265,7 @@ EXAMPLES = {
     "OptimumSpec": "{of: learning_rate, per: n_embd}",
     "ReportSpec": "{figures: [loss_vs]}",
     "ApproachesSpec": "{noise: 0.002}",
+    "CompareSpec": "{factor: variant, baseline: plain}",
 }
 
 
@@ -266,6 +282,11 @@ def check_optimum_spec(spec: Mapping[str, Any], where: str = "optimum") -> Optim
 def check_approaches_spec(spec: Mapping[str, Any], where: str = "approaches") -> ApproachesSpec:
     """The validated `approaches:` section; UserError as `check_fit_spec`."""
     return _check(ApproachesSpec, spec, where)
+
+
+def check_compare_spec(spec: Mapping[str, Any], where: str = "compare") -> CompareSpec:
+    """The validated `compare:` section; UserError as `check_fit_spec`."""
+    return _check(CompareSpec, spec, where)
 
 
 def check_report_spec(spec: Mapping[str, Any], where: str = "report") -> ReportSpec:
