@@ -47,8 +47,14 @@ def own_index(table: pd.DataFrame) -> pd.DataFrame:
     return table if table.index.is_unique else table.reset_index(drop=True)
 
 
-def numbers(values: "pd.Series[Any]", names: Sequence[str], place: str, above_zero: bool = True) -> Array:
-    """The column as float64. UserError with the first value that is no finite number (above zero): none is dropped."""
+LEAVE_OUT = "; `where` can leave rows out"  # what to do about a bad value, where there is a `where`
+
+
+def numbers(
+    values: "pd.Series[Any]", names: Sequence[str], place: str, above_zero: bool = True, advice: str = ""
+) -> Array:
+    """The column as float64. UserError with the first value that is no finite number (above zero), and what one may do
+    about it: none is dropped silently."""
     column, given = values.name, values.to_list()
     for name, value in zip(names, given, strict=True):
         if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or (pd.api.types.is_scalar(value)
@@ -61,7 +67,7 @@ def numbers(values: "pd.Series[Any]", names: Sequence[str], place: str, above_ze
         wanted = "a law takes logarithms, so every value must be finite and positive" if above_zero else (
             "every value must be finite")  # fmt: skip
         raise UserError(f"{place}: {column} of {names[i]} is {given[i]}; {wanted} ({int(bad.sum())} of {len(bad)} are "
-                        "not; `where` can leave rows out)")  # fmt: skip
+                        f"not{advice})")  # fmt: skip
     return found
 
 

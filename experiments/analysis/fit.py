@@ -184,7 +184,7 @@ def _refuse_unfittable(law: Law, used: pd.DataFrame, y: str, cluster: str | None
         raise UserError(f"fit: {law.name} has {needed - 1} parameters and needs at least {needed} points, "
                         f"found {len(used)} ({n_dropped} dropped)")  # fmt: skip
     for name in (*law.columns, y):
-        used[name] = arguments.numbers(used[name], used["id"].to_list(), "fit")
+        used[name] = arguments.numbers(used[name], used["id"].to_list(), "fit", advice=arguments.LEAVE_OUT)
     for name in law.label_columns:
         _refuse_missing(used, name, "it says which variant a run belongs to")
     if cluster is not None:

@@ -56,7 +56,7 @@ def make_ladder(runs: pd.DataFrame, factor: str, variant: Any, x: str, y: str) -
     if not len(done):
         raise UserError(f"compare: no finished run has {factor} = {variant!r}{_meant(variant, results[factor])}")
     for name in (x, y):
-        arguments.numbers(done[name], row_names(done).to_list(), "compare")
+        arguments.numbers(done[name], row_names(done).to_list(), "compare", advice=arguments.LEAVE_OUT)
     numbers = arguments.seeds_of(done, "compare")
     seeds = tuple(sorted(numbers.unique().tolist()))
     cells, incomplete = _cells(done, numbers, seeds, settings, x, y)

@@ -123,7 +123,7 @@ def find_optima(
         raise UserError(f"optimum: {x} must be a number above 0 in every run, since its logarithm is fitted")
     _refuse_trials(rows, x)
     done = rows[finished(rows)]
-    arguments.numbers(done[y], row_names(done).to_list(), "optimum", above_zero=False)
+    arguments.numbers(done[y], row_names(done).to_list(), "optimum", False, arguments.LEAVE_OUT)
     base = _base(rows[per], base)
     groups = rows.groupby(panel, sort=False) if panel is not None else [(None, rows)]
     options = {"window": window, "bootstrap": bootstrap, "seed": seed}
