@@ -108,11 +108,12 @@ class Rates:
 
     def __init__(self, root: Path) -> None:
         self.path = root / CACHE_NAME
-        self._known: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
-            data = read_json(self.path)
-            if data.get("schema_version") == SCHEMA_VERSION and isinstance(data.get("rates"), dict):
-                self._known = data["rates"]
+        self._known = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        data = read_json(self.path) if self.path.exists() else {}
+        known = data.get("rates") if data.get("schema_version") == SCHEMA_VERSION else None
+        return known if isinstance(known, dict) else {}
 
     def get(self, shape: str, setting: Setting) -> Rate | None:
         entry = self._known.get(_entry_key(shape, setting))
@@ -122,8 +123,10 @@ class Rates:
             return None
 
     def keep(self, shape: str, setting: Setting, run: LockedRun, rate: Rate) -> None:
-        """Add a measurement, and write the file at once: an interrupted calibration goes on where it was."""
+        """Add a measurement, and write the file at once: an interrupted calibration goes on where it was. What others
+        have measured since the file was read stays."""
         model = {key: run.config["model"][key] for key in ("n_layer", "n_head", "n_embd", "block_size")}
+        self._known = self._known | self._read()
         self._known[_entry_key(shape, setting)] = {"shape": model, **asdict(setting), "rate": asdict(rate)}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

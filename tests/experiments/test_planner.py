@@ -12,7 +12,7 @@ from experiments.planner.amounts import duration
 from experiments.planner.crew import START_SECONDS, Crew, makespan
 from experiments.planner.designs import chinchilla, isoflop, loss, optimal_size
 from experiments.planner.ladder import ladder
-from experiments.planner.rates import Rate, by_shape
+from experiments.planner.rates import Rate, Rates, Setting, by_shape
 from experiments.planner.settings import EMBEDDED, watts_of
 from experiments.study import Study
 from experiments.trunks import find_trunks
@@ -65,6 +65,15 @@ def test_a_calibration_is_measured_once_and_kept(plan, write_study, tmp_path):
     assert (status, aside) == (0, "")
     assert again.count("  time  ") == 1
     assert "unknown" not in again
+
+
+def test_two_calibrations_at_once_keep_the_speeds_of_both(write_study, tmp_path):
+    setting, rate = Setting("a machine", 2, 1), Rate(1e3, 0.0, 0.0, 0.0)
+    one, two = resolve(Study.load(write_study())).runs
+    first, second = Rates(tmp_path), Rates(tmp_path)
+    first.keep("one", setting, one, rate)
+    second.keep("two", setting, two, rate)
+    assert Rates(tmp_path).get("one", setting) == Rates(tmp_path).get("two", setting) == rate
 
 
 def test_a_shape_that_cannot_be_measured_is_named(plan, write_study):
@@ -244,13 +253,14 @@ def test_a_surface_crosses_sizes_and_lengths(write_study):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("budget", [["--flops", "1e14"], pytest.param(["--budget", "1d"], marks=SLOW)])
-def test_a_proposed_study_keeps_to_its_budget_by_its_own_plan(plan, write_study, tmp_path, kind, budget):
+def test_a_proposed_study_keeps_to_its_budget_by_its_own_plan(plan, write_study, tmp_path, monkeypatch, kind, budget):
+    monkeypatch.chdir(tmp_path)  # speeds are kept in ./results
     target = tmp_path / "mine.yaml"
     status, told, error = plan(write_study(SURFACE, CHINCHILLA), "--propose", kind, *budget, out=target)
     assert status == 0, error
     assert told.startswith(f"{target}: ")
     _, page, _ = plan(target, out="results")
-    assert "budget       fits:" in page
+    assert "budget       fits:" in page, page
     assert "does not fit" not in page
     used = int(page.partition("fits:")[2].partition("(")[2].partition("%")[0])
     assert used >= 60
