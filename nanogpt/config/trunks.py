@@ -52,10 +52,10 @@ class FixedLoops(Section):
         return self.loops
 
 
-class LogNormalLoops(Section):
-    """Loops drawn for every step: a log-normal number of this mean, rounded, at least 1 and at most max_loops."""
+class DrawnLoops(Section):
+    """What every law has whose loops are drawn for every step."""
 
-    kind: Literal["lognormal"] = "lognormal"
+    kind: str
     mean_loops: float = Field(4.0, gt=0, le=MOST)
     sigma: NonNegativeFloat = Field(0.5, le=3, description="Standard deviation of the logarithm.")
     max_loops: Count = 100
@@ -66,18 +66,17 @@ class LogNormalLoops(Section):
         return max(1, min(round(self.mean_loops), self.max_loops))
 
 
-class PoissonLogNormalLoops(Section):
-    """Loops drawn for every step: 1 + Poisson(rate), rate log-normal of mean `mean_loops - 1` (arXiv 2502.05171)."""
+class LogNormalLoops(DrawnLoops):
+    """A log-normal number of this mean, rounded, at least 1 and at most max_loops."""
+
+    kind: Literal["lognormal"] = "lognormal"
+
+
+class PoissonLogNormalLoops(DrawnLoops):
+    """1 + Poisson(rate), rate log-normal of mean `mean_loops - 1` (arXiv 2502.05171)."""
 
     kind: Literal["poisson_lognormal"] = "poisson_lognormal"
     mean_loops: float = Field(4.0, gt=1, le=MOST)
-    sigma: NonNegativeFloat = Field(0.5, le=3, description="Standard deviation of the rate's logarithm.")
-    max_loops: Count = 100
-
-    @property
-    def typical(self) -> int:
-        """The number of loops that stands for all."""
-        return max(1, min(round(self.mean_loops), self.max_loops))
 
 
 Depth = Annotated[
