@@ -337,8 +337,9 @@ def _dropped(result: "Fit") -> str:
 
 def _runs_grid(runs: "pd.DataFrame", analysis: "Analysis") -> Grid:
     """Every run, in the order given, with its state, varied factors, size and loss."""
-    varied = [str(name) for name in runs.columns if "." in str(name) and runs[name].map(repr).nunique() > 1]
-    factors = [name for name in varied if not _is_measured(runs, name)][:MAX_FACTORS]
+    from experiments.analysis.columns import varied_factors
+
+    factors = [name for name in varied_factors(runs) if not _is_measured(runs, name)][:MAX_FACTORS]
     loss = analysis.spec.y if analysis.spec is not None else "val_loss"
     numbers = ("val_loss", "n_params", "n_params_non_embedding", "tokens", "flops", "wall_seconds")
     errors = ["error"] if "error" in runs.columns and runs["error"].notna().any() else []

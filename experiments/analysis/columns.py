@@ -5,6 +5,8 @@ import pandas as pd
 from experiments.analysis.spec import column_among
 from nanogpt.config import UserError
 
+# Factors that are no dotted keys: whole sections, and the named variants of a sweep.
+UNDOTTED = frozenset({"optimizer", "schedule", "model", "data", "parametrization", "init_from", "variant"})
 SERIES = frozenset({"completed"})  # the states whose loss belongs in a fit or a mean
 
 
@@ -13,6 +15,12 @@ def column(table: pd.DataFrame, name: str, place: str = "table") -> str:
     if not isinstance(name, str):
         raise UserError(f"{place}: a column goes by its name, found {name!r}")
     return column_among(map(str, table.columns), name, place)
+
+
+def varied_factors(table: pd.DataFrame, *but: str) -> list[str]:
+    """The columns that tell one setting from another: varied factors, other than those named."""
+    names = [str(name) for name in table.columns if "." in str(name) or name in UNDOTTED]
+    return [name for name in names if name not in but and table[name].map(repr).nunique() > 1]
 
 
 def finished(table: pd.DataFrame) -> "pd.Series[bool]":

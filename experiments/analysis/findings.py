@@ -13,7 +13,7 @@ from experiments.analysis.approaches import Approaches, compare_approaches
 from experiments.analysis.bounds import FLOOR_IS_ZERO
 from experiments.analysis.cbs import noise_scales
 from experiments.analysis.claims import Claim
-from experiments.analysis.columns import finished
+from experiments.analysis.columns import finished, varied_factors
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout, holdout
@@ -210,7 +210,7 @@ def _best_claim(best: Mapping[str, Any], y: str) -> Claim:
 def _best_mean_claim(runs: pd.DataFrame, y: str) -> list[Claim]:
     """With several seeds the best setting is the one of lowest mean: the luckiest single run is no answer."""
     done = runs[finished(runs)]
-    varied = [str(name) for name in done.columns if "." in str(name) and done[name].map(repr).nunique() > 1]
+    varied = varied_factors(done)
     if not varied or "seed" not in done.columns or done["seed"].nunique() < 2:
         return []
     groups = done.groupby(varied, sort=False)[y].agg(["mean", "std", "count"])

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.analysis.cbs import noise_scales, trade_off
-from experiments.analysis.columns import column, diverged, excluded, finished
+from experiments.analysis.columns import column, diverged, excluded, finished, varied_factors
 from experiments.analysis.compare import Comparison, compare
 from experiments.analysis.fitted import Fit
 from experiments.analysis.holdout import Holdout
 from experiments.analysis.hyper import hyper_law
-from experiments.analysis.ladder import varied_settings
 from experiments.analysis.optimum import Estimate, SizeOptimum, find_optima
 from experiments.analysis.parabola import Refusal
 from experiments.analysis.rollout import Rollout
@@ -200,7 +199,7 @@ def _compared(statement: Beats | Matches, evidence: Evidence) -> Comparison:
 
 
 def _factors(rows: pd.DataFrame) -> list[str]:
-    return varied_settings(rows, "", "")
+    return varied_factors(rows)
 
 
 @judge.register

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.analysis import arguments
-from experiments.analysis.columns import column, excluded, finished, row_names
+from experiments.analysis.columns import column, excluded, finished, row_names, varied_factors
 from experiments.analysis.student import Array
 from nanogpt.config import UserError, did_you_mean
 
-SECTIONS = ("optimizer", "schedule", "model", "data", "parametrization", "init_from")
 SAME = 0.01  # relative difference up to which two amounts of compute are one level
 
 
@@ -35,13 +34,6 @@ class Ladder:
         return int(near[0]) if len(near) else None
 
 
-def varied_settings(runs: pd.DataFrame, factor: str, x: str) -> list[str]:
-    """The columns that tell one setting from another: varied factors (dotted, or a whole section such as `optimizer`)
-    but for the one compared."""
-    dotted = [str(n) for n in runs.columns if ("." in str(n) or n in SECTIONS) and n not in (factor, x)]
-    return [name for name in dotted if runs[name].map(repr).nunique() > 1]
-
-
 def make_ladder(runs: pd.DataFrame, factor: str, variant: Any, x: str, y: str) -> Ladder:
     """The best setting of `variant` at each level of `x`, by the mean over its seeds.
 
@@ -49,7 +41,7 @@ def make_ladder(runs: pd.DataFrame, factor: str, variant: Any, x: str, y: str) -
     UserError when nothing is left, and for a finished run whose `x` or `y` is no finite number above 0.
     """
     x, y = column(runs, x, "compare"), column(runs, y, "compare")
-    settings = varied_settings(runs, factor, x)
+    settings = varied_factors(runs, factor, x)
     results = runs[finished(runs)]
     mine = runs[[bool(value == variant) for value in runs[factor]]]  # a cell may hold a list, which pandas spreads
     done = mine[finished(mine)]

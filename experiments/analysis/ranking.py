@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.analysis.columns import column, finished
+from experiments.analysis.columns import column, finished, varied_factors
 from experiments.analysis.compare import Comparison, compare
 from experiments.analysis.parabola import Refusal
 from experiments.analysis.student import Interval
@@ -90,7 +90,7 @@ def _merit(comparison: Comparison | None) -> tuple[int, float]:
 def _spread(runs: pd.DataFrame, factor: str, x: str) -> dict[Any, float]:
     """The largest relative deviation of a cost from that of the runs that differ by seed alone, by variant."""
     done = runs[finished(runs)]
-    same = [name for name in done.columns if "." in str(name) and name != factor and done[name].map(repr).nunique() > 1]
+    same = varied_factors(done, factor)
     keys = done[[factor, *same]].map(repr).agg(", ".join, axis=1)
     mean = done.groupby(keys)[x].transform("mean")
     apart = (done[x] / mean - 1).abs()
