@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -91,6 +91,9 @@ def _title(axes: Axes, text: str) -> Text:
     return axes.set_title(text, loc="left", fontsize=Sizes.of(axes).title, color=INK)
 
 
+# Names have no order, so they get colours of no order: seaborn's colour-blind palette without its vermillion, which is
+# the alarm here, its grey and its yellow.
+NAME_COLOURS = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#56b4e9", "#ca9161", "#fbafe4")
 NAMED_VALUES = 10  # so many values are told apart by steps of equal size; more lie along a scale
 HUE = "n_params"  # the colours where nothing else is asked for, in tables that have it
 COUNTED = {"n_params": "parameters", "n_params_non_embedding": "parameters", "n_params_active": "active parameters",
@@ -99,7 +102,8 @@ COUNTED = {"n_params": "parameters", "n_params_non_embedding": "parameters", "n_
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours for the values of one column: viridis up to 0.9, in order; grey where there is no such column."""
+    """Colours for the values of one column: viridis up to 0.9, in order; names, where they are few, have colours of no
+    order; grey where there is no such column."""
 
     name: str | None
     values: tuple[Any, ...]
@@ -111,6 +115,8 @@ class Palette:
             return BLUE
         if self.norm is not None:
             return VIRIDIS(float(self.norm(float(value))))
+        if isinstance(value, str) and len(self.values) <= len(NAME_COLOURS):
+            return to_rgba(NAME_COLOURS[self.values.index(value)])
         return VIRIDIS(self.values.index(value) / max(1, len(self.values) - 1))
 
     def handles(self, axes: Axes, **style: Any) -> list[Line2D]:

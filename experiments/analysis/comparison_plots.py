@@ -54,8 +54,9 @@ def multiplier_forest(
     axes.axvline(1.0, color=INK, lw=1, ls="--", zorder=1)
     axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
     axes.set_ylim(-0.7, len(rows) - 0.3)
+    named = f"{first.factor.rpartition('.')[2]}, " if len(found) > 1 else ""
     axes.set(xlabel=f"multiplier of {along}: above 1, {first.baseline} needs more for the same loss",
-             ylabel=label(first.x))  # fmt: skip
+             ylabel=f"{named}{label(first.x)}")  # fmt: skip
     log_axis(axes, "x")
     seen = [word for word in VERDICTS if any(row["outcome"] == word for row in rows)]
     names = {"": "one seed: no interval, no verdict"}

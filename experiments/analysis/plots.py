@@ -56,7 +56,7 @@ def loss_vs_compute(
     drawn = holdout.fit if holdout is not None else needed_fit(fit, "loss_vs_compute") if fit is not None else None
     colours = palette(runs, hue)
     _, axes = place(ax, _compute_title(y, drawn, holdout))
-    _draw_curves(axes, curves, "flops", y, colours)
+    lines = _draw_curves(axes, curves, "flops", y, colours)
     held = good[good["flops"] >= holdout.cut] if holdout is not None and holdout.by == "flops" else good.iloc[:0]
     if holdout is not None and holdout.by != "flops":
         held = good[good[holdout.by] >= holdout.cut]
@@ -74,7 +74,7 @@ def loss_vs_compute(
     axes.set(xlabel=label("flops"), ylabel=label(y))
     log_axis(axes, "x")
     log_axis(axes, "y")
-    note = counts(runs) + ("; thin lines: loss during training" if curves is not None else "") + _band_note(drawn)
+    note = counts(runs) + ("; thin lines: loss during training" if lines else "") + _band_note(drawn)
     return done(axes, ax, note, [*colours.handles(axes), *handles])
 
 
@@ -97,14 +97,17 @@ def _band_note(drawn: Fit | None) -> str:
     return f"; band: 95 % from {len(drawn.draws)} bootstrap fits and residuals"
 
 
-def _draw_curves(axes: Axes, curves: pd.DataFrame | None, x: str, y: str, colours: Palette) -> None:
-    """One thin line per run, coloured like its dot."""
+def _draw_curves(axes: Axes, curves: pd.DataFrame | None, x: str, y: str, colours: Palette) -> bool:
+    """One thin line per run, coloured like its dot; returns whether any run was evaluated on its way."""
     if curves is None or y not in curves.columns or x not in curves.columns:
-        return
+        return False
+    lines = False
     for _, part in curves.dropna(subset=[y]).groupby("id", sort=False):
         known = colours.name in part.columns
         colour = colours.colour(part[colours.name].iloc[0]) if colours.name is not None and known else FAINT
         axes.plot(part[x], part[y], color=colour, lw=0.8, alpha=0.45, zorder=1)
+        lines = lines or len(part) > 1
+    return lines
 
 
 def _draw_runs(axes: Axes, good: pd.DataFrame, held: pd.DataFrame, y: str, colours: Palette) -> None:

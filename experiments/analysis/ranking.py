@@ -20,9 +20,13 @@ HEADS = ("rank", "variant", "multiplier", "loss at equal compute", "against the 
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """One variant. `against_baseline` is None for the baseline itself, `against_next` for the last."""
+    """One variant. `against_baseline` is None for the baseline itself, `against_next` for the last.
+
+    `rank` is one more than the number of variants that are better beyond the interval of their own comparison.
+    """
 
     variant: Any
+    rank: int
     against_baseline: Comparison | None
     against_next: Comparison | None
 
@@ -54,12 +58,22 @@ def rank_variants(
         raise UserError(f"compare: {factor} has one value among the finished runs, so nothing is compared")
     found = {each: compare(runs, name, baseline, each, x, y, where) for each in variants if each != baseline}
     order = sorted(variants, key=lambda each: _merit(found.get(each)), reverse=True)
-    ranked = [
-        Ranked(each, found.get(each), _duel(runs, name, after, each, x, y, where, found) if after is not None else None)
-        for each, after in zip(order, [*order[1:], None], strict=True)
-    ]
+    duels = {
+        (better, worse): _duel(runs, name, worse, better, x, y, where, found)
+        for place, better in enumerate(order)
+        for worse in order[place + 1 :]
+    }
+    ranked = []
+    for each, after in zip(order, [*order[1:], None], strict=True):
+        beaten_by = sum(_is_better(one, two, duel, each) for (one, two), duel in duels.items())
+        ranked.append(Ranked(each, 1 + beaten_by, found.get(each), duels.get((each, after))))
     level = next(iter(found.values())).level
     return Ranking(name, baseline, x, y, level, tuple(ranked), _spread(runs, name, column(runs, x, "compare")))
+
+
+def _is_better(one: Any, two: Any, duel: Comparison, than: Any) -> bool:
+    """Whether the other side of a duel between `one` and `two` beats `than`, which is one of them."""
+    return (verdict(duel) == "win" and two == than) or (verdict(duel) == "loss" and one == than)
 
 
 def _known(baseline: Any, variants: Sequence[Any]) -> str:
@@ -105,14 +119,12 @@ def verdict(comparison: Comparison | None) -> str:
 
 
 def ranking_table(ranking: Ranking) -> pd.DataFrame:
-    """The ranking as text, a row per variant. A rank is shared with those above that are not told apart from it."""
-    rows, shared = [], 1
+    """The ranking as text, a row per variant."""
+    rows = []
     for place, one in enumerate(ranking.ranked, start=1):
-        above = ranking.ranked[place - 2].against_next if place > 1 else None
-        shared = place if place == 1 or verdict(above) == "win" else shared
         versus = one.against_baseline
         rows.append((
-            f"{shared}" if shared == place else f"{shared}=", str(one.variant),
+            str(one.rank), str(one.variant),
             _cell(versus.multiplier, "{:.3g}") if versus is not None else "1 (baseline)",
             _cell(versus.gap, "{:+.4f}") if versus is not None else "",
             verdict(versus), _next(one, ranking.ranked[place] if place < len(ranking.ranked) else None),
@@ -137,7 +149,8 @@ def ranking_notes(ranking: Ranking) -> tuple[str, ...]:
     percent = f"{100 * ranking.level:.0f} %"
     notes = [
         f"Multiplier of {along}: how much more of it {ranking.baseline} needs for the same loss, with {percent} "
-        f"intervals over seeds. A verdict follows the interval, never the number; = shares the rank above."
+        f"intervals over seeds. A verdict follows the interval, never the number. The rank is one more than the "
+        "number of variants that are better by the interval of their own comparison."
     ]
     wide = {variant: apart for variant, apart in ranking.spread.items() if apart > 1e-6}
     if wide:

@@ -38,7 +38,7 @@ def test_the_order_is_that_of_the_planted_multipliers_and_equals_share_a_rank() 
         "good": "win", "twin": "undecided", "bad": "loss", "plain": "",
     }  # fmt: skip
     table = ranking_table(ranking).set_index("variant")
-    assert table["rank"].tolist() == ["1", "2", "2=", "4"]
+    assert table["rank"].tolist() == ["1", "2", "2", "4"]
     assert table.loc["plain", "multiplier"] == "1 (baseline)"
     assert table["against the next"].tolist()[-1] == ""
     assert sum("undecided against" in text for text in table["against the next"]) == 1

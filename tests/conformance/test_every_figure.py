@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from experiments.analysis import figures
-from experiments.analysis.axes import ALARM, VIRIDIS
+from experiments.analysis.axes import ALARM, NAME_COLOURS, VIRIDIS
 from experiments.analysis.figures import FIGURES, FUNCTIONS, save
 from experiments.analysis.fit import fit
 from experiments.analysis.fitted import Fit
@@ -153,8 +153,8 @@ def points_of(ax: Axes) -> list[np.ndarray]:
 
 
 def check_colours(ax: Axes) -> None:
-    """Greys, viridis and the one vermillion, or what a map of these colours gives."""
-    known = np.vstack([VIRIDIS(np.linspace(0, 1, 512))[:, :3], [to_rgba(ALARM)[:3]]])
+    """Greys, viridis, the colours of names and the one vermillion, or what a map of these colours gives."""
+    known = np.vstack([VIRIDIS(np.linspace(0, 1, 512))[:, :3], [to_rgba(each)[:3] for each in (ALARM, *NAME_COLOURS)]])
     colours = [
         colour
         for line in ax.lines
