@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY
 
 from nanogpt import checkpoint, samples
 from nanogpt.__main__ import _parser, main
@@ -19,6 +18,15 @@ from nanogpt.model import build_model
 from nanogpt.model.trunks import Application, Stack
 from nanogpt.trained import load_trained
 
+ROOT = Path(__file__).resolve().parents[1]
+TINY: dict[str, Any] = {
+    "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": False},
+    "data": {"corpus": {"kind": "zipf_mixture", "alphabet_size": 32, "train_tokens": 65536, "val_tokens": 8192}},
+    "optimizer": {"learning_rate": 1e-2},
+    "schedule": {"kind": "cosine", "warmup_iters": 2},
+    "train": {"batch_size": 4, "max_iters": 12, "precision": "fp32", "eval_interval": 4, "eval_tokens": 1024},
+    "runtime": {"device": "cpu", "threads": 1, "log_interval": 2},
+}
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, Caf\u00e9.\n\n" * 60
 Capture = pytest.CaptureFixture[str]
 

@@ -86,7 +86,7 @@ def test_truncation_equals_a_detached_state() -> None:
     model.zero_grad()
     context = model._context(tokens())
     prelude, core = model.trunk.unique()
-    given = prelude(model._embed(tokens()), context, 0)
+    given = prelude(model._embed(tokens(), 0), context, 0)
     state = torch.zeros_like(given)
     for _ in range(2):
         state = core(state + given, context, 0).detach()
@@ -178,7 +178,7 @@ def test_two_dimensional_recurrence_is_its_definition(order: str, levels: str, c
     model = perturbed(make(trunk))
     for step in range(8):
         model.at_step(step)
-        context, x = model._context(tokens()), model._embed(tokens())
+        context, x = model._context(tokens()), model._embed(tokens(), 0)
         expected = reference(model, model.trunk.schedule(), x, context)
         torch.testing.assert_close(model.trunk(x, context), expected, rtol=1e-5, atol=1e-6)
 

@@ -61,5 +61,5 @@ def test_nothing_to_fit_is_said(tmp_path, capsys):
     out = tmp_path / "results"
     main(["run", str(study), "--out", str(out), "--launcher", "inprocess", "--no-report"])
     assert main(["fit", str(study), "--out", str(out)]) == 2
-    missing = "no `fit:`, no `optimum:`, no `approaches:` and no `claims:`"
+    missing = "no `fit:`, no `optimum:`, no `approaches:`, no `compare:` and no `claims:`"
     assert f"has {missing}, so there is nothing to fit" in capsys.readouterr().err
