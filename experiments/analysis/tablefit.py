@@ -158,13 +158,13 @@ def _symbols(table: Table, law: str, columns: Columns) -> tuple[pd.DataFrame, di
     known = {**{name: name for name in LAWS[law].inputs()}, **SYMBOLS}
     given = {**columns.inputs, "loss": columns.loss}
     data, sources = pd.DataFrame(index=table.frame.index), {}
-    _refuse_shared_columns(given, table.path)
     for key, text in given.items():
         if key not in known:
             raise UserError(f"law {law}: it has no input {key!r}{did_you_mean(key, known)}")
         flag = flag_of(key)
         data[known[key]] = table.texts(text, flag) if key in labels else _numbers(table, text, flag)
         sources[known[key]] = text if text in table.frame.columns else f"{text} (worked out)"
+    _refuse_shared_columns(given, table.path)
     for symbol, of, formula in (
         ("D", ("N", "C"), "C / (6 N)"),
         ("N", ("D", "C"), "C / (6 D)"),
