@@ -80,8 +80,9 @@ def likely_curves(used: pd.DataFrame, columns: Sequence[str], cluster: str | Non
     if not found or any(_drawn_whole(used, name, cluster) for name in found):
         return [], []
     sure = [name for name in found if RUN_NAME.search(name)]
-    column = max(sure or found, key=lambda name: len(used[name].unique()))
-    points, runs = int(used[column].duplicated(keep=False).sum()), int(used[column].nunique())
+    counts = {name: int(used[name].nunique()) for name in sure or found}
+    column = max(counts, key=counts.__getitem__)
+    points, runs = int(used[column].duplicated(keep=False).sum()), counts[column]
     share = f"{points} points share {runs} values of {column}, at one N each and growing D"
     remedy = f"--cluster {column if ' ' not in column else repr(column)} draws runs whole"
     if sure:
