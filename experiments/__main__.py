@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from experiments.commands.tableflags import add_flags
+    from experiments.commands.tableflags import add_flags, not_negative
     from nanogpt.config import OneLineParser, UserError, os_problem
 except ImportError as error:
     sys.exit(f"{error}; `python -m experiments.doctor` tells what is missing")
@@ -172,7 +172,7 @@ def _add_worker(commands: Any) -> None:
     worker.add_argument("--threads", type=_at_least_one, default=1, help="threads of each run that names none")
     worker.add_argument("--parent-fd", type=int, help="descriptor whose end of file means: stop")
     worker.add_argument("--retry-failed", action="store_true")
-    worker.add_argument("--gpus-per-run", type=_not_negative, default=1, metavar="G", help="GPUs of each run")
+    worker.add_argument("--gpus-per-run", type=not_negative, default=1, metavar="G", help="GPUs of each run")
     worker.add_argument("--slots-per-gpu", type=_at_least_one, default=1, metavar="K", help="runs that share a GPU")
     worker.add_argument("--isolation", choices=["fork", "process"], default="fork", help="process: cold starts")
     worker.add_argument("--nproc", type=_at_least_one, default=1, help="processes of each run")
@@ -206,12 +206,6 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return number
-
-
-def _not_negative(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

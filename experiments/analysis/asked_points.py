@@ -23,15 +23,19 @@ def parse_points(texts: Sequence[str], law: Law, prepared: Prepared) -> pd.DataF
 
 
 def _point(text: str, law: Law, prepared: Prepared) -> dict[str, Any]:
-    known = {symbol.lower(): symbol for symbol in ("N", "D", "C", *law.columns, *law.label_columns)}
-    known |= {source.lower(): symbol for symbol, source in prepared.sources.items()} | {"flops": "C"}
+    needed = (*law.columns, *law.label_columns)
+    inputs = dict.fromkeys(["N", "D", "C", *needed])
+    known = {source.lower(): symbol for symbol, source in prepared.sources.items() if symbol in inputs}
+    known |= {symbol.lower(): symbol for symbol in inputs} | {"flops": "C"}
     values: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or name.lower() not in known:
-            raise UserError(f"--predict {text!r}: {part.strip()!r} is not an input{did_you_mean(name, known.values())} "
+            raise UserError(f"--predict {text!r}: {part.strip()!r} is not an input{did_you_mean(name, inputs)} "
                             "(as in N=70B,D=1.4T)")  # fmt: skip
         symbol = known[name.lower()]
+        if symbol in values:
+            raise UserError(f"--predict {text!r}: {symbol} is given twice")
         if symbol in law.label_columns:
             values[symbol] = value
             continue
@@ -41,13 +45,24 @@ def _point(text: str, law: Law, prepared: Prepared) -> dict[str, Any]:
             raise UserError(f"--predict {text!r}: {name} is {error}") from None
         if not values[symbol] > 0:
             raise UserError(f"--predict {text!r}: {name} must be positive")
-    if {"N", "D"} <= set(values):
+    given = set(values)
+    if {"N", "D"} <= given:
         values.setdefault("C", 6.0 * values["N"] * values["D"])
     elif {"N", "C"} <= set(values):
         values["D"] = values["C"] / (6.0 * values["N"])
     elif {"D", "C"} <= set(values):
         values["N"] = values["C"] / (6.0 * values["D"])
-    missing = [symbol for symbol in (*law.columns, *law.label_columns) if symbol not in values]
+    if idle := _idle(given, set(needed)):
+        raise UserError(f"--predict {text!r}: {' and '.join(sorted(idle))} would be ignored: {law.name} reads "
+                        f"{' and '.join(needed)}, and C = 6 N D gives the third of N, D and C")  # fmt: skip
+    missing = [symbol for symbol in needed if symbol not in values]
     if missing:
         raise UserError(f"--predict {text!r}: {law.name} also needs {' and '.join(missing)}")
     return values
+
+
+def _idle(given: set[str], needed: set[str]) -> set[str]:
+    """What is given and neither read by the law nor what another size follows from."""
+    triple = {"N", "D", "C"}
+    followed = set().union(*(triple - {symbol} for symbol in needed & triple - given))
+    return given - needed - followed

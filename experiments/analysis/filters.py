@@ -49,10 +49,11 @@ _WORDS = {"true": True, "false": False, "null": None}  # YAML's spelling, beside
 class Filter:
     """One condition, parsed once and asked about many runs."""
 
-    def __init__(self, text: str, place: str) -> None:
+    def __init__(self, text: str, place: str, kind: str = "factor") -> None:
+        """`kind`: what a name stands for here, in messages."""
         if not isinstance(text, str):
             raise UserError(f"{place}: a filter is text such as 'n_embd >= 16 or tokens < 1e6', found {text!r}")
-        self.text, self.place = text, place
+        self.text, self.place, self.kind = text, place, kind
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError):
@@ -130,8 +131,8 @@ class Filter:
             return values[found[0]]
         if name in _WORDS:
             return _WORDS[name]
-        problem = f"is ambiguous: {', '.join(found)}" if found else f"is no factor{did_you_mean(name, _names(values))}"
-        raise UserError(f"{self.place}: {self.text!r}: {name} {problem}")
+        ambiguous, nearest = f"is ambiguous: {', '.join(found)}", did_you_mean(name, _names(values))
+        raise UserError(f"{self.place}: {self.text!r}: {name} {ambiguous if found else f'is no {self.kind}{nearest}'}")
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[str]:

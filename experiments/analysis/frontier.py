@@ -58,22 +58,25 @@ def compute_optimal(fit: Fit, flops: float | Array, flops_per_nd: float = 6.0) -
     compute = np.atleast_1d(np.asarray(flops, dtype=float))
     params = {name: np.array([value]) for name, value in fit.params.items()}
     n = _optimal_n(params, compute / flops_per_nd)[0]
-    d = compute / flops_per_nd / n
-    loss = fit.law.predict(fit.params, {fit.law.n: n, fit.law.d: d})
+    with np.errstate(all="ignore"):
+        d = compute / flops_per_nd / n
+        loss = fit.law.predict(fit.params, {fit.law.n: n, fit.law.d: d})
     table = pd.DataFrame({"flops": compute, "n": n, "d": d, "loss": loss})
     if len(fit.draws):
         spread = _optimal_n({name: fit.draws[name].to_numpy() for name in fit.params}, compute / flops_per_nd)
         table["n_lower"], table["n_upper"] = percentiles(spread, 0.95)
         table["d_lower"], table["d_upper"] = percentiles(compute / flops_per_nd / spread, 0.95)
-    a = fit.params["beta"] / (fit.params["alpha"] + fit.params["beta"])
+    with np.errstate(all="ignore"):
+        a = float(np.divide(fit.params["beta"], fit.params["alpha"] + fit.params["beta"]))
     return Allocation(table, a, 1.0 - a)
 
 
 def _optimal_n(params: dict[str, Array], nd: Array) -> Array:
     """N of least loss for each product N*D: (draws, computes)."""
     total = params["alpha"] + params["beta"]
-    log_g = np.log(params["alpha"] * params["A"] / (params["beta"] * params["B"])) / total
-    return np.exp(log_g[:, None] + (params["beta"] / total)[:, None] * np.log(nd))
+    with np.errstate(all="ignore"):  # a law without an exponent or a coefficient has no optimum: NaN, 0 or infinity
+        log_g = np.log(params["alpha"] * params["A"] / (params["beta"] * params["B"])) / total
+        return np.exp(log_g[:, None] + (params["beta"] / total)[:, None] * np.log(nd))
 
 
 def optimal_on(fit: Fit, cost: Cost, flops: Array) -> Optimal:

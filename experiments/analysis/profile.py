@@ -153,8 +153,10 @@ def profile(fit: "Fit", name: str, level: float = 0.95) -> Profile:
     low, high = (_side(at, root, sign) for sign in (-1.0, 1.0))
     values = np.concatenate([low.values[::-1], at.theta[:, index], high.values])
     objective = np.concatenate([low.objective[::-1], at.objective, high.objective])
+    with np.errstate(over="ignore"):  # a coefficient that nothing bounds from above
+        own_values = np.exp(values) if logarithmic else values
     table = pd.DataFrame({
-        "value": np.exp(values) if logarithmic else values, "objective": objective,
+        "value": own_values, "objective": objective,
         "deviance": deviance(at, objective[None])[0],
     })  # fmt: skip
     ends = [np.exp(side.end) if logarithmic else side.end for side in (low, high)]

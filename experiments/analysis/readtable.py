@@ -63,9 +63,9 @@ class Table:
         """Every column as numbers where all of its cells are, else as text: what filters are asked about."""
         return pd.DataFrame({name: _guess(self.frame[name]) for name in self.frame.columns})
 
-    def with_units(self, name: str) -> int:
-        """How many cells of a column are written with a unit, as 70B is."""
-        return int(self.frame[name].map(has_unit).sum())
+    def with_units(self, name: str) -> list[str]:
+        """The cells of a column that are written with a unit, as 70B is."""
+        return [str(cell).strip() for cell in self.frame[name] if has_unit(cell)]
 
 
 def _guess(column: "pd.Series[str]") -> "pd.Series[float] | pd.Series[str]":

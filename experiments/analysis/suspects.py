@@ -5,6 +5,7 @@ nothing in the numbers of the fit says why. Both checks ask for two things at on
 change of units makes, so that a real gap is not taken for one.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,11 @@ BITS = float(np.log(1.0 / np.log(2.0)))  # what a loss in bits is above one in n
 NEAR_BITS = 0.06
 EXPLAINED = 2.5  # how many times smaller the misfit has to become when the units are told apart
 ROUNDS = 30
+RUN_NAME = re.compile(
+    r"^(run|curve|trial|job|experiment|id)$|[_\W](run|id|uid|uuid|hash)$|(?-i:[a-z]Id$)|^run[_\W]?(name|no|number|key)$",
+    re.I,
+)
+LABEL_NAME = re.compile(r"^(model|label|name|series)$|[_\W](name|label|key)$", re.I)
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,49 @@ def repeated_rows(used: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     return [f"{rows} ({'the first: ' if many else ''}{again.iloc[0]}) and count{'s' * (not many)} twice"]
 
 
-def shared_ids(used: pd.DataFrame, ids: str, cluster: str | None) -> list[str]:
+def shared_ids(used: pd.DataFrame, ids: str, cluster: str | None, remedy: str = 'cluster="id"') -> list[str]:
     """A sentence where rows share a name in column `ids`, as points of one run do, that are not drawn together."""
     shared = used[ids].duplicated(keep=False) & used[ids].notna()
-    drawn_whole = cluster == ids or (cluster is not None and bool((used.groupby(ids)[cluster].nunique() == 1).all()))
-    if not shared.any() or drawn_whole:
+    if not shared.any() or _drawn_whole(used, ids, cluster):
         return []
     runs = used.loc[shared, ids].nunique()
     share = f"{int(shared.sum())} points share {runs} id{'s' * (runs != 1)}"
     return [f"{share}: points of one run are not independent, and "
-            'the intervals are too narrow; cluster="id" draws runs whole']  # fmt: skip
+            f"the intervals are too narrow; {remedy} draws runs whole"]  # fmt: skip
+
+
+def likely_curves(used: pd.DataFrame, columns: Sequence[str], cluster: str | None) -> tuple[list[str], list[str]]:
+    """A sentence where a column names training curves that are not drawn whole: sure where it is called a run or an
+    id, else (a model may have been trained once per D) only possible."""
+    found = [name for name in columns if _is_label(name, used[name]) and _names_curves(used, name)]
+    if not found or any(_drawn_whole(used, name, cluster) for name in found):
+        return [], []
+    sure = [name for name in found if RUN_NAME.search(name)]
+    counts = {name: int(used[name].nunique()) for name in sure or found}
+    column = max(counts, key=counts.__getitem__)
+    points, runs = int(used[column].duplicated(keep=False).sum()), counts[column]
+    share = f"{points} points share {runs} values of {column}, at one N each and growing D"
+    remedy = f"--cluster {column if ' ' not in column else repr(column)} draws runs whole"
+    if sure:
+        return [f"{share}: points of one run are not independent, and the intervals are too narrow; {remedy}"], []
+    return [], [f"{share}: if they are points of one training curve each, they are not independent, and the intervals "
+                f"are too narrow; {remedy}"]  # fmt: skip
+
+
+def _is_label(name: str, values: "pd.Series[float] | pd.Series[str]") -> bool:
+    """Whether a column names things: text, or numbers under the name of a label. n_layer is none."""
+    return not pd.api.types.is_numeric_dtype(values) or bool(RUN_NAME.search(name) or LABEL_NAME.search(name))
+
+
+def _names_curves(used: pd.DataFrame, name: str) -> bool:
+    """Whether the rows of every value that repeats have one N and a D each, as points of a training curve."""
+    groups = used[used[name].notna() & used[name].duplicated(keep=False)].groupby(name)
+    several = groups["N"].nunique()
+    return len(several) > 1 and bool((several == 1).all() and (groups["D"].nunique() == groups.size()).all())
+
+
+def _drawn_whole(used: pd.DataFrame, name: str, cluster: str | None) -> bool:
+    return cluster == name or (cluster is not None and bool((used.groupby(name)[cluster].nunique() == 1).all()))
 
 
 def mixed_units(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> list[Suspect]:

@@ -22,12 +22,11 @@ from experiments.analysis.laws import LAWS, Law, make_law
 from experiments.analysis.on_loss import fit_on_loss
 from experiments.analysis.readtable import Table, read_table
 from experiments.analysis.rollout import Rollout, rollout
-from experiments.analysis.suspects import checked_units, shared_ids
+from experiments.analysis.suspects import checked_units, likely_curves, shared_ids
+from experiments.analysis.tablewarnings import flag_of, table_warnings, unused_sizes
 from nanogpt.config import UserError, did_you_mean
 
 SYMBOLS = {"n": "N", "d": "D", "flops": "C", "unique": "U", "loss": "L"}
-HIGHEST_LOSS = 20.0  # nats per token; the logarithm of any vocabulary is less
-FEWEST_PARAMETERS = 1e4  # below which sizes are probably in millions
 OWN_ID = "id in the file"  # what a column `id` of the table is called here, where `id` names lines
 MOST_HELD_OUT = 200  # resamples of the fits below a cut, of which there are several
 OPERATORS = ("+", "-", "*", "/")
@@ -85,13 +84,15 @@ def prepare(path: str | Path, law: str, columns: Columns, rows: Rows | None = No
         raise UserError(f"law: {law!r} is not a known law{did_you_mean(law, LAWS)}")
     data, sources = _symbols(table, law, columns)
     chosen, names = _law(law, data, table.path)
+    _refuse_unread(law, names, columns, table.path)
     everything = table.guessed().assign(line=table.frame.index)
     everything = everything.drop(columns=[name for name in data.columns if name in everything]).join(data)
     kept, dropped = _choose(everything, data[[*names, "L"]], sources, rows, table.path)
     _refuse_too_few(kept, dropped, chosen, table.path)
     _refuse(kept, chosen, sources, table.path)
     checked_units(kept, chosen.columns, "L", table.path, rows.trust_units, "--trust-units")
-    warnings = tuple(_warnings(kept, chosen, table, columns))
+    named = {**columns.inputs, "loss": columns.loss}
+    warnings = (*table_warnings(kept, chosen, table, named), *unused_sizes(chosen, sources, named))
     by_line = (
         kept.rename(columns={"id": OWN_ID}).assign(id=[f"line {line}" for line in kept.index]).reset_index(drop=True)
     )
@@ -112,10 +113,10 @@ def fit_prepared(
     if options.get("cluster") == "id" and OWN_ID in prepared.rows:
         options["cluster"] = OWN_ID
     result = fitter(law, prepared.rows, y="L", **options)
-    shared = shared_ids(prepared.rows, OWN_ID, options.get("cluster")) if OWN_ID in prepared.rows else []
+    shared, maybe = _dependence(law, prepared, options.get("cluster"))
     whole = replace(
         result, dropped=pd.concat([prepared.dropped, result.dropped], ignore_index=True),
-        warnings=(*result.warnings, *shared), independent=result.independent and not shared,
+        warnings=(*result.warnings, *shared, *maybe), independent=result.independent and not shared,
     )  # fmt: skip
     by = "C" if "C" in prepared.rows else law.columns[0]
     told = {**options, "fitter": fitter, "y": "L"}
@@ -128,8 +129,27 @@ def fit_prepared(
             problems.append(f"no held-out error stands beside this fit: {error}")
     apart = None
     if held is not None:
-        apart = holdout(law, prepared.rows, **{"by": by, **held}, **told)
+        apart = _held_out(law, prepared, {"by": by, **held}, told)
     return TableFit(prepared, whole, rolled, apart, tuple(problems))
+
+
+def _held_out(law: Law, prepared: Prepared, cut: Mapping[str, Any], told: Mapping[str, Any]) -> Holdout:
+    """The cut asked for; what is wrong with it is said of its flag."""
+    try:
+        return holdout(law, prepared.rows, **cut, **told)
+    except UserError as error:
+        asked = ",".join(f"{key}={value}" for key, value in cut.items())
+        raise UserError(f"{prepared.path}: --holdout {asked}: {str(error).removeprefix('holdout: ')}") from None
+
+
+def _dependence(law: Law, prepared: Prepared, cluster: str | None) -> tuple[list[str], list[str]]:
+    """What to say of points of one run taken for several: what is sure, and what may be."""
+    if OWN_ID in prepared.rows and (said := shared_ids(prepared.rows, OWN_ID, cluster, "--cluster id")):
+        return said, []
+    if not {"N", "D"} <= set(law.columns):
+        return [], []
+    read = {*SYMBOLS.values(), *law.columns, *law.label_columns, *prepared.sources.values(), "id", "line", OWN_ID}
+    return likely_curves(prepared.rows, [str(name) for name in prepared.rows if name not in read], cluster)
 
 
 def _symbols(table: Table, law: str, columns: Columns) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -141,9 +161,10 @@ def _symbols(table: Table, law: str, columns: Columns) -> tuple[pd.DataFrame, di
     for key, text in given.items():
         if key not in known:
             raise UserError(f"law {law}: it has no input {key!r}{did_you_mean(key, known)}")
-        flag = f"--{key}" if key in ("n", "d", "flops", "loss") else f"--input {key}"
+        flag = flag_of(key)
         data[known[key]] = table.texts(text, flag) if key in labels else _numbers(table, text, flag)
         sources[known[key]] = text if text in table.frame.columns else f"{text} (worked out)"
+    _refuse_shared_columns(given, table.path)
     for symbol, of, formula in (
         ("D", ("N", "C"), "C / (6 N)"),
         ("N", ("D", "C"), "C / (6 D)"),
@@ -156,12 +177,31 @@ def _symbols(table: Table, law: str, columns: Columns) -> tuple[pd.DataFrame, di
     return data, sources
 
 
+def _refuse_shared_columns(given: Mapping[str, str], path: str) -> None:
+    """UserError where two roles are read from one column: no law tells them apart."""
+    seen: dict[str, str] = {}
+    for key, text in given.items():
+        column = text.strip().strip("`")
+        if column in seen:
+            raise UserError(f"{path}: {flag_of(seen[column])} and {flag_of(key)} are both {column!r}; each is a column "
+                            "of its own")  # fmt: skip
+        seen[column] = key
+
+
+def _refuse_unread(law: str, names: Iterable[str], columns: Columns, path: str) -> None:
+    """UserError for an input that the law does not take; sizes and compute follow from each other and may stand."""
+    takes = LAWS[law].inputs()
+    for key in columns.inputs:
+        if key not in ("n", "d", "flops") and SYMBOLS.get(key, key) not in names:
+            raise UserError(f"{path}: --input {key}: law {law} has no input {key!r}; it takes {', '.join(takes)}")
+
+
 def _numbers(table: Table, text: str, flag: str) -> "pd.Series[float]":
     """A column of numbers, or an expression in several."""
     bare, quoted = _unquoted(text, table.frame.columns, f"{table.path}: {flag}")
     if text in table.frame.columns or not any(sign in bare for sign in OPERATORS) or not _parses(bare):
         return table.numbers(quoted.get(bare, text), flag)
-    expression = Filter(bare, f"{table.path}: {flag}")
+    expression = Filter(bare, f"{table.path}: {flag}", "column")
     if not expression.names():
         raise UserError(f"{table.path}: {flag}: {text!r} names no column; columns: {', '.join(table.frame.columns)}")
     names = dict.fromkeys(expression.names())
@@ -218,7 +258,7 @@ def _choose(
         if text is None:
             continue
         bare, quoted = _unquoted(text, everything.columns, f"{path}: {flag}")
-        condition = Filter(bare, f"{path}: {flag}")
+        condition = Filter(bare, f"{path}: {flag}", "column")
         if not condition.names():
             raise UserError(f"{path}: {flag}: {text!r} names no column, so it says the same of every row")
         named = everything.assign(**{name: everything[column] for name, column in quoted.items()})
@@ -257,28 +297,3 @@ def _refuse(kept: pd.DataFrame, law: Law, sources: Mapping[str, str], path: str)
                             f'--drop "{symbol} <= 0" leaves them out)')  # fmt: skip
     if len(kept) and kept["L"].nunique() == 1:
         raise UserError(f"{path}: every loss (L, {sources['L']}) is {kept['L'].iloc[0]:g}; there is nothing to fit")
-
-
-def _warnings(kept: pd.DataFrame, law: Law, table: Table, columns: Columns) -> list[str]:
-    """What a person should look at, in words; none of it stops a fit."""
-    found = []
-    for key, name in {**columns.inputs, "loss": columns.loss}.items():
-        if name in table.frame.columns and (many := table.with_units(name)):
-            found.append(f"{many} cells of {name} (--{key}) have a unit and were read as numbers: 70B as 7e10")
-    highest = float(kept["L"].max()) if len(kept) else 0.0
-    if highest > HIGHEST_LOSS:
-        found.append(
-            f"the highest loss is {highest:.4g}: is the column a perplexity or a percentage, not nats per token?"
-        )
-    if "N" in law.columns and len(kept) and float(kept["N"].max()) < FEWEST_PARAMETERS:
-        found.append(f"the largest N is {kept['N'].max():g}: in millions or billions? Coefficients, 6 N D and "
-                     "--predict take this unit; an expression such as --n \"N * 1e6\" changes it")  # fmt: skip
-    for name in law.columns if len(kept) > 3 else ():
-        rises = np.corrcoef(np.log(kept[name]), np.log(kept["L"]))[0, 1] if kept[name].nunique() > 1 else -1.0
-        if len(law.columns) == 1 and rises > 0:
-            found.append(f"the loss grows with {name}: is it a loss, and the right column?")
-    spare = sorted(table.repeated)
-    return [
-        *found,
-        *([f"the header holds {', '.join(map(repr, spare))} more than once; the first was read"] if spare else []),
-    ]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.commands.looking import folder_of, judged
+from experiments.commands.tableflags import DELTA, add_flags
+from experiments.commands.tabletargets import targets_of, write_all
 from experiments.present import asked_now
+from experiments.results import RESULTS
 from nanogpt.config import UserError, did_you_mean
-from nanogpt.record import replacing
 
 SUCCESS = 0
 HOLDOUT_KEYS = ("by", "fraction", "below", "largest")
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def fit(arguments: argparse.Namespace) -> int:
@@ -24,13 +25,27 @@ def fit(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None:
         if arguments.strict:
             raise UserError("fit: --strict judges the claims of a study, and a table has none")
+        if arguments.size is not None:
+            raise UserError("fit: --size chooses among the sizes of a study, and a table has none")
+        if arguments.out != RESULTS:
+            raise UserError("fit: --out is the root of the results of studies; a table's go to --json and --figure")
         return _fit_table(arguments)
+    _refuse_flags_of_tables(arguments)
     from experiments.conclude import fit_text
 
     folder = folder_of(arguments)
     written = fit_text(folder, asked_now(folder, arguments.study))
     print(written.text)
     return judged(written.failed, arguments.strict)
+
+
+def _refuse_flags_of_tables(arguments: argparse.Namespace) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    given = [f"--{name.replace('_', '-')}" for name, default in vars(parser.parse_args([])).items()
+             if getattr(arguments, name) != default]  # fmt: skip
+    if given:
+        raise UserError(f"fit: {', '.join(sorted(given))}: only with --csv FILE; a study's file says how it is fitted")
 
 
 def _fit_table(arguments: argparse.Namespace) -> int:
@@ -41,18 +56,15 @@ def _fit_table(arguments: argparse.Namespace) -> int:
     inputs, options, held = _inputs(arguments), _options(arguments), _holdout(arguments.holdout)
     if arguments.loss is None:
         raise UserError("fit: --csv also needs --loss COLUMN")
-    for path in (arguments.figure, arguments.corner):
-        if path is not None and path.suffix not in PICTURES:
-            raise UserError(f"fit: {path}: a figure is written as one of {', '.join(PICTURES)}")
+    targets = targets_of(arguments)
     name = arguments.law or ("chinchilla" if len(inputs.keys() & {"n", "d", "flops"}) > 1 else "power_law")
     rows = Rows(arguments.where, tuple(arguments.drop), arguments.trust_units)
     law, prepared = prepare(arguments.csv, name, Columns(arguments.loss, inputs), rows)
     points = parse_points(arguments.predict, law, prepared)
     done = fit_prepared(law, prepared, on=arguments.residual, cuts=arguments.rollout, held=held, **options)
     data = json.dumps(_plain(as_data(done, points)), indent=1, allow_nan=False) if arguments.json is not None else ""
-    if arguments.json is not None and str(arguments.json) != "-":
-        _write(arguments.json, (data + "\n").encode())
-    _draw(done, arguments)
+    contents = {targets["json"]: (data + "\n").encode()} if "json" in targets else {}
+    write_all(contents | _pictures(done, targets))
     print(data if str(arguments.json) == "-" else table_text(done, points))
     return SUCCESS
 
@@ -63,6 +75,8 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, str]:
         name, equals, column = text.partition("=")
         if not equals or not column:
             raise UserError(f"fit: --input {text!r}: expected NAME=COLUMN, such as unique=unique_tokens")
+        if name.strip() in found:
+            raise UserError(f"fit: --input {name.strip()}: the input is given twice")
         found[name.strip()] = column.strip()
     if not found:
         raise UserError("fit: --csv also needs --n and --d, or --n and --flops, or --flops alone for a law in compute")
@@ -72,18 +86,18 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, str]:
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `fit` takes."""
     resamples = 1000 if arguments.bootstrap is None else arguments.bootstrap
-    options: dict[str, Any] = {"seed": arguments.seed, "cluster": arguments.cluster}
-    if arguments.residual == "loss":
-        if arguments.intervals == "profile":
-            raise UserError("fit: --intervals profile needs residuals of ln L, so not --residual loss")
-        return options | {
-            "loss": arguments.loss_fn or "lsq", "delta": arguments.delta, "resample": arguments.resample,
-            "bootstrap": resamples,
-        }  # fmt: skip
-    return options | {
-        "loss": arguments.loss_fn or "huber", "delta": arguments.delta, "resample": arguments.resample,
-        "bootstrap": resamples, "intervals": arguments.intervals,
+    chosen = arguments.loss_fn or ("lsq" if arguments.residual == "loss" else "huber")
+    if arguments.delta is not None and chosen in ("lad", "lsq"):
+        raise UserError(f"fit: --delta is the threshold of --loss-fn huber; {chosen} has none")
+    options: dict[str, Any] = {
+        "seed": arguments.seed, "cluster": arguments.cluster, "loss": chosen, "resample": arguments.resample,
+        "delta": DELTA if arguments.delta is None else arguments.delta, "bootstrap": resamples,
     }  # fmt: skip
+    if arguments.residual == "log":
+        return options | {"intervals": arguments.intervals}
+    if arguments.intervals == "profile":
+        raise UserError("fit: --intervals profile needs residuals of ln L, so not --residual loss")
+    return options
 
 
 def _holdout(text: str | None) -> dict[str, Any] | None:
@@ -103,25 +117,21 @@ def _holdout(text: str | None) -> dict[str, Any] | None:
     return found
 
 
-def _draw(done: Any, arguments: argparse.Namespace) -> None:
-    if arguments.figure is None and arguments.corner is None:
-        return
+def _pictures(done: Any, targets: Mapping[str, Path]) -> dict[Path, bytes]:
+    """The figures that are asked for, drawn."""
+    if not targets.keys() & {"figure", "corner"}:
+        return {}
     from experiments.analysis.corner import corner, draws_of
     from experiments.analysis.overview import overview
     from experiments.analysis.saving import figure_of, picture
 
-    if arguments.figure is not None:
-        _write(arguments.figure, picture(overview(done), arguments.figure.suffix))
-    if arguments.corner is not None:
-        _write(arguments.corner, picture(figure_of(corner(draws_of(done.fit), fit=done.fit)), arguments.corner.suffix))
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with replacing(path) as draft:
-            draft.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"fit: {path} cannot be written: {error.strerror or error}") from None
+    drawn = {}
+    if "figure" in targets:
+        drawn[targets["figure"]] = picture(overview(done), targets["figure"].suffix)
+    if "corner" in targets:
+        figure = figure_of(corner(draws_of(done.fit), fit=done.fit))
+        drawn[targets["corner"]] = picture(figure, targets["corner"].suffix)
+    return drawn
 
 
 def _plain(value: Any) -> Any:

@@ -201,7 +201,7 @@ def test_columns_with_blanks_stand_between_backticks(tmp_path: Path, capsys: pyt
         (("--loss-fn", "hubre"), "did you mean 'huber'?"),
         (("--residual", "loss", "--loss-fn", "lda"), "did you mean 'lad'?"),
         (("--where", "1 > 0"), "names no column"),
-        (("--drop", "nothing > 0"), "nothing is no factor"),
+        (("--drop", "nothing > 0"), "nothing is no column"),
         (("--figure", "a.jpeg"), "one of .png, .svg, .pdf"),
         (("--input", "unique"), "expected NAME=COLUMN"),
         (("--input", "depth=tokens"), "has no input 'depth'"),
