@@ -120,6 +120,31 @@ def test_inputs_that_move_together_are_the_design_s_fault() -> None:
     assert "n_params_non_embedding and tokens hardly move apart in these runs" in notes_of("chinchilla", runs)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_fixed_ratio_is_the_design_s_fault_whatever_bound_the_fit_ends_at(seed: int) -> None:
+    n = np.geomspace(1e6, 1e9, 12)
+    loss = (1.7 + 300 * n**-0.33 + 900 * (20 * n) ** -0.31) * np.exp(
+        0.002 * np.random.default_rng(seed).standard_normal(12)
+    )
+    runs = pd.DataFrame({"n_params_non_embedding": n, "tokens": 20 * n, "val_loss": loss})
+    for function in ("huber", "lsq"):
+        assert "hardly move apart in these runs" in notes_of("chinchilla", runs, loss=function)
+
+
+def test_a_coefficient_at_its_bound_is_spoken_of_on_the_scale_of_the_bound() -> None:
+    """A = 4e27 is a millionth of the loss at the middle of these runs: no zero, and no want of effect at the end."""
+    n, d = (each.ravel() for each in np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(1e8, 1e11, 5)))
+    runs = pd.DataFrame({"n_params_non_embedding": n, "tokens": d, "val_loss": 1.7 + (2e5 / n) ** 5 + 300 / d**0.31})
+    runs["val_loss"] += 3.0 * (n < 2e6)
+    result = fit("chinchilla", runs, bootstrap=0, loss="lsq")
+    assert result.at_ends["A"] == "lower"
+    assert result.params["A"] > 1e20
+    said = " ".join(result.notes)
+    assert "bound 0" not in said
+    assert "no effect of" not in said
+    assert "A is at its lower bound: its term is next to nothing at the middle of the runs, and is up to" in said
+
+
 def test_too_few_resamples_for_an_interval_are_said() -> None:
     runs = planted_runs()
     assert "20 resamples are too few for a 95 % interval" in notes_of("chinchilla", runs, bootstrap=20)
