@@ -51,7 +51,9 @@ def words(fit: "Fit", symbol: str) -> str | None:
     at, quantity = fit.at_ends, next(q for q in fit.law.quantities if q.symbol == symbol)
     if symbol not in at:
         term = owner(fit.law, symbol, at)
-        return f"{symbol} is without effect: its term all but vanishes, as {term} is at its lower bound" if term else None
+        return (
+            f"{symbol} is without effect: its term all but vanishes, as {term} is at its lower bound" if term else None
+        )
     end, along = at[symbol], _along(fit.law, symbol)
     if symbol == fit.law.floor:
         told = ("lower bound 0: the data show no floor, the loss falls as fast as a law without one" if end == "lower"

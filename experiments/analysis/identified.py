@@ -55,7 +55,8 @@ def _why_collinear(fit: "Fit") -> str | None:
     names = [name for name, open_ in zip(fit.law.parameters, free, strict=True) if open_]
     told = [name for name, share in zip(names, weakest, strict=True) if abs(share) > WEAK]
     return (f"condition number {fit.condition:.1e}: the inputs do move apart, but these runs do not tell "
-            f"{' and '.join(told)} from one another, so they are not identified even where predictions are")  # fmt: skip
+            f"{' and '.join(told)} from one another, so they are not "
+            "identified even where predictions are")  # fmt: skip
 
 
 def _together(fit: "Fit") -> bool:

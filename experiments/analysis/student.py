@@ -75,8 +75,8 @@ def fitted_spread(seeds: Spread | None, residual_sum: float, df: int, weight: fl
     """The spread of a coefficient fitted to means over seeds: that between seeds, unless the form misses the means.
 
     `residual_sum` of squares has `df` degrees of freedom, `weight` is the coefficient's variance for residuals of
-    variance 1, `noise` that of one mean (of a logarithm) as the seeds have it, at least that of arithmetic. With one seed, or where an F test finds that the misfit
-    is more than noise, the residuals are what is known of the error.
+    variance 1, `noise` that of one mean (of a logarithm) as the seeds have it, at least that of arithmetic. With one
+    seed, or where an F test finds that the misfit is more than noise, the residuals are what is known of the error.
     """
     residual = Spread(weight * residual_sum / df, df) if df > 0 else None
     if seeds is None:
