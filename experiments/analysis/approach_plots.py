@@ -29,7 +29,7 @@ from experiments.analysis.powerline import PowerLine
 from experiments.analysis.rollout import Rollout
 from experiments.analysis.rollout import rollout as roll_out
 from experiments.analysis.slices import along
-from experiments.analysis.ticks import human, log_axis
+from experiments.analysis.ticks import alike, log_axis
 from nanogpt.config import UserError
 
 
@@ -233,8 +233,8 @@ def rollout_errors(
     axes.set(xlabel=f"{data.by} of the run, as a multiple of the largest fitted", ylabel="predicted above measured (%)")
     log_axis(axes, "x")
     counts = data.table["cut"].value_counts()
-    handles = [_line(colour, f"{data.by} < {human(cut)}: {counts[cut]} predicted", marker="o", ls="")
-               for colour, cut in zip(colours, cuts, strict=True)]  # fmt: skip
+    handles = [_line(colour, f"{data.by} < {said}: {counts[cut]} predicted", marker="o", ls="")
+               for colour, cut, said in zip(colours, cuts, alike(cuts, data.by), strict=True)]  # fmt: skip
     handles.append(_line("#cccccc", "mean absolute error", lw=6))
     bars = "" if np.isnan(data.covered) else f"; bars: 95 % intervals, which hold {data.covered:.0%} of the losses"
     note = (

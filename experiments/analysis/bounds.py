@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 End = Literal["lower", "upper"]
 NEAR = 1e-6  # of a coordinate: nearer to its end than this is at it
 NOTHING = 1e-6  # share of the lowest loss below which a term at the centre of the inputs is no term
+VISIBLE = 1e-3  # share of the loss from which a term is worth a word
 FLOOR_IS_ZERO = 1e-3  # a floor below this share of the lowest loss is not told from zero
 
 
@@ -50,13 +51,15 @@ def words(fit: "Fit", symbol: str) -> str | None:
     at, quantity = fit.at_ends, next(q for q in fit.law.quantities if q.symbol == symbol)
     if symbol not in at:
         term = owner(fit.law, symbol, at)
-        return f"{symbol} is without effect: its term vanishes, as {term} is at its lower bound 0" if term else None
+        return (
+            f"{symbol} is without effect: its term all but vanishes, as {term} is at its lower bound" if term else None
+        )
     end, along = at[symbol], _along(fit.law, symbol)
     if symbol == fit.law.floor:
         told = ("lower bound 0: the data show no floor, the loss falls as fast as a law without one" if end == "lower"
                 else f"upper bound {fit.params[symbol]:.3g}: the data show no end to it above")  # fmt: skip
     elif quantity.of_loss and quantity.scales:
-        told = (f"lower bound 0: the data show no effect of {along}" if end == "lower"
+        told = (f"lower bound: {_vanished(fit, quantity, along)}" if end == "lower"
                 else f"upper bound {fit.params[symbol]:.3g}: its term outgrows the losses")  # fmt: skip
     elif symbol in fit.law.exponents:
         told = (f"lower bound {_round(fit.params[symbol])}: the data show no change of the loss along {along}"
@@ -65,6 +68,22 @@ def words(fit: "Fit", symbol: str) -> str | None:
     else:
         told = f"{end} bound {fit.params[symbol]:.3g}: the data set no {'least' if end == 'lower' else 'largest'} value"
     return f"{symbol} is at its {told}"
+
+
+def _vanished(fit: "Fit", quantity: Parameter, along: str) -> str:
+    """Where a term next to nothing is so: its bound is at the middle of the runs, and its own unit, an input of 1, may
+    make the coefficient as large as one likes. A steep term can still show at an end."""
+    middle = "its term is next to nothing at the middle of the runs"
+    powers = [(column, fit.params[power] if isinstance(power, str) else power) for column, power in quantity.scales]
+    if not all(column in fit.points for column, _ in powers):
+        return middle
+    ln_term = np.log(fit.params[quantity.symbol]) - sum(
+        power * np.log(fit.points[column].to_numpy(dtype=float)) for column, power in powers
+    )
+    most = float(np.exp(np.max(ln_term - np.log(fit.points["predicted"].to_numpy(dtype=float)))))
+    if most < VISIBLE:
+        return f"{middle} and everywhere else: the data show no effect of {along}"
+    return f"{middle}, and is up to {100 * most:.2g} % of the loss at an end of {along}"
 
 
 def _nothing(law: Law, quantity: Parameter) -> float:

@@ -19,7 +19,7 @@ from experiments.analysis.fitted import Fit
 from experiments.analysis.ladder import Ladder, make_ladder
 from experiments.analysis.laws import PowerLaw, SaturatingPowerLaw
 from experiments.analysis.parabola import Refusal
-from experiments.analysis.student import LEVEL, Array, Interval, Spread, fitted_spread, seed_spread
+from experiments.analysis.student import LEVEL, ROUNDING, Array, Interval, Spread, fitted_spread, seed_spread
 from experiments.analysis.where import select
 from nanogpt.config import UserError
 
@@ -73,8 +73,8 @@ class Comparison:
 
 
 def outcome_of(lower: float, upper: float, neutral: float) -> Outcome:
-    """Win above the neutral value, loss below it, tie where the interval holds it."""
-    return "win" if lower > neutral else "loss" if upper < neutral else "tie"
+    """Win above the neutral value, loss below it, tie where the interval holds it or ends within rounding of it."""
+    return "win" if lower > neutral + ROUNDING else "loss" if upper < neutral - ROUNDING else "tie"
 
 
 def compare(

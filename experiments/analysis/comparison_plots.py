@@ -22,7 +22,7 @@ from experiments.analysis.contract import figure
 from experiments.analysis.hyper import HyperLaw, hyper_law
 from experiments.analysis.parabola import Refusal
 from experiments.analysis.student import Interval
-from experiments.analysis.ticks import human, log_axis
+from experiments.analysis.ticks import alike, human, log_axis
 from nanogpt.config import UserError
 
 # Each with a marker of its own, for readers who see no colour.
@@ -94,9 +94,10 @@ def _forest_rows(whole: Any, table: pd.DataFrame, named: bool) -> list[dict[str,
     if not isinstance(whole.multiplier, Interval):
         return []
     front = f"{whole.candidate}, " if named else ""
+    names = alike(table["x"], whole.x)
     rows: list[dict[str, Any]] = [
-        {**{str(key): value for key, value in row.items()}, "name": f"{front}{human(row['x'])}", "bold": False}
-        for row in table.to_dict(orient="records")
+        {**{str(key): value for key, value in row.items()}, "name": f"{front}{name}", "bold": False}
+        for name, row in zip(names, table.to_dict(orient="records"), strict=True)
         if np.isfinite(row["multiplier"])
     ]
     all_of_them = {"multiplier": whole.multiplier.value, "lower": whole.multiplier.lower,
@@ -150,7 +151,7 @@ def optimum_law(
     log_axis(axes, "x")
     log_axis(axes, "y")
     lost = table[table["reason"] != ""]
-    refused = [f"no optimum at {human(row[name])}: {row['reason']}" for row in lost.to_dict(orient="records")]
+    refused = [f"no optimum at {at}: {why}" for at, why in zip(alike(lost[name], name), lost["reason"], strict=True)]
     without = [f"no law: {law.constant.reason}"] if isinstance(law.constant, Refusal) else []
     return done(axes, ax, "\n".join([counts(df), *refused, *without, *law.notes]), handles)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from experiments.analysis import identified
 from experiments.analysis.columns import column, finished
 from experiments.analysis.fitted import Fit
 from experiments.analysis.intervals import percentiles
@@ -51,10 +52,12 @@ def compute_optimal(fit: Fit, flops: float | Array, flops_per_nd: float = 6.0) -
 
     N = G (C/k)^(beta/(alpha+beta)), D = (C/k) / N, G = (alpha A / (beta B))^(1/(alpha+beta)), k = flops_per_nd
     (Hoffmann et al. 2022, arXiv 2203.15556, eq. 4). k = 6 counts no attention and no embedding: small models need the
-    measured ratio. Raises UserError for another law.
+    measured ratio. Raises UserError for another law, and for a fit that tells no optimum (`no_optimum`).
     """
     if not isinstance(fit.law, Chinchilla):
         raise UserError(f"compute_optimal: needs a chinchilla fit, found {fit.law.name}")
+    if (reason := no_optimum(fit)) is not None:
+        raise UserError(f"compute_optimal: {reason}")
     compute = np.atleast_1d(np.asarray(flops, dtype=float))
     params = {name: np.array([value]) for name, value in fit.params.items()}
     n = _optimal_n(params, compute / flops_per_nd)[0]
@@ -63,12 +66,30 @@ def compute_optimal(fit: Fit, flops: float | Array, flops_per_nd: float = 6.0) -
         loss = fit.law.predict(fit.params, {fit.law.n: n, fit.law.d: d})
     table = pd.DataFrame({"flops": compute, "n": n, "d": d, "loss": loss})
     if len(fit.draws):
-        spread = _optimal_n({name: fit.draws[name].to_numpy() for name in fit.params}, compute / flops_per_nd)
+        # A draw whose exponent is at its bound has an end at 0 or infinity; so few that no end of an interval is one.
+        with np.errstate(all="ignore"):
+            spread = _optimal_n({name: fit.draws[name].to_numpy() for name in fit.params}, compute / flops_per_nd)
+        spread = spread[((spread > 0) & np.isfinite(spread)).all(axis=1)]
         table["n_lower"], table["n_upper"] = percentiles(spread, 0.95)
         table["d_lower"], table["d_upper"] = percentiles(compute / flops_per_nd / spread, 0.95)
     with np.errstate(all="ignore"):
         a = float(np.divide(fit.params["beta"], fit.params["alpha"] + fit.params["beta"]))
     return Allocation(table, a, 1.0 - a)
+
+
+def no_optimum(fit: Fit) -> str | None:
+    """Why a Chinchilla fit tells no best N and D: one of its terms is at a bound or an exponent is not identified."""
+    terms = [name for name in ("A", "B", "alpha", "beta") if name in fit.params]
+    held = [name for name in terms if name in fit.at_ends]
+    loose = [name for name in terms if name in fit.law.exponents and identified.unidentified(fit, name) is not None]
+    if not held and not loose:
+        return None
+    why = f"{_listed(held)} at a bound" if held else f"{_listed(loose)} not identified"
+    return f"these runs do not tell how to divide compute between N and D: {why}"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
 def _optimal_n(params: dict[str, Array], nd: Array) -> Array:

@@ -32,25 +32,41 @@ def notes(fit: "Fit") -> tuple[str, ...]:
     found += fit.warnings
     if fit.misfit is not None and fit.misfit.bends:
         found.append(fit.misfit.words)
-    if fit.condition > COLLINEAR and len(fit.law.columns) > 1:
-        found.append(f"condition number {fit.condition:.1e}: {_why_collinear(fit)}")
+    found += [note for note in (_why_collinear(fit),) if note]
     found += [note for note in (unidentified(fit, name) for name in fit.params) if note]
     return tuple(found)
 
 
-def _why_collinear(fit: "Fit") -> str:
-    """Whether the design is at fault, whose inputs move together, or the law, which asks more than these runs tell."""
-    ln_x = np.log(fit.points[list(fit.law.columns)].to_numpy(dtype=float))
-    spread = np.linalg.svd((ln_x - ln_x.mean(axis=0)) / ln_x.std(axis=0), compute_uv=False)
-    if spread[-1] < TOGETHER * spread[0]:
+def _why_collinear(fit: "Fit") -> str | None:
+    """Whether the design is at fault, whose inputs move together, or the law, which asks more than these runs tell.
+
+    The design is looked at whatever the condition number is: that leaves out parameters at their bounds, which is where
+    a fit to such a design often ends.
+    """
+    if len(fit.law.columns) < 2:
+        return None
+    if _together(fit):
         return (f"{' and '.join(fit.law.columns)} hardly move apart in these runs, so single parameters are not "
                 "identified even where predictions are")  # fmt: skip
+    if not fit.condition > COLLINEAR:
+        return None
     free = bounds.free_parameters(fit.problem, fit.theta)
     weakest = np.linalg.svd(fit.problem.model.expand(fit.theta).jacobian[0][:, free])[2][-1]
     names = [name for name, open_ in zip(fit.law.parameters, free, strict=True) if open_]
     told = [name for name, share in zip(names, weakest, strict=True) if abs(share) > WEAK]
-    return (f"the inputs do move apart, but these runs do not tell {' and '.join(told)} from one another, so they are "
-            "not identified even where predictions are")  # fmt: skip
+    return (f"condition number {fit.condition:.1e}: the inputs do move apart, but these runs do not tell "
+            f"{' and '.join(told)} from one another, so they are not "
+            "identified even where predictions are")  # fmt: skip
+
+
+def _together(fit: "Fit") -> bool:
+    """Whether the ln inputs lie on a line as nearly as makes no difference; one that is constant is not looked at."""
+    ln_x = np.log(fit.points[list(fit.law.columns)].to_numpy(dtype=float))
+    ln_x = ln_x[:, np.ptp(ln_x, axis=0) > 0]
+    if ln_x.shape[1] < 2:
+        return False
+    spread = np.linalg.svd((ln_x - ln_x.mean(axis=0)) / ln_x.std(axis=0), compute_uv=False)
+    return bool(spread[-1] < TOGETHER * spread[0])
 
 
 def identified(fit: "Fit") -> dict[str, bool]:

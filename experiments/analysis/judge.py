@@ -117,8 +117,6 @@ def judge(statement: Statement, evidence: Evidence) -> tuple[Word, str]:
 
 @judge.register
 def _held_out(statement: HeldOutError, evidence: Evidence) -> tuple[Word, str]:
-    if statement.where is not None:
-        raise UserError("the held-out runs are chosen by the `fit:` section; this claim takes no `where`")
     held = evidence.holdout
     if held is None or statement.by == "rollout":
         return _rolled_out(statement, evidence)
@@ -291,8 +289,6 @@ def _fitted(statement: CoversEntropy | Parameter, evidence: Evidence) -> tuple[F
     """The study's fit and the interval of the parameter that a claim names."""
     if evidence.fit is None:
         raise UserError("no law could be fitted")
-    if statement.where is not None:
-        raise UserError("the fitted runs are chosen by `fit.where`; this claim takes no `where`")
     if statement.symbol not in evidence.fit.params:
         hint = did_you_mean(statement.symbol, evidence.fit.params)
         raise UserError(f"{evidence.fit.law.name} has no parameter {statement.symbol!r}{hint}")

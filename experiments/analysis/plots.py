@@ -32,7 +32,7 @@ from experiments.analysis.contract import figure, fitted_part, needed_fit, seen_
 from experiments.analysis.fitted import Fit
 from experiments.analysis.frontier import fitted_frontier, lower_envelope
 from experiments.analysis.holdout import Holdout
-from experiments.analysis.ticks import human, log_axis
+from experiments.analysis.ticks import alike, log_axis
 from nanogpt.config import UserError
 
 
@@ -213,7 +213,7 @@ def predicted_vs_measured(
     log_axis(axes, "y")
     axes.set(xlabel=f"measured {label(law.y)}", ylabel=f"predicted {label(law.y)}")
     hidden = int((~fitted[law.y].between(low, high)).sum())
-    note = f"law fitted where {holdout.by} < {human(holdout.cut)}; " if holdout is not None else ""
+    note = f"law fitted where {holdout.by} < {alike([holdout.cut], holdout.by)[0]}; " if holdout is not None else ""
     note += "one point per run" + (f"; {hidden} fitted runs lie outside the window" if hidden else "")
     return done(axes, ax, note, handles)
 

@@ -64,6 +64,7 @@ class Statement:
     pattern: ClassVar[str]
     example: ClassVar[str]
     needs: ClassVar[str | None] = None  # the section of a study without which it can not be judged
+    chosen_by: ClassVar[str | None] = None  # what chooses its runs, where a `where` of its own can not
 
     def columns(self) -> list[str]:
         """The columns that it names."""
@@ -85,6 +86,7 @@ class HeldOutError(Statement):
     pattern = rf"(?:(?P<which>largest|mean) )?(?P<by>held-out|holdout|rollout) error {BOUND}"
     example = "held-out error below 2 %"
     needs = "fit"
+    chosen_by = "the `fit:` section"
 
     def section(self) -> str | None:
         return "fit.holdout" if self.by == "holdout" else self.needs
@@ -191,6 +193,7 @@ class CoversEntropy(Statement):
     pattern = rf"(?P<symbol>{SYMBOL}) covers {_ENTROPY}"
     example = "E covers the entropy"
     needs = "fit"
+    chosen_by = "`fit.where`"
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ class Parameter(Statement):
     pattern = rf"(?P<symbol>{SYMBOL}) {BOUND}"
     example = "alpha between 0.2 and 0.5"
     needs = "fit"
+    chosen_by = "`fit.where`"
 
 
 FORMS: tuple[type[Statement], ...] = (
@@ -236,6 +240,8 @@ def _match(sentence: str, text: str, where: str | None, place: str) -> Statement
     for form in FORMS:
         found = re.fullmatch(form.pattern, sentence)
         if found is not None:
+            if where is not None and form.chosen_by is not None:
+                raise UserError(f"{place}: {text!r}: this claim takes no `where`; {form.chosen_by} chooses its runs")
             return form(text, where, **_parts(form, found, place))
     return None
 
@@ -249,6 +255,8 @@ def _parts(form: type[Statement], found: "re.Match[str]", place: str) -> dict[st
     if "x" in found.groupdict():
         asked = found["x"] or "flops"
         parts["x"] = COMMON_NAMES.get(asked, asked)
+    if form is HeldOutError:
+        _check_share(parts["bound"], place)
     if "bound" in parts:
         parts["bound"] = _bound(parts["bound"], form is Drift, place)
     for key, empty in (("by", 1.0), ("within", None), ("target", None)):
@@ -258,6 +266,15 @@ def _parts(form: type[Statement], found: "re.Match[str]", place: str) -> dict[st
         # The number that reports quote of expanding cuts is their mean; a single cut is judged by its worst run.
         parts["which"] = parts["which"] or ("mean" if parts["by"] == "rollout" else "largest")
     return parts
+
+
+def _check_share(bound: str, place: str) -> None:
+    """An error is a share: 2 would be 200 %, which nobody means, and 0.02 is as easily 0.02 %."""
+    for number, percent in re.findall(rf"({NUMBER})( %)?(?= |$)", bound):
+        if not percent or _number(number) < 0:
+            found = f"{number}{percent}"
+            ask = "is below 0" if percent else f"has no %, as in '{number} %'"
+            raise UserError(f"{place}: {bound!r}: an error is a share in % from 0 up, and {found!r} {ask}")
 
 
 def _number(text: str) -> float:

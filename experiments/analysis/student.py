@@ -12,6 +12,7 @@ from scipy.stats import t as student
 
 Array = NDArray[np.floating[Any]]
 LEVEL = 0.90  # of the intervals that comparisons and claims are judged by
+ROUNDING = 1e-6  # relative differences of losses and of multipliers below this are arithmetic, not findings
 MISFIT = 0.05  # a misfit that noise between seeds would show less often than this is one
 
 
@@ -74,15 +75,15 @@ def fitted_spread(seeds: Spread | None, residual_sum: float, df: int, weight: fl
     """The spread of a coefficient fitted to means over seeds: that between seeds, unless the form misses the means.
 
     `residual_sum` of squares has `df` degrees of freedom, `weight` is the coefficient's variance for residuals of
-    variance 1, `noise` that of one mean as the seeds have it. With one seed, or where an F test finds that the misfit
-    is more than noise, the residuals are what is known of the error.
+    variance 1, `noise` that of one mean (of a logarithm) as the seeds have it, at least that of arithmetic. With one
+    seed, or where an F test finds that the misfit is more than noise, the residuals are what is known of the error.
     """
     residual = Spread(weight * residual_sum / df, df) if df > 0 else None
     if seeds is None:
         return FittedSpread(residual, False)
     if residual is None or noise.variance <= 0:
         return FittedSpread(seeds, False)
-    misfits = bool(fisher.sf(residual_sum / df / noise.variance, df, noise.df) < MISFIT)
+    misfits = bool(fisher.sf(residual_sum / df / max(noise.variance, ROUNDING**2), df, noise.df) < MISFIT)
     wider = residual.interval(0.0).upper > seeds.interval(0.0).upper
     return FittedSpread(residual if misfits and wider else seeds, misfits)
 

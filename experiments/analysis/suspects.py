@@ -16,6 +16,7 @@ from experiments.analysis.laws import Array
 from nanogpt.config import UserError
 
 JUMP = 200.0  # neighbouring values of one column this many times apart are two groups
+WIDE = 1e3  # and this many times apart, a gap that nobody plans
 FEWEST = 4  # distinct values of a column from which a gap says something
 SURE = 3  # losses in another unit from which it is no outlier
 FACTORS = (1e3, 1e6, 1e9, 1e12)
@@ -114,7 +115,8 @@ def mixed_units(rows: pd.DataFrame, inputs: Sequence[str], y: str) -> list[Suspe
 
 
 def _mixed_scale(values: "pd.Series[float]", name: str) -> Suspect | None:
-    """A gap that a thousand, million, billion or trillion would close, such that both sides cover the same range."""
+    """A gap that a thousand, million, billion or trillion would close, such that both sides cover the same range; and
+    any other of more than three decades, which is no proof."""
     ordered = np.sort(values.unique())
     if len(ordered) < FEWEST:
         return None
@@ -123,13 +125,16 @@ def _mixed_scale(values: "pd.Series[float]", name: str) -> Suspect | None:
     low, high = ordered[: cut + 1], ordered[cut + 1 :]
     if steps[cut] < JUMP:
         return None
+    few = values[values <= low[-1]] if len(low) <= len(high) else values[values >= high[0]]
+    gap = f"{name} jumps from {low[-1]:.6g} to {high[0]:.6g} with nothing between"
     for factor in FACTORS:
         # Scaled up, the low group has to lie within a factor of three of the range of the high one, or share half of
         # the range of both with it.
         if _within(low * factor, high) or _shared(low * factor, high) >= 0.5:
-            few = values[values <= low[-1]] if len(low) <= len(high) else values[values >= high[0]]
-            gap = f"{name} jumps from {low[-1]:.6g} to {high[0]:.6g} with nothing between"
             return Suspect(f"{gap}, as if units were mixed (a factor of {factor:g}); look at {_lines(few.index)}")
+    if steps[cut] > WIDE:
+        # Small models in millions beside large ones in units: scaled up, they lie below the others, as they should.
+        return Suspect(f"{gap}, a factor of {steps[cut]:.2g}: are its units mixed? look at {_lines(few.index)}", False)
     return None
 
 

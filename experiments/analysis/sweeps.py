@@ -23,7 +23,7 @@ from experiments.analysis.axes import (
 from experiments.analysis.columns import column, diverged
 from experiments.analysis.contract import figure
 from experiments.analysis.layout import Sizes
-from experiments.analysis.ticks import ValueTicks, human, values_axis
+from experiments.analysis.ticks import ValueTicks, alike, values_axis
 from nanogpt.config import UserError
 
 
@@ -112,7 +112,8 @@ def loss_heatmap(df: pd.DataFrame, ax: Axes | None = None, *, x: str, rows: str,
 
 def _name_cells(axes: Axes, values: list[object], which: str) -> None:
     """The value of each column or row, or of every second where all would be crowded."""
-    names = [human(value) if isinstance(value, int | float) else str(value) for value in values]
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    names = alike(numbers) if len(numbers) == len(values) else [str(value) for value in values]
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(ValueTicks(range(len(names)), which))
     axis.set_major_formatter(FuncFormatter(lambda at, _: names[round(at)] if 0 <= at < len(names) else ""))

@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.analysis import intervals
 from experiments.analysis.checklist import checklist, checklist_text
 from experiments.analysis.fitted import Fit
-from experiments.analysis.frontier import compute_optimal
+from experiments.analysis.frontier import compute_optimal, no_optimum
 from experiments.analysis.laws import Chinchilla
 from experiments.analysis.tablefit import Prepared, TableFit
 
@@ -86,6 +86,8 @@ def allocation_text(fit: Fit, prepared: Prepared) -> str:
     """The best N and D of a Chinchilla law at the largest compute and beyond; nothing for other laws."""
     if not isinstance(fit.law, Chinchilla):
         return ""
+    if (reason := no_optimum(fit)) is not None:
+        return f"no compute-optimal N and D: {reason}"
     largest = float((6.0 * prepared.rows["N"] * prepared.rows["D"]).max())
     best = compute_optimal(fit, np.array(BEYOND) * largest)
     sizes = best.table[["n", "d"]].to_numpy(dtype=float)
@@ -152,10 +154,17 @@ def as_data(done: TableFit, points: pd.DataFrame | None = None) -> dict[str, Any
     }  # fmt: skip
     data["checklist"] = data["fit"].pop("checklist")
     if isinstance(fit.law, Chinchilla):
-        largest = float((6.0 * done.prepared.rows["N"] * done.prepared.rows["D"]).max())
-        best = compute_optimal(fit, np.array(BEYOND) * largest)
-        data["compute_optimal"] = {"a": best.a, "b": best.b, "table": best.table.to_dict(orient="records")}
+        data["compute_optimal"] = _allocation_data(fit, done.prepared)
     if points is not None and len(points):
         rows = points.join(fit.predict(points)).astype(object)
         data["predictions"] = rows.where(rows.notna(), None).to_dict(orient="records")
     return data
+
+
+def _allocation_data(fit: Fit, prepared: Prepared) -> dict[str, Any]:
+    """The exponents and the table, or the reason for which there are none."""
+    if (reason := no_optimum(fit)) is not None:
+        return {"refused": reason}
+    largest = float((6.0 * prepared.rows["N"] * prepared.rows["D"]).max())
+    best = compute_optimal(fit, np.array(BEYOND) * largest)
+    return {"a": best.a, "b": best.b, "table": best.table.to_dict(orient="records")}

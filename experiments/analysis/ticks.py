@@ -10,15 +10,30 @@ from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullLocator
 from experiments.analysis.layout import Sizes
 
 ACROSS, UP = 0.55, 0.28  # inches that one label takes along a horizontal and along a vertical axis
+LARGEST = 1e11  # numbers from here on have no short name
 ROUND = ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))  # mantissas, the more the better
 
 
 def human(value: float) -> str:
     """5900 -> 5.9k, 4.2e6 -> 4.2M, up to 1e11; small and huge numbers in plain or scientific form."""
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size <= abs(value) < 1e11:
+        if size <= abs(value) < LARGEST:
             return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}".replace("e+", "e")
+
+
+def alike(values: Iterable[float], column: str = "") -> list[str]:
+    """The values of one axis in one notation: `human`, but all in scientific form where they are FLOPs or one of them
+    is past its names."""
+    numbers = [float(value) for value in values]
+    if column.rpartition(".")[2] == "flops" or any(abs(value) >= LARGEST for value in numbers):
+        return [f"{value:.3g}" if abs(value) < 1e3 else _scientific(value) for value in numbers]
+    return [human(value) for value in numbers]
+
+
+def _scientific(value: float) -> str:
+    digits, _, power = f"{value:.2e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
 
 
 class LogTicks(Locator):
@@ -97,4 +112,5 @@ def values_axis(axes: Axes, values: Iterable[float], which: str = "x") -> None:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=2)
     axis.set_major_locator(ValueTicks(ticks, which))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+    names = dict(zip(ticks, alike(ticks), strict=True))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value) or human(value)))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.analysis.compare import Comparison, compare, effective_speedup
+from experiments.analysis.compare import Comparison, compare, effective_speedup, outcome_of
 from experiments.analysis.fit import fit
 from experiments.analysis.parabola import Refusal
 from experiments.analysis.student import Interval
@@ -52,6 +52,23 @@ def test_a_planted_multiplier_comes_back_without_noise(multiplier: float) -> Non
     assert result.exponent == pytest.approx(ALPHA, rel=1e-5)
     gap = np.mean(A * COMPUTE**-ALPHA * (multiplier**-ALPHA - 1))
     assert interval(result.gap).value == pytest.approx(gap, abs=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"seeds": 1}, {"other": 5}])
+def test_rounding_is_neither_a_difference_nor_a_misfit(options: dict[str, int]) -> None:
+    for nudge in (0.0, 1e-10, -1e-10):
+        runs = variants(1.0, **options)
+        runs.loc[runs["optimizer.kind"] == "muon", "val_loss"] *= 1 + nudge
+        assert found(runs).outcome == "tie"
+        assert not any("one curve" in note for note in found(runs).notes)
+    planted = found(variants(1.5, **options))
+    assert planted.outcome == "win"
+    assert planted.notes == ()
+
+
+def test_a_gap_of_rounding_is_a_tie() -> None:
+    assert outcome_of(1e-10, 2e-10, 0.0) == outcome_of(1 - 2e-10, 1 - 1e-10, 1.0) == "tie"
+    assert (outcome_of(1 + 1e-5, 1.1, 1.0), outcome_of(0.9, 1 - 1e-5, 1.0)) == ("win", "loss")
 
 
 @pytest.mark.slow

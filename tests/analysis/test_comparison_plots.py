@@ -11,6 +11,7 @@ from experiments.analysis.by_level import by_level
 from experiments.analysis.comparison_plots import batch_trade_off, multiplier_forest, optimum_law
 from experiments.analysis.figures import FIGURES, Material, draw_all, figure_of, png_bytes
 from experiments.analysis.spec import FigureSpec
+from experiments.analysis.ticks import alike
 from nanogpt.config import UserError
 from tests.analysis.test_cbs import BATCHES, TARGET, curves
 from tests.analysis.test_compare import COMPUTE, variants
@@ -26,10 +27,18 @@ def test_the_forest_has_a_row_per_level_and_one_for_all() -> None:
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert len(names) == len(COMPUTE) + 1
     assert names[0] == "all levels"
+    assert names[:0:-1] == ["1e9", "3.98e9", "1.58e10", "6.31e10", "2.51e11", "1e12"], "compute in one notation"
     said = words(figure_of(axes))
     assert re.search(r"muon against adamw: (1\.9|2)", said)
     assert "a win" in said
     assert "36 runs, 3 seeds (1-3)" in said
+
+
+def test_values_of_one_axis_are_in_one_notation() -> None:
+    assert alike([5900, 4.2e6, 99.9e9]) == ["5.9k", "4.2M", "99.9B"]
+    assert alike([1, 20, 5900, 99.9e9, 2.5e11]) == ["1", "20", "5.9e3", "9.99e10", "2.5e11"]
+    assert alike([1e9, 2e10], "flops") == ["1e9", "2e10"]
+    assert alike([1e9, 2e10], "tokens") == ["1B", "20B"]
 
 
 def test_levels_have_the_planted_multiplier_with_and_without_a_matched_baseline() -> None:

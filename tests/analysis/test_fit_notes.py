@@ -8,7 +8,7 @@ import pytest
 
 from experiments.analysis.fit import fit
 from experiments.analysis.laws import Chinchilla
-from experiments.analysis.suspects import checked_units
+from experiments.analysis.suspects import checked_units, mixed_units
 from experiments.analysis.tablefit import Columns, Rows, fit_prepared, prepare
 from nanogpt.config import UserError
 from tests.analysis.tables import PLANTED, planted_runs
@@ -58,6 +58,29 @@ def test_one_loss_in_bits_is_a_note_and_a_plain_table_has_none() -> None:
     assert checked_units(runs, ["n_params_non_embedding", "tokens"], "val_loss", "here", False, "x") == ()
     runs.loc[4, "val_loss"] /= np.log(2)
     assert "bits beside nats: 1 of 30" in notes_of("chinchilla", runs)
+
+
+def test_small_models_in_millions_beside_large_ones_in_units_are_pointed_at() -> None:
+    """Scaled up, the small ones lie below the large ones: no proof of mixed units, but a gap of 4e6 is said."""
+    n = np.repeat([3e6, 1e7, 4e7, 1.5e8, 6e8, 2.2e9], 5)
+    d = np.tile([1, 4, 12, 40, 160], 6) * np.repeat([6e7, 1.2e8, 3e8, 1e9, 2e9, 6e9], 5)
+    noise = np.exp(0.003 * np.random.default_rng(7).standard_normal(30))
+    runs = pd.DataFrame({"n_params_non_embedding": n, "tokens": d,
+                         "val_loss": (1.7 + 300 * n**-0.33 + 900 * d**-0.31) * noise})  # fmt: skip
+    assert "jumps" not in notes_of("chinchilla", runs)
+    for column, unit in (("n_params_non_embedding", 1e6), ("tokens", 1e12)):
+        mixed = runs.copy()
+        mixed.loc[mixed["n_params_non_embedding"] < 2e7, column] /= unit
+        low, high = mixed.loc[:9, column].max(), mixed.loc[10:, column].min()
+        said = notes_of("chinchilla", mixed)
+        assert f"{column} jumps from {low:.6g} to {high:.6g} with nothing between, a factor of" in said
+        assert "are its units mixed? look at r" in said
+
+
+def test_only_a_gap_of_more_than_three_decades_is_said() -> None:
+    assert mixed_units(pd.DataFrame({"N": [1e3, 2e3, 2e4, 1.8e7, 9e7, 9e8], "L": 3.0}), ["N"], "L") == []
+    (found,) = mixed_units(pd.DataFrame({"N": [1e3, 2e3, 2e4, 2.2e7, 9e7, 9e8], "L": 3.0}), ["N"], "L")
+    assert not found.sure
 
 
 def test_rows_that_repeat_and_points_of_one_run_are_said() -> None:
@@ -118,6 +141,31 @@ def test_inputs_that_move_together_are_the_design_s_fault() -> None:
     runs["tokens"] = 20.0 * runs["n_params_non_embedding"] * np.exp(np.random.default_rng(0).normal(0, 1e-4, len(runs)))
     runs["val_loss"] = Chinchilla().predict(PLANTED, runs)
     assert "n_params_non_embedding and tokens hardly move apart in these runs" in notes_of("chinchilla", runs)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_fixed_ratio_is_the_design_s_fault_whatever_bound_the_fit_ends_at(seed: int) -> None:
+    n = np.geomspace(1e6, 1e9, 12)
+    loss = (1.7 + 300 * n**-0.33 + 900 * (20 * n) ** -0.31) * np.exp(
+        0.002 * np.random.default_rng(seed).standard_normal(12)
+    )
+    runs = pd.DataFrame({"n_params_non_embedding": n, "tokens": 20 * n, "val_loss": loss})
+    for function in ("huber", "lsq"):
+        assert "hardly move apart in these runs" in notes_of("chinchilla", runs, loss=function)
+
+
+def test_a_coefficient_at_its_bound_is_spoken_of_on_the_scale_of_the_bound() -> None:
+    """A = 4e27 is a millionth of the loss at the middle of these runs: no zero, and no want of effect at the end."""
+    n, d = (each.ravel() for each in np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(1e8, 1e11, 5)))
+    runs = pd.DataFrame({"n_params_non_embedding": n, "tokens": d, "val_loss": 1.7 + (2e5 / n) ** 5 + 300 / d**0.31})
+    runs["val_loss"] += 3.0 * (n < 2e6)
+    result = fit("chinchilla", runs, bootstrap=0, loss="lsq")
+    assert result.at_ends["A"] == "lower"
+    assert result.params["A"] > 1e20
+    said = " ".join(result.notes)
+    assert "bound 0" not in said
+    assert "no effect of" not in said
+    assert "A is at its lower bound: its term is next to nothing at the middle of the runs, and is up to" in said
 
 
 def test_too_few_resamples_for_an_interval_are_said() -> None:

@@ -6,6 +6,9 @@ import pytest
 
 from experiments.analysis.fit import fit
 from experiments.analysis.frontier import compute_optimal, fitted_frontier, lower_envelope
+from experiments.analysis.laws import Chinchilla
+from experiments.analysis.tablefit import Prepared
+from experiments.analysis.tablewords import allocation_text
 from nanogpt.config import UserError
 from tests.analysis.tables import planted_runs, with_diverged
 
@@ -39,6 +42,22 @@ def test_compute_optimal_sizes_match_brute_force() -> None:
 def test_compute_optimal_needs_a_chinchilla_fit() -> None:
     with pytest.raises(UserError, match="needs a chinchilla fit"):
         compute_optimal(fit("power_law", planted_runs(), bootstrap=0), 1e12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", [0, 2, 3, 5])
+def test_a_fixed_ratio_is_allocated_nothing_in_words_and_without_warnings(seed: int) -> None:
+    n = np.geomspace(1e6, 1e9, 12)
+    noise = np.exp(0.002 * np.random.default_rng(seed).standard_normal(12))
+    runs = pd.DataFrame({"N": n, "D": 20 * n, "L": (1.7 + 300 * n**-0.33 + 900 * (20 * n) ** -0.31) * noise})
+    result = fit(Chinchilla(n="N", d="D"), runs, y="L", bootstrap=100)
+    with pytest.raises(UserError, match=r"do not tell how to divide compute between N and D: .*(alpha|beta|A|B) "):
+        compute_optimal(result, 1e20)
+    prepared = Prepared("t.csv", runs, pd.DataFrame(), {}, ())
+    said = allocation_text(result, prepared)
+    assert said.startswith("no compute-optimal N and D: these runs do not tell")
+    assert "nan" not in said
+    assert "inf" not in said
 
 
 def test_fitted_frontier_stays_inside_the_sizes_that_were_trained() -> None:
