@@ -82,9 +82,12 @@ def no_optimum(fit: Fit) -> str | None:
     terms = [name for name in ("A", "B", "alpha", "beta") if name in fit.params]
     held = [name for name in terms if name in fit.at_ends]
     loose = [name for name in terms if name in fit.law.exponents and identified.unidentified(fit, name) is not None]
-    if not held and not loose:
+    if held or loose:
+        why = f"{_listed(held)} at a bound" if held else f"{_listed(loose)} not identified"
+    elif identified.together(fit):
+        why = "they hardly move apart"
+    else:
         return None
-    why = f"{_listed(held)} at a bound" if held else f"{_listed(loose)} not identified"
     return f"these runs do not tell how to divide compute between N and D: {why}"
 
 

@@ -45,7 +45,7 @@ def _why_collinear(fit: "Fit") -> str | None:
     """
     if len(fit.law.columns) < 2:
         return None
-    if _together(fit):
+    if together(fit):
         return (f"{' and '.join(fit.law.columns)} hardly move apart in these runs, so single parameters are not "
                 "identified even where predictions are")  # fmt: skip
     if not fit.condition > COLLINEAR:
@@ -59,7 +59,7 @@ def _why_collinear(fit: "Fit") -> str | None:
             "identified even where predictions are")  # fmt: skip
 
 
-def _together(fit: "Fit") -> bool:
+def together(fit: "Fit") -> bool:
     """Whether the ln inputs lie on a line as nearly as makes no difference; one that is constant is not looked at."""
     ln_x = np.log(fit.points[list(fit.law.columns)].to_numpy(dtype=float))
     ln_x = ln_x[:, np.ptp(ln_x, axis=0) > 0]

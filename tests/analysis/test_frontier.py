@@ -53,6 +53,8 @@ def test_a_fixed_ratio_is_allocated_nothing_in_words_and_without_warnings(seed: 
     result = fit(Chinchilla(n="N", d="D"), runs, y="L", bootstrap=100)
     with pytest.raises(UserError, match=r"do not tell how to divide compute between N and D: .*(alpha|beta|A|B) "):
         compute_optimal(result, 1e20)
+    with pytest.raises(UserError, match="do not tell how to divide"):
+        compute_optimal(fit(Chinchilla(n="N", d="D"), runs, y="L", bootstrap=0), 1e20)
     prepared = Prepared("t.csv", runs, pd.DataFrame(), {}, ())
     said = allocation_text(result, prepared)
     assert said.startswith("no compute-optimal N and D: these runs do not tell")
