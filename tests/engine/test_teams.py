@@ -243,6 +243,12 @@ def test_a_team_of_one_sends_nothing() -> None:
     [
         ({}, {"nproc": 3}, "runtime.nproc=3: the batch of 8 sequences is 4 micro-batches of 2, which 3 processes"),
         ({}, {"nproc": 2, "micro_batch_size": 8}, "is 1 micro-batches of 8, which 2 processes cannot share equally"),
+        (
+            {"train": {"batch_size": 16}},
+            {"nproc": 3, "micro_batch_size": None},
+            "runtime.nproc=3: a batch of 16 sequences cannot be shared equally; allowed: 1, 2, 4, 8, 16 ",
+        ),
+        ({}, {"nproc": 9, "micro_batch_size": None}, "cannot be shared equally; allowed: 1, 2, 4, 8 "),
         ({}, {"nproc": 2, "noise_scale_interval": 5}, "runtime.noise_scale_interval: measured in one process only"),
         ({}, {"nproc": 2, "data_parallel": "fsdp2", "probe_interval": 5}, "shards cannot be probed"),
         ({"train": {"precision": "fp16"}}, {"nproc": 2, "data_parallel": "fsdp2"}, "fp16 does not go with"),
