@@ -156,7 +156,7 @@ def _corpus_facts(config: Config) -> "CorpusFacts":
 
 
 def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> Config:
-    from nanogpt.hardware import resolve_device, resolve_precision
+    from nanogpt.hardware import check_experts, resolve_device, resolve_precision
 
     vocab_size = config.model.vocab_size
     if vocab_size == "auto":
@@ -169,7 +169,7 @@ def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> 
         precision = resolve_precision(precision, device)
     elif precision == "auto":
         precision = "fp32" if device == "cpu" else "bf16"
-    _check_experts(config, device, precision, elsewhere)
+    check_experts(config, device, precision, elsewhere)
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab_size}),
@@ -178,25 +178,6 @@ def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> 
             "runtime": config.runtime.model_copy(update={"device": device}),
         }
     )
-
-
-def _check_experts(config: Config, device: str, precision: str, elsewhere: bool) -> None:
-    """Refuse a grouped matmul that is asked for and cannot be: the first forward pass would, with the folder written.
-
-    Of soft mixtures each expert sees every token, so they have no use for one.
-    """
-    model, runtime = config.model, config.runtime
-    if runtime.expert_matmul != "grouped" or not isinstance(model.ffn, TopKMoE):
-        return
-    import torch
-
-    from nanogpt.model.experts import why_not_grouped
-    from nanogpt.train import DTYPES
-
-    shape = (model.ffn_hidden, model.n_embd)
-    missing = why_not_grouped(torch.device(device), DTYPES[precision], shape, runtime.compile, elsewhere)
-    if missing is not None:
-        raise UserError(f"runtime.expert_matmul: grouped: {missing}; use auto or loop")
 
 
 def _with_content(config: Config, corpus: "CorpusFacts") -> Any:
