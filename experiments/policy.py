@@ -75,11 +75,14 @@ def _advanced(tries: Sequence[Try]) -> bool:
 def _with_less_memory(config: Mapping[str, Any]) -> Verdict:
     """Half the micro-batch, twice the accumulation: the same mathematics, unless the cut is part of the run."""
     batch = config["train"]["batch_size"]
-    micro = config["runtime"].get("micro_batch_size") or batch
+    nproc = config["runtime"].get("nproc", 1)
+    share = batch // nproc
+    micro = config["runtime"].get("micro_batch_size") or share
     reason = why_cut_matters(config["model"])
     if reason is not None:
         return Verdict(None, f"out of memory, and with {reason} another micro-batch would be another run")
-    half = next((size for size in range(micro // 2, 0, -1) if batch % size == 0), None)
+    # Of each process's share: all of them take equally many micro-batches.
+    half = next((size for size in range(micro // 2, 0, -1) if share % size == 0), None)
     if half is None:
         return Verdict(None, "out of memory with a micro-batch of 1")
     why = f"out of memory: micro-batch {micro} -> {half}"

@@ -193,7 +193,7 @@ def _run(
     from nanogpt.record import PUBLISHED, publish
     from nanogpt.reporting import Narrator
     from nanogpt.stop import StopRequest, SupersededError, stop_signals, watch_captain, watch_parent
-    from nanogpt.team import is_rank
+    from nanogpt.team import PeersLostError, is_rank
 
     if description.config.runtime.nproc > 1 and not is_rank():
         return _lead(description, folder, attempt, arguments, person)
@@ -209,7 +209,7 @@ def _run(
             narrator.begin()
             narrator.resumed(materials.loaded, attempt)
             record = run_attempt(description, materials, folder, attempt, stop, fence, narrator.line, points)
-    except SupersededError as error:
+    except (SupersededError, PeersLostError) as error:
         print(f"nanogpt: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:

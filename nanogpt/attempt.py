@@ -1,5 +1,6 @@
 """One attempt at a run: trains it, and leaves an outcome whatever happens."""
 
+import contextlib
 import math
 import os
 import time
@@ -19,9 +20,9 @@ from nanogpt.hardware import (
     torch_device,
 )
 from nanogpt.materials import Materials
-from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, write_record
+from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, read_history, write_record
 from nanogpt.stop import StopRequest, SupersededError
-from nanogpt.team import joined, local_device, ranks_started
+from nanogpt.team import joined, leave_to_captain, local_device, ranks_started
 from nanogpt.train import Result, Say, train
 
 TRACEBACK_LINES = 30
@@ -39,7 +40,8 @@ def run_attempt(
 ) -> Record:
     """Train one attempt and write its outcome.json; returns the record.
 
-    A UserError or a lost lease passes through and leaves no outcome. Anything else that goes wrong in training is a
+    A UserError or a lost lease passes through and leaves no outcome, and so does the loss of other ranks where a
+    captain writes why. Anything else that goes wrong in training is a
     failed outcome that carries the error.
     """
     config, started = description.config, time.perf_counter()
@@ -58,8 +60,9 @@ def run_attempt(
     except (UserError, SupersededError, KeyboardInterrupt, OSError):  # a full disk cannot take an outcome either
         raise
     except Exception as problem:
+        leave_to_captain(problem)
         error, seconds = _explain(problem), time.perf_counter() - started
-        record = failed_record(description, folder, error, seconds, surroundings)
+        record = failed_record(description, folder, attempt, error, seconds, surroundings)
         record = record.model_copy(update={"peak_memory_bytes": peak_memory_bytes(str(device))})
         # The first rank to fail knows why; the others only notice that it is gone.
         if ranks_started() == 1 or not outcome.exists():
@@ -91,13 +94,25 @@ def _explain(problem: Exception) -> dict[str, Any]:
 def failed_record(
     description: Description,
     folder: Path,
+    attempt: int,
     error: dict[str, Any],
     seconds: float = 0.0,
     surroundings: dict[str, Any] | None = None,
 ) -> Record:
-    """The record of an attempt that broke off; what it reached before is in its history."""
-    nothing = {"steps": 0, "tokens": 0, "flops": 0.0, "wall_seconds": seconds, "cpu_seconds": 0.0}
-    return _record(description, folder, error, surroundings or {}, status="failed", **nothing)
+    """The record of an attempt that broke off, as far as the last line of its history."""
+    history: list[dict[str, Any]] = []
+    with contextlib.suppress(UserError):  # what cannot be read is no reason to leave the error unsaid
+        history = read_history(attempt_folder(folder, attempt) / "history.jsonl", forgiving=True)
+    last = history[-1] if history else {}
+    reached = {
+        "steps": last.get("step", 0),
+        "tokens": last.get("tokens", 0),
+        "flops": last.get("flops", 0.0),
+        "train_loss": last.get("train_loss"),
+        "wall_seconds": seconds,
+        "cpu_seconds": 0.0,
+    }
+    return _record(description, folder, error, surroundings or {}, status="failed", **reached)
 
 
 def _record(

@@ -3,6 +3,7 @@
 The captain trains nothing. Its ranks are `python -m nanogpt train FOLDER --attempt G`, and stop when it is gone.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from nanogpt.config import UserError
 from nanogpt.describe import Description
 from nanogpt.record import Record, attempt_folder, read_record, write_record
+from nanogpt.team import CAPTAIN_VARIABLE
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
 GRACE_SECONDS = 60  # for a last checkpoint, once the ranks are asked to stop
@@ -56,6 +58,7 @@ def lead(
     )
     words = ["-m", "nanogpt", "train", str(folder), "--attempt", str(attempt)]
     words += [*(["--fence", str(fence)] if fence is not None else []), *options]
+    _quieten_torchrun()
     with _surroundings(config.runtime.threads, config.runtime.nproc), _watched(parent_fd):
         try:
             elastic_launch(launch, sys.executable)(*words)
@@ -79,10 +82,20 @@ def check_devices(device: str, nproc: int) -> None:
             raise UserError(f"runtime.nproc: {nproc} processes want a GPU each; this machine has {found}")
 
 
+def _quieten_torchrun() -> None:
+    """What torchrun logs of an end is said here, in one line; what it cannot go on from, it raises."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # each has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 @contextmanager
 def _surroundings(threads: int | None, nproc: int) -> Iterator[None]:
     """The environment that the ranks are to inherit, put back afterwards."""
-    ours = {"OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // nproc))}
+    ours = {"OMP_NUM_THREADS": str(threads or max(1, (os.cpu_count() or 1) // nproc)), CAPTAIN_VARIABLE: "1"}
+    # DDP warns of unused parameters that it does not find, though another draw of the trunk leaves some out: a line of
+    # C++, which no filter of Python's sees.
+    ours["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     if sys.platform == "linux":
         ours["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are here, and a machine without a network cannot name itself
     added = {name: value for name, value in ours.items() if name not in os.environ}
@@ -123,7 +136,7 @@ def _settle(
     if not superseded and (failure.exitcode < 0 or (outcome is None and failure.exitcode == EXIT_FAILED)):
         error = _obituary(rank, failure)
         print(f"nanogpt: {error['message']}", file=sys.stderr)
-        write_record(path, _died(description, folder, outcome, error))
+        write_record(path, _died(description, folder, attempt, outcome, error))
     return failure.exitcode if failure.exitcode > 0 else EXIT_FAILED
 
 
@@ -146,16 +159,29 @@ def _obituary(rank: int, failure: Any) -> dict[str, Any]:
         reason = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     else:
         reason = f"ended with exit status {failure.exitcode}"
+    last_words, traceback_tail = _last_words(failure)
     return {
         "class": "RankDied",
-        "message": f"rank {rank} {reason}; the run's other processes were stopped",
-        "traceback_tail": [],
+        "message": f"rank {rank} {reason}; the run's other processes were stopped{last_words}",
+        "traceback_tail": traceback_tail,
     }
 
 
-def _died(description: Description, folder: Path, outcome: Record | None, error: dict[str, Any]) -> Record:
+def _last_words(failure: Any) -> tuple[str, list[str]]:
+    """What a rank that lost the others told torchrun: all that there is to say where none of them was killed."""
+    from nanogpt.attempt import TRACEBACK_LINES
+
+    told = failure.error_file_data.get("message")
+    if not isinstance(told, dict):
+        return "", []
+    return f": {told['message']}", told["extraInfo"]["py_callstack"].splitlines()[-TRACEBACK_LINES:]
+
+
+def _died(
+    description: Description, folder: Path, attempt: int, outcome: Record | None, error: dict[str, Any]
+) -> Record:
     from nanogpt.attempt import failed_record
 
     if outcome is not None:
         return outcome.model_copy(update={"status": "failed", "error": error})
-    return failed_record(description, folder, error)
+    return failed_record(description, folder, attempt, error)

@@ -156,7 +156,7 @@ def _corpus_facts(config: Config) -> "CorpusFacts":
 
 
 def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> Config:
-    from nanogpt.hardware import resolve_device, resolve_precision
+    from nanogpt.hardware import check_experts, resolve_device, resolve_precision
 
     vocab_size = config.model.vocab_size
     if vocab_size == "auto":
@@ -169,6 +169,7 @@ def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> 
         precision = resolve_precision(precision, device)
     elif precision == "auto":
         precision = "fp32" if device == "cpu" else "bf16"
+    check_experts(config, device, precision, elsewhere)
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab_size}),

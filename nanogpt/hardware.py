@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanogpt.config import UserError
+from nanogpt.config import Config, UserError
+from nanogpt.config.ffns import TopKMoE
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +95,25 @@ def resolve_precision(name: str, device: str) -> str:
     if name == "bf16" and kind == "cuda" and not _has_fast_bf16(device):
         raise UserError(f"train.precision: {_gpu_name(device)} has no bf16 (it needs 8.0 or newer); use fp16 or fp32")
     return name
+
+
+def check_experts(config: Config, device: str, precision: str, elsewhere: bool) -> None:
+    """Refuse a grouped matmul that is asked for and cannot be: the first forward pass would, with the folder written.
+
+    Of soft mixtures each expert sees every token, so they have no use for one.
+    """
+    model, runtime = config.model, config.runtime
+    if runtime.expert_matmul != "grouped" or not isinstance(model.ffn, TopKMoE):
+        return
+    import torch
+
+    from nanogpt.model.experts import why_not_grouped
+    from nanogpt.train import DTYPES
+
+    shape = (model.ffn_hidden, model.n_embd)
+    missing = why_not_grouped(torch.device(device), DTYPES[precision], shape, runtime.compile, elsewhere)
+    if missing is not None:
+        raise UserError(f"runtime.expert_matmul: grouped: {missing}; use auto or loop")
 
 
 def _has_fast_bf16(device: str) -> bool:

@@ -4,6 +4,7 @@ Each process is a rank under torchrun. A team of one is a run of its own, and no
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from nanogpt.data.stream import Batch
 
 # A rank that waits this long for another gives the run up; a dead one is noticed at once, by its closed connection.
 PATIENCE = timedelta(minutes=30)
+CAPTAIN_VARIABLE = "NANOGPT_CAPTAIN"  # set for ranks whose captain writes how they ended where they leave it to it
+_PEERS_GONE = re.compile("Connection closed by peer|Connection reset by peer|Broken pipe|Read error|NCCL")
+
+
+class PeersLostError(RuntimeError):
+    """The run's other processes are gone; whoever started them knows why."""
 
 
 CPU = torch.device("cpu")
@@ -79,6 +86,21 @@ def is_rank() -> bool:
 def ranks_started() -> int:
     """How many processes torchrun started for this run; 1 where it started none."""
     return int(os.environ["WORLD_SIZE"]) if is_rank() else 1
+
+
+def leave_to_captain(problem: Exception) -> None:
+    """Raises PeersLostError for a problem that is only that of having lost the others, where a captain sees to it.
+
+    The captain gets the problem by torchrun's own way: it may be that no process died, and that it is the cause.
+    """
+    if ranks_started() == 1 or CAPTAIN_VARIABLE not in os.environ:
+        return
+    if isinstance(problem, RuntimeError) and _PEERS_GONE.search(str(problem)):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(problem)
+        first = str(problem).splitlines()[0]
+        raise PeersLostError(f"rank {os.environ['RANK']}: lost the run's other processes: {first}") from problem
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -146,6 +146,34 @@ def test_a_vocabulary_smaller_than_the_corpus_is_refused_and_a_larger_one_kept()
     assert describe(make(model={"vocab_size": 64})).config.model.vocab_size == 64
 
 
+@pytest.mark.parametrize(
+    ("ffn", "precision", "runtime", "problem"),
+    [
+        ({"hidden": 41}, "fp32", {}, "widths 41 and 32 are no multiples of 4"),
+        ({"hidden": 44}, "bf16", {}, "widths 44 and 32 are no multiples of 8"),
+        ({"hidden": 64}, "fp32", {"compile": True}, "compiled code has it in bf16 only"),
+        ({"hidden": 64}, "fp32", {"device": "cuda"}, "there is none in float32 on cuda"),
+        ({"hidden": 64}, "bf16", {"device": "cuda"}, None),
+        ({"hidden": 44}, "fp32", {}, None),
+        ({"hidden": 41}, "fp32", {"expert_matmul": "auto"}, None),
+        ({"hidden": 41, "kind": "soft_moe"}, "fp32", {}, None),
+    ],
+)
+def test_a_grouped_matmul_that_cannot_be_is_refused_before_anything_is_written(
+    ffn: dict[str, Any], precision: str, runtime: dict[str, Any], problem: str | None
+) -> None:
+    config = make(
+        model={"n_head": 2, "n_embd": 32, "ffn": {"kind": "topk_moe", **ffn}},
+        train={"precision": precision, "max_iters": 10},
+        runtime={"device": "cpu", "expert_matmul": "grouped", **runtime},
+    )
+    if problem is None:
+        describe(config, elsewhere=True)
+    else:
+        with pytest.raises(UserError, match=rf"^runtime\.expert_matmul: grouped: {problem}; use auto or loop$"):
+            describe(config, elsewhere=True)
+
+
 def saved_bytes(config: Config) -> int:
     """What autograd keeps for one real micro-batch on the CPU."""
     model = build_model(config)

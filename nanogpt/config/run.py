@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from nanogpt.config.data import Data
 from nanogpt.config.model import Model
 from nanogpt.config.parametrization import Parametrization
-from nanogpt.config.runtime import Runtime
+from nanogpt.config.runtime import MOST_PROCESSES, Runtime
 from nanogpt.config.section import NonNegativeInt, Section
 from nanogpt.config.training import AdamW, Cosine, Optimizer, Schedule, Train
 
@@ -31,6 +31,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
+        self._check_shares()
         if self.train.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} is not divisible by "
@@ -43,6 +44,15 @@ class Config(Section):
         if low > self.optimizer.learning_rate:
             raise ValueError(f"schedule.min_lr={low} is above optimizer.learning_rate={self.optimizer.learning_rate}")
         return self
+
+    def _check_shares(self) -> None:
+        """Before the micro-batch, which follows from the shares where none is given."""
+        nproc, batch = self.runtime.nproc, self.train.batch_size
+        if self.runtime.micro_batch_size is None and batch % nproc:
+            allowed = ", ".join(str(count) for count in range(1, min(batch, MOST_PROCESSES) + 1) if batch % count == 0)
+            raise ValueError(
+                f"runtime.nproc={nproc}: a batch of {batch} sequences cannot be shared equally; allowed: {allowed}"
+            )
 
     def _check_processes(self) -> None:
         nproc, batch, micro = self.runtime.nproc, self.train.batch_size, self.micro_batch_size

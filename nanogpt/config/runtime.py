@@ -7,6 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from nanogpt.config.section import NonNegativeFloat, PositiveInt, Section, Shorthand
 
+MOST_PROCESSES = 4096
+
 
 class Checkpoint(Section):
     """Which checkpoints are kept. The newest two are always there while a run can still be resumed."""
@@ -34,7 +36,7 @@ class Runtime(Section):
     device: Annotated[str, AfterValidator(_device)] = "auto"
     compile: bool = False
     micro_batch_size: PositiveInt | None = Field(None, description="Sequences per forward pass; default: the batch.")
-    nproc: PositiveInt = Field(1, le=4096, description="Processes that train the run together, by torchrun.")
+    nproc: PositiveInt = Field(1, le=MOST_PROCESSES, description="Processes that train the run together, by torchrun.")
     data_parallel: Literal["ddp", "fsdp2"] = Field(
         "ddp", description="With nproc > 1: every process holds the whole model (ddp) or a shard of it (fsdp2)."
     )

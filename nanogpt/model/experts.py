@@ -70,7 +70,8 @@ class Experts(Layer):
     def _takes_grouped(self, rows: Tensor) -> bool:
         if self.path == "loop" or (self.path == "auto" and self.count == 1):
             return False
-        missing = why_not_grouped(rows.device, _matmul_type(rows), self.up.shape[1:])
+        compiled = torch.compiler.is_compiling()
+        missing = why_not_grouped(rows.device, _matmul_type(rows), self.up.shape[1:], compiled)
         if self.path == "grouped" and missing is not None:
             raise UserError(f"runtime.expert_matmul: grouped: {missing}; use auto or loop")
         return missing is None
@@ -84,17 +85,19 @@ class Experts(Layer):
         return TRAINING * 2 * self.matrices()
 
 
-def why_not_grouped(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:
-    """What torch's grouped matmul lacks here; None where it can be used."""
-    if not hasattr(F, "grouped_mm"):
+def why_not_grouped(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], compiled: bool, elsewhere: bool = False
+) -> str | None:
+    """What torch's grouped matmul lacks here; None where it can be used. `elsewhere` are another torch and GPU."""
+    if not elsewhere and not hasattr(F, "grouped_mm"):
         return f"torch {torch.__version__} has no grouped_mm"
     if dtype not in GROUPED_TYPES.get(device.type, ()):
         return f"there is none in {str(dtype).removeprefix('torch.')} on {device.type}"
     if any(size * dtype.itemsize % ALIGNMENT for size in shape):
         return f"widths {' and '.join(map(str, shape))} are no multiples of {ALIGNMENT // dtype.itemsize}"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < GROUPED_CAPABILITY:
+    if not elsewhere and device.type == "cuda" and torch.cuda.get_device_capability(device) < GROUPED_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} has none"
-    if torch.compiler.is_compiling() and dtype != torch.bfloat16:
+    if compiled and dtype != torch.bfloat16:
         return "compiled code has it in bf16 only"
     return None
 

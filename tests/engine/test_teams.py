@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from nanogpt.__main__ import main
+from nanogpt.captain import _obituary
 from nanogpt.config import Config, UserError, run_id
 from nanogpt.configfile import dump_yaml
 from nanogpt.data.stream import Batch
@@ -26,7 +28,7 @@ from nanogpt.model.ffn import FFNS
 from nanogpt.model.trunks import TRUNKS
 from nanogpt.record import read_record
 from nanogpt.runfolder import write_folder
-from nanogpt.team import Team
+from nanogpt.team import CAPTAIN_VARIABLE, PeersLostError, Team, leave_to_captain
 
 SCRIPT = Path(__file__).with_name("many_runs.py")
 ROOT = SCRIPT.parents[2]
@@ -188,6 +190,13 @@ def test_a_rank_that_is_killed_ends_the_run_which_says_so_and_goes_on(
     assert outcome.status == "failed"
     assert outcome.error is not None
     assert outcome.error["message"].startswith("rank 1 was killed by SIGKILL")
+    assert errors.count("rank 0: lost the run's other processes") <= 1, "rank 0 may be stopped before it notices"
+    assert "Traceback" not in errors
+    assert "torch/distributed/elastic" not in errors
+    last = history(folder)[-1]
+    assert [outcome.steps, outcome.tokens, outcome.flops] == [last["step"], last["tokens"], last["flops"]]
+    assert outcome.train_loss == last["train_loss"]
+    assert outcome.steps >= 5
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks), "a rank was left behind"
     process = subprocess.Popen(
         [*command, str(folder), "--nproc", "2"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -220,6 +229,37 @@ def test_ranks_whose_captain_is_killed_save_and_go(run_config: Path, tmp_path: P
     assert read_record(folder / "attempts" / "1" / "outcome.json").status == "interrupted"
 
 
+RESET = "gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"
+
+
+def test_a_rank_that_lost_the_others_leaves_it_to_its_captain_to_say_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def tell(problem: Exception) -> None:
+        try:
+            raise problem
+        except Exception as error:
+            leave_to_captain(error)
+
+    rank = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_ERROR_FILE": f"{tmp_path}/error"}
+    tell(RuntimeError(RESET))  # a run of one process has no others
+    for name, value in rank.items():
+        monkeypatch.setenv(name, value)
+    tell(RuntimeError(RESET))  # over several nodes nobody else would write an outcome
+    monkeypatch.setenv(CAPTAIN_VARIABLE, "1")
+    tell(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    tell(ValueError(RESET))
+    assert not (tmp_path / "error").exists()
+    with pytest.raises(PeersLostError, match=r"^rank 0: lost the run's other processes: gloo"):
+        tell(RuntimeError(RESET))
+    error = _obituary(0, ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=f"{tmp_path}/error"))
+    assert error["message"].startswith("rank 0 ended with exit status 1; ")
+    assert error["message"].endswith(f": RuntimeError: {RESET}")
+    assert error["traceback_tail"][0].startswith("Traceback")
+    none = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=f"{tmp_path}/nowhere")
+    assert _obituary(0, none)["message"].endswith("processes were stopped")
+
+
 def test_each_rank_takes_its_rows_and_all_rows_are_taken() -> None:
     rows = np.arange(12)[:, None]
     parts = [Team(rank, 3).rows_of(Batch(rows, rows + 1)) for rank in range(3)]
@@ -243,6 +283,12 @@ def test_a_team_of_one_sends_nothing() -> None:
     [
         ({}, {"nproc": 3}, "runtime.nproc=3: the batch of 8 sequences is 4 micro-batches of 2, which 3 processes"),
         ({}, {"nproc": 2, "micro_batch_size": 8}, "is 1 micro-batches of 8, which 2 processes cannot share equally"),
+        (
+            {"train": {"batch_size": 16}},
+            {"nproc": 3, "micro_batch_size": None},
+            "runtime.nproc=3: a batch of 16 sequences cannot be shared equally; allowed: 1, 2, 4, 8, 16 ",
+        ),
+        ({}, {"nproc": 9, "micro_batch_size": None}, "cannot be shared equally; allowed: 1, 2, 4, 8 "),
         ({}, {"nproc": 2, "noise_scale_interval": 5}, "runtime.noise_scale_interval: measured in one process only"),
         ({}, {"nproc": 2, "data_parallel": "fsdp2", "probe_interval": 5}, "shards cannot be probed"),
         ({"train": {"precision": "fp16"}}, {"nproc": 2, "data_parallel": "fsdp2"}, "fp16 does not go with"),

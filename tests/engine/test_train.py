@@ -264,6 +264,24 @@ def test_divergence_is_a_result(tiny: Make, tmp_path: Path, capsys: pytest.Captu
     assert "diverged at step" in capsys.readouterr().out
 
 
+def test_the_record_of_a_failure_says_how_far_the_run_came(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = tmp_path / "config.yaml", tmp_path / "run"
+    path.write_text(dump_yaml(tiny(runtime={"log_interval": 1}).model_dump(mode="json")))
+
+    def after_three(self: object, line: dict[str, Any]) -> None:
+        if line["step"] == 3:
+            raise RuntimeError("something broke")
+
+    monkeypatch.setattr("nanogpt.reporting.Narrator.line", after_three)
+    assert main(["train", str(path), f"--out_dir={folder}"]) == 1
+    record = read_record(folder / "attempts" / "1" / "outcome.json")
+    assert (record.status, record.steps) == ("failed", 3)
+    last = json.loads((folder / "attempts" / "1" / "history.jsonl").read_text().splitlines()[-1])
+    assert [record.tokens, record.flops, record.train_loss] == [last["tokens"], last["flops"], last["train_loss"]]
+
+
 def test_best_is_a_true_minimum(tiny: Make, tmp_path: Path) -> None:
     # Trained far too hot at the end, the validation loss rises again.
     config = tiny(

@@ -17,9 +17,11 @@ from experiments.__main__ import main
 from experiments.lease import Claimant
 from experiments.lock import resolve, write_lock
 from experiments.outcomes import Exit, classify, oom_kills, signature
+from experiments.policy import _with_less_memory
 from experiments.store import RunState, StudyFolder
 from experiments.study import Study
 from experiments.worker import Setup, Worker
+from nanogpt.config import Config
 from nanogpt.configfile import load_config
 from nanogpt.record import read_record
 
@@ -131,6 +133,22 @@ def test_memory_that_runs_out_where_no_cut_helps(study, capsys, config, reason):
     assert (found[106].status, found[106].kind) == (("failed", "oom") if reason else ("completed", ""))
     assert reason in " ".join(told(capsys, 106))
     assert len(list(folder(tiny, 106).glob("attempts/*"))) == (1 if reason else 3)  # 4, 2, 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "nproc", "sizes"),
+    [(30, 15, 2, [5, 1]), (32, None, 2, [8, 4, 2, 1]), (12, None, 4, [1]), (12, None, 1, [6, 3, 1])],
+)
+def test_memory_that_runs_out_in_several_processes_cuts_what_each_has(batch, micro, nproc, sizes):
+    runtime, found = {"micro_batch_size": micro, "nproc": nproc}, []
+    while True:
+        config = Config.model_validate({"train": {"batch_size": batch, "max_iters": 1}, "runtime": runtime})
+        verdict = _with_less_memory(config.model_dump())
+        if verdict.retry is None:
+            break
+        runtime = {**runtime, "micro_batch_size": verdict.retry.micro_batch_size}
+        found.append(verdict.retry.micro_batch_size)
+    assert found == sizes
 
 
 def test_memory_that_the_kernel_takes(tmp_path):
