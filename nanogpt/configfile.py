@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nanogpt.config.errors import UserError, did_you_mean
-from nanogpt.config.keys import known_paths, resolve_key, siblings_at
+from nanogpt.config.keys import kinds_with, known_paths, resolve_key, siblings_at
 from nanogpt.config.layers import Layers
 from nanogpt.config.run import Config
 from nanogpt.pyconfig import load_python
@@ -262,6 +262,8 @@ _EXPECTED = {
 def _message(problem: ErrorDetails, path: tuple[str, ...], tree: Mapping[str, Any]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
+        if kinds := kinds_with(path, tree):
+            return f"no such key here: {path[-1]} belongs to kind {' and '.join(kinds)}"
         return f"no such key{did_you_mean(path[-1], siblings_at(path, tree))}"
     if kind == "missing":
         return "is missing"
