@@ -51,8 +51,17 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     if rest:
         arguments.ids = [*arguments.ids, *rest]
     if getattr(arguments, "nproc", None) and hasattr(arguments, "set"):
-        arguments.set = [*arguments.set, f"runtime.nproc={arguments.nproc}"]
+        _set_nproc(parser, arguments)
     return arguments
+
+
+def _set_nproc(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from nanogpt.configfile import with_nproc  # only here: `status` need not wait for it
+
+    try:
+        arguments.set = with_nproc(arguments.set, arguments.nproc)
+    except UserError as error:
+        parser.error(str(error))
 
 
 def console() -> None:

@@ -53,7 +53,7 @@ def _check_depth(model: GPT, depth: str) -> None:
     try:
         model.trunk.parse_depth(depth)
     except UserError as error:
-        raise UserError(f"eval: --depths: {error if depth else 'a depth is empty; ' + str(error)}") from None
+        raise UserError(f"eval: --depths: {error}") from None
 
 
 def _price(model: GPT) -> tuple[int, int]:

@@ -105,9 +105,7 @@ def kinds_with(path: tuple[str, ...], tree: Mapping[str, Any]) -> list[str]:
     return [str(_kind_of(arm)) for arm in others if _kind_of(arm) is not None and path[-1] in arm.model_fields]
 
 
-def _section_at(
-    path: tuple[str, ...], tree: Mapping[str, Any]
-) -> tuple[type[BaseModel] | None, list[type[BaseModel]]]:
+def _section_at(path: tuple[str, ...], tree: Mapping[str, Any]) -> tuple[type[BaseModel] | None, list[type[BaseModel]]]:
     """The section at `path` given the kinds chosen in `tree`, and all that it may be."""
     section: type[BaseModel] = Config
     candidates: list[type[BaseModel]] = []
