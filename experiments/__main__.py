@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from experiments.commands.tableflags import add_flags, not_negative
+    from experiments.commands.tableflags import add_flags
     from nanogpt.config import OneLineParser, UserError, os_problem
+    from nanogpt.config.errors import whole_number
 except ImportError as error:
     sys.exit(f"{error}; `python -m experiments.doctor` tells what is missing")
 
@@ -46,12 +47,21 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(arguments, "ids") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{arguments.parser.nearest_flag(rest)}")
     if rest:
         arguments.ids = [*arguments.ids, *rest]
     if getattr(arguments, "nproc", None) and hasattr(arguments, "set"):
-        arguments.set = [*arguments.set, f"runtime.nproc={arguments.nproc}"]
+        _set_nproc(parser, arguments)
     return arguments
+
+
+def _set_nproc(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from nanogpt.configfile import with_nproc  # only here: `status` need not wait for it
+
+    try:
+        arguments.set = with_nproc(arguments.set, arguments.nproc)
+    except UserError as error:
+        parser.error(str(error))
 
 
 def console() -> None:
@@ -110,11 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     propose = commands.add_parser("propose", help="publish the next trials of a search (workers start it)")
     propose.set_defaults(command=_propose)
     propose.add_argument("folder", type=Path, metavar="FOLDER")
-    propose.add_argument("--waiting", type=_at_least_one, default=1, metavar="N", help="until N trials wait")
+    propose.add_argument("--waiting", type=whole_number(1), default=1, metavar="N", help="until N trials wait")
     propose.add_argument("--serve", action="store_true", help="what a worker asks, line by line from stdin")
     schema = commands.add_parser("schema", help="print the JSON schema of study files")
     schema.set_defaults(command=_schema)
     schema.add_argument("what", choices=["study"])
+    for each in commands.choices.values():
+        each.set_defaults(parser=each)
     return parser
 
 
@@ -131,8 +143,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting for all runs")
-    parser.add_argument("--jobs", type=_at_least_one, metavar="N", help="runs at a time (default: one per core)")
-    parser.add_argument("--nproc", type=_at_least_one, metavar="N", help="processes of each run (runtime.nproc)")
+    parser.add_argument("--jobs", type=whole_number(1), metavar="N", help="runs at a time (default: one per core)")
+    parser.add_argument("--nproc", type=whole_number(1), metavar="N", help="processes of each run (runtime.nproc)")
     parser.add_argument("--launcher", metavar="NAME", help="local, slurm, ray, or inprocess; default: the study's")
 
 
@@ -168,14 +180,14 @@ def _add_worker(commands: Any) -> None:
     worker.set_defaults(command=_in("running", "worker"))
     worker.add_argument("folder", type=Path, metavar="FOLDER")
     worker.add_argument("--standby", action="store_true", help="load torch, then read the options from standard input")
-    worker.add_argument("--slots", type=_at_least_one, default=1, help="runs at a time")
-    worker.add_argument("--threads", type=_at_least_one, default=1, help="threads of each run that names none")
+    worker.add_argument("--slots", type=whole_number(1), default=1, help="runs at a time")
+    worker.add_argument("--threads", type=whole_number(1), default=1, help="threads of each run that names none")
     worker.add_argument("--parent-fd", type=int, help="descriptor whose end of file means: stop")
     worker.add_argument("--retry-failed", action="store_true")
-    worker.add_argument("--gpus-per-run", type=not_negative, default=1, metavar="G", help="GPUs of each run")
-    worker.add_argument("--slots-per-gpu", type=_at_least_one, default=1, metavar="K", help="runs that share a GPU")
+    worker.add_argument("--gpus-per-run", type=whole_number(0), default=1, metavar="G", help="GPUs of each run")
+    worker.add_argument("--slots-per-gpu", type=whole_number(1), default=1, metavar="K", help="runs that share a GPU")
     worker.add_argument("--isolation", choices=["fork", "process"], default="fork", help="process: cold starts")
-    worker.add_argument("--nproc", type=_at_least_one, default=1, help="processes of each run")
+    worker.add_argument("--nproc", type=whole_number(1), default=1, help="processes of each run")
     worker.add_argument("--name", default="", help="what the worker calls itself in its log")
     worker.add_argument("--grace", type=_seconds, default=60.0, metavar="SECONDS",
                         help="time of a run for its last checkpoint when it is to stop; default 60")  # fmt: skip
@@ -199,13 +211,6 @@ def _command(commands: Any, name: str, function: Any, help: str, study: str | No
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FOLDER", help="root of results folders")
     parser.add_argument("--size", metavar="NAME", help="one of the study's `sizes:` instead of the study as written")
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return number
 
 
 def _seconds(text: str) -> float:

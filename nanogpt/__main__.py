@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import Config, OneLineParser, UserError, os_problem
-from nanogpt.config.errors import did_you_mean
-from nanogpt.configfile import build_config, lay_overrides, load_layers
+from nanogpt.config.errors import did_you_mean, number, whole_number
+from nanogpt.configfile import build_config, lay_overrides, load_layers, with_nproc
 
 if TYPE_CHECKING:
     from nanogpt.describe import Description
@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("target", type=Path, metavar="CONFIG_OR_FOLDER", help="then any settings as --key=value")
     train.add_argument("--reset", action="store_true", help="start the run clean; asks first")
     train.add_argument("--yes", action="store_true", help="do not ask")
-    train.add_argument("--nproc", type=int, metavar="N", help="processes that train it together (runtime.nproc)")
+    train.add_argument(
+        "--nproc", type=whole_number(1), metavar="N", help="processes that train it together (runtime.nproc)"
+    )
     train.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
     train.add_argument("--fence", type=Path, help=argparse.SUPPRESS)
     train.add_argument("--parent_fd", type=int, help=argparse.SUPPRESS)
@@ -100,19 +102,30 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or one of its checkpoint-*.pt files")
     add("--prompt", default="", metavar="TEXT", help="how the text begins (token ids where there are no characters)")
-    add("--num_samples", type=int, default=1, metavar="N", help="default %(default)s")
-    add("--max_new_tokens", type=int, default=200, metavar="N", help="length beyond the prompt; default %(default)s")
-    add("--temperature", type=float, metavar="T", help="default 1; 0 always takes the likeliest token")
-    add("--top_k", type=int, metavar="K", help="draw among the K likeliest; 0 is off, the default")
+    add("--num_samples", type=whole_number(1), default=1, metavar="N", help="default %(default)s")
     add(
-        "--top_p", type=float, metavar="P", help="draw among the likeliest that together reach P; 1 is off, the default"
+        "--max_new_tokens",
+        type=whole_number(1),
+        default=200,
+        metavar="N",
+        help="length beyond the prompt; default %(default)s",
     )
-    add("--min_p", type=float, metavar="P", help="draw among those at least P times as likely as the likeliest")
-    add("--repetition_penalty", type=float, metavar="X", help="lower tokens seen before; 1 is off, the default")
-    add("--seed", type=int, default=1337, help="default %(default)s; the same seed gives the same text")
+    add("--temperature", type=number, metavar="T", help="default 1; 0 always takes the likeliest token")
+    add("--top_k", type=whole_number(0), metavar="K", help="draw among the K likeliest; 0 is off, the default")
+    add(
+        "--top_p",
+        type=number,
+        metavar="P",
+        help="draw among the likeliest that together reach P; 1 is off, the default",
+    )
+    add("--min_p", type=number, metavar="P", help="draw among those at least P times as likely as the likeliest")
+    add("--repetition_penalty", type=number, metavar="X", help="lower tokens seen before; 1 is off, the default")
+    add("--seed", type=whole_number(), default=1337, help="default %(default)s; the same seed gives the same text")
     add("--greedy", action="store_true", help="always take the likeliest token, as --no-do_sample")
-    add("--do_sample", action=argparse.BooleanOptionalAction, help="draw (the default), or take the likeliest token")
-    add("--no_do_sample", dest="do_sample", action="store_false", default=None, help=argparse.SUPPRESS)
+    draw = parser.add_mutually_exclusive_group()
+    draw.add_argument("--do_sample", action="store_true", default=None, help="draw, the default")
+    draw.add_argument("--no-do_sample", "--no_do_sample", dest="do_sample", action="store_false", default=None,
+                      help="take the likeliest token")  # fmt: skip
     add("--recurrent_depth", metavar="N", help="loops, for a trunk whose depth is chosen freely")
     add("--device", help="default: the run's")
 
@@ -122,11 +135,13 @@ def _add_coord_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--widths", metavar="N,N,...", help="values of n_embd, such as 32,64,128,256")
     parser.add_argument("--depths", metavar="N,N,...", help="values of n_layer, such as 2,4,8,16,32")
     parser.add_argument("--modes", metavar="MODE,...", help="default: all")
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps per model; default %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="models per size and mode; default %(default)s")
-    parser.add_argument("--sequences", type=int, default=8, help="sequences per step; default %(default)s")
-    parser.add_argument("--learning_rate", type=float, help="constant; default: moves weights by 1/20 of init_std")
-    parser.add_argument("--adamw_learning_rate", type=float, help="with Muon: constant rate of what AdamW trains")
+    parser.add_argument(
+        "--steps", type=whole_number(), default=10, help="optimizer steps per model; default %(default)s"
+    )
+    parser.add_argument("--seeds", type=whole_number(), default=3, help="models per size and mode; default %(default)s")
+    parser.add_argument("--sequences", type=whole_number(), default=8, help="sequences per step; default %(default)s")
+    parser.add_argument("--learning_rate", type=number, help="constant; default: moves weights by 1/20 of init_std")
+    parser.add_argument("--adamw_learning_rate", type=number, help="with Muon: constant rate of what AdamW trains")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/coord_check/CONFIG")
 
 
@@ -140,8 +155,7 @@ def _load(target: Path, overrides: Sequence[str]) -> Config:
 def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from nanogpt.hardware import calm_threads
 
-    nproc = _processes(arguments)
-    config = _load(arguments.target, [*overrides, *([f"--runtime.nproc={nproc}"] if nproc is not None else [])])
+    config = _load(arguments.target, with_nproc(overrides, _processes(arguments)))
     calm_threads()
     if arguments.attempt is not None:
         return _train_for_worker(arguments, config)
@@ -310,7 +324,9 @@ def _eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     calm_threads()
     from nanogpt.depths import losses_by_depth, table_lines
 
-    depths = [depth.strip() for depth in arguments.depths.split(",")] if arguments.depths else []
+    depths = [depth.strip() for depth in arguments.depths.split(",")] if arguments.depths is not None else []
+    if "" in depths:
+        raise UserError(f"eval: --depths: an empty depth in {arguments.depths!r}; write them as in 1,2,4")
     for line in table_lines(losses_by_depth(arguments.folder, depths, arguments.device)):
         print(line, flush=True)
     return 0

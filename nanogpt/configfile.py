@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nanogpt.config.errors import UserError, did_you_mean
-from nanogpt.config.keys import known_paths, resolve_key, siblings_at
+from nanogpt.config.keys import kinds_with, known_paths, resolve_key, siblings_at
 from nanogpt.config.layers import Layers
 from nanogpt.config.run import Config
 from nanogpt.pyconfig import load_python
@@ -149,6 +149,19 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise UserError(f"{COMMAND_LINE}: {key}: {raw!r} is not a value YAML can read") from None
 
 
+def with_nproc(overrides: Sequence[str], nproc: int | None) -> list[str]:
+    """The overrides and `--nproc N`, the flag for one of them. Raises UserError when they say another number."""
+    if nproc is None:
+        return list(overrides)
+    said = [(key, value) for key, value in map(parse_override, overrides) if key in ("nproc", "runtime.nproc")]
+    for key, value in said:
+        if value != nproc:
+            raise UserError(
+                f"{COMMAND_LINE}: --nproc={nproc} and {key}={value} contradict each other; give one of them"
+            )
+    return [*overrides, *([] if said else [f"runtime.nproc={nproc}"])]
+
+
 def load_file(path: str | os.PathLike[str]) -> YamlFile:
     """A config file: YAML, or a nanoGPT-style `.py` file of plain assignments, which is parsed and never executed."""
     file = Path(path)
@@ -262,7 +275,10 @@ _EXPECTED = {
 def _message(problem: ErrorDetails, path: tuple[str, ...], tree: Mapping[str, Any]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"no such key{did_you_mean(path[-1], siblings_at(path, tree))}"
+        allowed = siblings_at(path, tree)
+        if kinds := kinds_with(path, tree):
+            return f"no such key; allowed: {', '.join(allowed)}; {path[-1]} belongs to kind {' and '.join(kinds)}"
+        return f"no such key{did_you_mean(path[-1], allowed)}"
     if kind == "missing":
         return "is missing"
     if kind == "value_error":

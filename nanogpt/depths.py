@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanogpt.config import UserError
 from nanogpt.data.corpora import open_corpus
 from nanogpt.data.stream import make_eval_set
 from nanogpt.evaluate import Evaluation, evaluate
@@ -35,7 +36,7 @@ def losses_by_depth(run: Path, depths: Sequence[str] = (), device: str | None = 
     trained = load_trained(run, device)
     model, config = trained.model, trained.config
     for depth in depths:
-        model.trunk.parse_depth(depth)
+        _check_depth(model, depth)
     where = next(model.parameters()).device
     corpus = open_corpus(config.data, config.runtime)
     eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
@@ -46,6 +47,13 @@ def losses_by_depth(run: Path, depths: Sequence[str] = (), device: str | None = 
         return DepthLoss(depth, *_price(model), evaluate(model, eval_set, where, autocast))
 
     return map(row, (None, *depths))
+
+
+def _check_depth(model: GPT, depth: str) -> None:
+    try:
+        model.trunk.parse_depth(depth)
+    except UserError as error:
+        raise UserError(f"eval: --depths: {error}") from None
 
 
 def _price(model: GPT) -> tuple[int, int]:

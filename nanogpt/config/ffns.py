@@ -1,10 +1,10 @@
-"""The arms of `model.ffn`: dense feed-forward layers and mixtures of them, and the routings that are refused."""
+"""The arms of `model.ffn`: dense feed-forward layers and mixtures of them."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from nanogpt.config.noncausal import refuse_non_causal
 from nanogpt.config.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Shorthand
 
 DenseKind = Literal["gelu", "gelu_exact", "relu2", "swiglu"]
@@ -93,6 +93,9 @@ class SoftMoE(Mixture):
     kind: Literal["soft_moe"] = "soft_moe"
 
 
+BALANCE_OF = {"bias_rate": "bias", "aux_coefficient": "aux", "aux_scope": "aux"}
+
+
 class TopKMoE(Mixture):
     """Each token goes to its `top_k` likeliest experts (arXiv 1701.06538); no token is dropped by default."""
 
@@ -114,6 +117,17 @@ class TopKMoE(Mixture):
     )
 
     @model_validator(mode="after")
+    def _balances_as_set(self) -> Self:
+        """A run's own config.yaml writes every setting out, so one at its default counts as not given."""
+        for name, balance in BALANCE_OF.items():
+            value = getattr(self, name)
+            if balance != self.balance and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={value} has no effect with balance={self.balance}: it belongs to balance={balance}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _learns_to_route(self) -> Self:
         if self.top_k > self.experts:
             raise ValueError(f"top_k={self.top_k} is more than experts={self.experts}")
@@ -125,33 +139,9 @@ class TopKMoE(Mixture):
         return self
 
 
-# Routings by which the logits of a position would depend on later tokens, by the names they go by.
-_LATER = "a position would see later tokens, which a causal language model must not"
-_SLOTS = (
-    f"each slot of Soft MoE (arXiv 2308.00951) mixes all tokens of the sequence: {_LATER}; soft_moe mixes per token"
-)
-_SMEAR = f"SMEAR (arXiv 2306.03745) merges experts by the routing of the whole sequence: {_LATER}; use soft_moe"
-_CHOICE = f"under expert choice (arXiv 2202.09368) experts pick among all tokens of a batch: {_LATER}; use topk_moe"
-NON_CAUSAL = {
-    **dict.fromkeys(("slots", "soft_moe_slots", "slot_moe", "num_slots", "slots_per_expert"), _SLOTS),
-    **dict.fromkeys(("smear", "smear_moe", "soft_merging"), _SMEAR),
-    **dict.fromkeys(("expert_choice", "expert_choice_moe", "expertchoice", "ec_moe"), _CHOICE),
-}
-
-
-def _refuse_non_causal(section: Any) -> Any:
-    """Whoever asks for one of these by name, as a kind, a key or a value, is told why there is none."""
-    if isinstance(section, Mapping):
-        for word in (*section, *section.values()):
-            reason = NON_CAUSAL.get(word.lower().replace("-", "_")) if isinstance(word, str) else None
-            if reason is not None:
-                raise ValueError(f"'{word}' is refused: {reason}")
-    return section
-
-
 FFN = Annotated[
     Gelu | GeluExact | Relu2 | SwiGLU | SoftMoE | TopKMoE,
     Field(discriminator="kind"),
-    BeforeValidator(_refuse_non_causal),
+    BeforeValidator(refuse_non_causal),
     Shorthand("kind", "gelu"),
 ]

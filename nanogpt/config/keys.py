@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from nanogpt.config.aliases import ALIASES
 from nanogpt.config.errors import UserError, did_you_mean
+from nanogpt.config.noncausal import why_non_causal
 from nanogpt.config.run import Config
 
 
@@ -48,10 +49,11 @@ def _by_ending() -> dict[str, tuple[str, ...]]:
     return {ending: tuple(names) for ending, names in endings.items()}
 
 
-def resolve_key(key: str, where: str = "", section: bool = False) -> str:
+def resolve_key(key: str, where: str = "", section: bool = False, value: Any = None) -> str:
     """The dotted name of a key given by that name or by a unique ending of it; nanoGPT's flags stay as they are.
 
-    `section` says that a mapping stands there, so that a misspelt section is answered with a section's name.
+    `section` says that a mapping stands there, so that a misspelt section is answered with a section's name;
+    `value` is what stands there, for it may name a routing that is refused with a reason.
     Raises UserError for an unknown key (with the nearest name) and for an ambiguous leaf (with the candidates).
     """
     if key in known_paths() or key in ALIASES:
@@ -62,7 +64,15 @@ def resolve_key(key: str, where: str = "", section: bool = False) -> str:
     place = f"{where}: " if where else ""
     if candidates:
         raise UserError(f"{place}{key}: ambiguous; write one of {', '.join(candidates)}")
+    if _may_route(key) and (reason := why_non_causal({key.rpartition(".")[2]: value})):
+        raise UserError(f"{place}{key}: {reason}")
     raise UserError(f"{place}{key}: no such key{_nearest(key, section)}")
+
+
+def _may_route(key: str) -> bool:
+    """Whether a key that does not exist may be meant for the feed-forward layer or the trunk."""
+    first = key.split(".")[0]
+    return first == "model" or first not in Config.model_fields
 
 
 def _nearest(key: str, section: bool) -> str:
@@ -85,17 +95,30 @@ def short_names() -> dict[str, str]:
 
 def siblings_at(path: tuple[str, ...], tree: Mapping[str, Any]) -> list[str]:
     """The keys that may stand beside the last one of `path`, given the kinds chosen in `tree`."""
+    chosen, _ = _section_at(path[:-1], tree)
+    return list(chosen.model_fields) if chosen is not None else []
+
+
+def kinds_with(path: tuple[str, ...], tree: Mapping[str, Any]) -> list[str]:
+    """The kinds of the section around `path` that have its last key."""
+    _, others = _section_at(path[:-1], tree)
+    return [str(_kind_of(arm)) for arm in others if _kind_of(arm) is not None and path[-1] in arm.model_fields]
+
+
+def _section_at(path: tuple[str, ...], tree: Mapping[str, Any]) -> tuple[type[BaseModel] | None, list[type[BaseModel]]]:
+    """The section at `path` given the kinds chosen in `tree`, and all that it may be."""
     section: type[BaseModel] = Config
+    candidates: list[type[BaseModel]] = []
     node: Any = tree
-    for key in path[:-1]:
+    for key in path:
         node = node.get(key) if isinstance(node, Mapping) else None
         field = section.model_fields.get(key)
         candidates = arms(field.annotation) if field is not None else []
         if not candidates:
-            return []
+            return None, []
         kind = node.get("kind") if isinstance(node, Mapping) else node
         section = next((arm for arm in candidates if _kind_of(arm) == kind), candidates[0])
-    return list(section.model_fields)
+    return section, candidates
 
 
 @functools.cache

@@ -189,7 +189,7 @@ def _train_path(dotted: str) -> bool:
 
 def _resolve(key: str, value: Any, place: str) -> str:
     # Of a whole section only the name is checked here; its inner keys are when the config is built.
-    return resolve_key(str(key), place, section=isinstance(value, Mapping))
+    return resolve_key(str(key), place, section=isinstance(value, Mapping), value=value)
 
 
 def _means_itself(dotted: str, value: Any) -> bool:

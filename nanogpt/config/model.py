@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from nanogpt.config.ffns import FFN, Gelu, Mixture
+from nanogpt.config.noncausal import refuse_non_causal
 from nanogpt.config.section import PositiveFloat, PositiveInt, Section
 from nanogpt.config.trunks import COUNT_THEIR_OWN, Shared, Stack, Trunk
 
@@ -63,6 +64,14 @@ class Model(Section):
         """`n_layer` of the trunks that take it."""
         assert self.n_layer is not None, f"the trunk {self.trunk.kind} counts its own"
         return self.n_layer
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_to_look_ahead(cls, data: Any) -> Any:
+        """`moe: expert_choice` deserves its reason, not only that there is no such key."""
+        if isinstance(data, dict):
+            refuse_non_causal({key: value for key, value in data.items() if key not in cls.model_fields})
+        return data
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from nanogpt.config.noncausal import refuse_non_causal
 from nanogpt.config.section import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, Shorthand
 
 MOST = 10_000  # far beyond any use: it answers a slip of the keyboard before it asks for all memory
@@ -65,6 +66,12 @@ class DrawnLoops(Section):
         """The number of loops that stands for all."""
         return max(1, min(round(self.mean_loops), self.max_loops))
 
+    @model_validator(mode="after")
+    def _reaches_its_mean(self) -> Self:
+        if self.mean_loops > self.max_loops:
+            raise ValueError(f"mean_loops={self.mean_loops:g} is above max_loops={self.max_loops}")
+        return self
+
 
 class LogNormalLoops(DrawnLoops):
     """A log-normal number of this mean, rounded, at least 1 and at most max_loops."""
@@ -115,7 +122,9 @@ class Recurrent(Section):
 
 
 def _pair(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"expected [least, most], got {value!r}")
+    return tuple(value)
 
 
 Few = Annotated[PositiveInt, Field(le=MOST_2D)]  # along one of the two axes: they multiply
@@ -154,4 +163,9 @@ class Random2D(Section):
         return self
 
 
-Trunk = Annotated[Stack | Shared | Recurrent | Random2D, Field(discriminator="kind"), Shorthand("kind", "stack")]
+Trunk = Annotated[
+    Stack | Shared | Recurrent | Random2D,
+    Field(discriminator="kind"),
+    BeforeValidator(refuse_non_causal),
+    Shorthand("kind", "stack"),
+]

@@ -251,6 +251,19 @@ MISTAKES = [
     ("tokens", "command line: tokens: expected key=value"),
     ("tokens={", "command line: tokens: '{' is not a value YAML can read"),
     ("dropout=.nan", "command line: model.dropout: must be a finite number"),
+    ("trunk={kind: random2d, vertical: 3}", "command line: model.trunk.vertical: expected [least, most], got 3"),
+    ("trunk={kind: random2d, vertical: [1]}", "model.trunk.vertical: expected [least, most], got [1]"),
+    ("trunk={kind: random2d, vertical: [1, 2, 3]}", "model.trunk.vertical: expected [least, most], got [1, 2, 3]"),
+    (
+        "trunk={kind: recurrent, depth: {kind: poisson}}",
+        "model.trunk.depth: no such kind 'poisson'; did you mean 'poisson_lognormal'?",
+    ),
+    (
+        "trunk={kind: recurrent, depth: {kind: lognormal, max_loops: 2}}",
+        "model.trunk.depth: mean_loops=4 is above max_loops=2",
+    ),
+    ("trunk={groups: 2}", "model.trunk.groups: no such key; allowed: kind; groups belongs to kind shared"),
+    ("trunk.vertical=3", "model.trunk.vertical: no such key; allowed: kind; vertical belongs to kind random2d"),
 ]
 
 

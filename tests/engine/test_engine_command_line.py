@@ -45,6 +45,7 @@ MISTAKES = {
     "muP without a base": (["--mode=MuP"], "mode=mup needs base_n_embd"),
     "nothing to resume": (["--init_from=resume"], "nothing to resume: no checkpoint there"),
     "no value": (["--compile"], "--compile: not understood; settings are written --key=value"),
+    "two numbers of processes": (["--nproc=2", "--runtime.nproc=3"], "--nproc=2 and runtime.nproc=3 contradict"),
     "branch from nothing": (["--branch_from=nowhere", "--schedule=wsd"], "nowhere/config.yaml: no such file"),
     "branch without wsd": (["--branch_from=.", "--schedule=cosine"], "config.yaml"),
 }

@@ -72,7 +72,7 @@ def test_the_switch_loss_is_one_at_balance_and_the_number_of_experts_at_collapse
     # Sequences that each collapse on another expert are balanced in the micro-batch, and in none of the sequences.
     other = torch.stack([torch.eye(4)[e].expand(8, 4) for e in range(4)])
     assert switch_loss(other, other, settings(top_k=1, gate="raw")).item() == pytest.approx(4.0)
-    whole = settings(top_k=1, gate="raw", aux_scope="micro_batch")
+    whole = settings(top_k=1, gate="raw", balance="aux", aux_scope="micro_batch")
     assert switch_loss(other, other, whole).item() == pytest.approx(1.0)
     assert z_loss(torch.zeros(1, 1, 4)).item() == pytest.approx(math.log(4) ** 2)
 
@@ -225,7 +225,6 @@ def test_capacity_drops_the_latest_and_only_in_training(tiny: Make) -> None:
 CUT = [
     ({}, {}, None),
     ({"balance": "aux"}, {}, None),
-    ({"aux_scope": "micro_batch"}, {}, None),  # no auxiliary loss, nothing to cut
     ({"balance": "aux", "aux_scope": "micro_batch"}, {}, "ffn.aux_scope=micro_batch"),
     ({"capacity_factor": 1.25}, {}, "ffn.capacity_factor"),
     ({}, {"dropout": 0.1}, "dropout"),

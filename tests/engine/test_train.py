@@ -143,7 +143,12 @@ def test_the_loss_at_other_depths(tiny: Make, tmp_path: Path, capsys: pytest.Cap
     recorded = f"{result.progress.val_loss:.4f}"
     assert [row[-2] for row in rows][::2] == [recorded, recorded]
     assert len({row[-2] for row in rows}) == 3
-    for depths, message in (("1,0", "depth 0: expected a number of loops"), ("x", "depth x: expected")):
+    for depths, message in (
+        ("1,0", "eval: --depths: depth 0: expected a number of loops"),
+        ("x", "eval: --depths: depth x: expected"),
+        ("1,,2", "eval: --depths: an empty depth in '1,,2'"),
+        ("", "eval: --depths: an empty depth in ''"),
+    ):
         assert main(["eval", str(folder), "--depths", depths]) == 2
         said = capsys.readouterr()
         assert message in said.err

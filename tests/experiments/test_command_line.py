@@ -157,3 +157,19 @@ def test_a_reader_that_goes_away_is_no_mistake(write_study, tmp_path, command):
     line = f"{sys.executable} -m experiments status {out / 'tiny'} --json | head -c 1"
     done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nprocs", "2"], "unrecognized arguments: --nprocs 2; did you mean '--nproc'?"),
+        (["--nproc", "two"], "--nproc: expected a whole number of at least 1, got 'two'"),
+        (["--nproc", "2", "--set", "runtime.nproc=3"], "--nproc=2 and runtime.nproc=3 contradict each other"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(write_study, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(write_study()), *options])
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
