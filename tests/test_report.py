@@ -1,4 +1,7 @@
-"""The report: self-contained, escaped, deterministic, atomic, and plain about what failed."""
+"""The report: self-contained, escaped, deterministic, atomic, and plain about what failed.
+
+Those marked slow take under a minute together.
+"""
 
 import json
 import re
@@ -210,6 +213,7 @@ def test_too_few_finished_runs_still_make_a_report(tmp_path: Path) -> None:
     assert "3 completed, 32 failed" in words
 
 
+@pytest.mark.slow
 def test_a_table_of_objects_with_gaps_is_read_like_one_of_numbers(tmp_path: Path) -> None:
     runs = with_diverged(planted_runs(), 17)
     curves = planted_curves(runs)
@@ -241,6 +245,7 @@ def test_a_study_without_a_fit_shows_figures_and_the_best_run(tmp_path: Path) ->
     assert "How the law was fitted" not in paths.html.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", [None, FIT | {"holdout": None}])
 def test_approaches_stand_in_the_report_with_and_without_a_fit(tmp_path: Path, fit: dict | None) -> None:
     meta = StudyMeta("ladder", fit=fit, approaches={"draws": 30})

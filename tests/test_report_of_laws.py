@@ -1,4 +1,7 @@
-"""Every law of the registry goes through a study's whole analysis: fit, expanding cuts, claims, figures, report."""
+"""Every law of the registry goes through a study's whole analysis: fit, expanding cuts, claims, figures, report.
+
+Those marked slow take under a minute together.
+"""
 
 from pathlib import Path
 
@@ -20,6 +23,7 @@ def study_of(law: str) -> pd.DataFrame:
     return runs.assign(id=[f"{i:012x}" for i in range(len(runs))], status="completed", seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("law", "intervals"), [*((name, "bootstrap") for name in LAWS), ("chinchilla", "profile")])
 def test_a_study_may_ask_for_any_law(tmp_path: Path, law: str, intervals: str) -> None:
     runs = study_of(law)

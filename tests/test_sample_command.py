@@ -1,4 +1,7 @@
-"""`python -m nanogpt sample`: runs and checkpoints, streaming, several samples, seeds, one-line errors."""
+"""`python -m nanogpt sample`: runs and checkpoints, streaming, several samples, seeds, one-line errors.
+
+Those marked slow take under a minute together.
+"""
 
 import os
 import shutil
@@ -259,6 +262,7 @@ def process(run: Path, *words: str, **settings: Any) -> "subprocess.Popen[bytes]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
 
 
+@pytest.mark.slow
 def test_text_arrives_as_it_is_made_and_a_closed_pipe_is_no_mishap(run: Path) -> None:
     """A reader gets the first pieces of a text that would take hours, and may leave when it has enough."""
     with process(run, "--max_new_tokens", "100000000", "--prompt", "All:") as writer:
@@ -281,6 +285,7 @@ def test_ctrl_c_ends_a_text_quietly(run: Path) -> None:
         assert writer.wait(timeout=60) == 130
 
 
+@pytest.mark.slow
 def test_a_terminal_that_lacks_a_character_shows_the_others(run: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     with process(run, "--prompt", "Caf\u00e9", "--max_new_tokens", "3", env=environment) as writer:

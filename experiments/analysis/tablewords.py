@@ -90,10 +90,6 @@ def allocation_text(fit: Fit, prepared: Prepared) -> str:
         return f"no compute-optimal N and D: {reason}"
     largest = float((6.0 * prepared.rows["N"] * prepared.rows["D"]).max())
     best = compute_optimal(fit, np.array(BEYOND) * largest)
-    sizes = best.table[["n", "d"]].to_numpy(dtype=float)
-    if not (np.isfinite(sizes) & (sizes > 0)).all():
-        power = ", ".join(f"{name} {fit.params[name]:.3g}" for name in ("A", "alpha", "B", "beta"))
-        return f"compute-optimal at C = 6 N D: none; the fitted terms do not bound N and D ({power})"
     exponent = f"N ~ C^{best.a:.4f}, D ~ C^{best.b:.4f}"
     if len(fit.draws):
         drawn = fit.draws["beta"] / (fit.draws["alpha"] + fit.draws["beta"])

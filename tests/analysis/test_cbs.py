@@ -1,4 +1,7 @@
-"""Critical batch size: planted trade-offs and noise scales come back, intervals cover, open ends are said."""
+"""Critical batch size: planted trade-offs and noise scales come back, intervals cover, open ends are said.
+
+Those marked slow take under a minute together.
+"""
 
 import math
 from typing import Any
@@ -52,6 +55,7 @@ def test_the_default_target_is_one_that_every_run_reaches() -> None:
     assert found.target == pytest.approx(TARGET * 4**-0.1, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_at_its_rate() -> None:
     """90 % of 400 simulated studies, within 86 to 94 %."""
     found = [critical(trade_off(curves(noise=0.1, draw=draw, seeds=1), TARGET)) for draw in range(400)]

@@ -1,4 +1,7 @@
-"""What a fit is expected to know is what simulated studies scatter by; the next run narrows as adding it would."""
+"""What a fit is expected to know is what simulated studies scatter by; the next run narrows as adding it would.
+
+Those marked slow take under a minute together.
+"""
 
 import math
 
@@ -28,6 +31,7 @@ def design(sizes: int = 5, lengths: int = 5) -> pd.DataFrame:
     return pd.DataFrame([(x, y) for x in n for y in d], columns=["n_params_non_embedding", "tokens"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "noise"), [("huber", 0.003), ("lsq", 0.003), ("lad", 0.002)])
 def test_expected_errors_are_those_of_simulated_studies(loss, noise):
     table, studies = design(), 120

@@ -1,4 +1,7 @@
-"""What a fit says of itself: suspect tables, parameters at a bound, too few resamples, a law that bends away."""
+"""What a fit says of itself: suspect tables, parameters at a bound, too few resamples, a law that bends away.
+
+Those marked slow take under a minute together.
+"""
 
 import json
 
@@ -181,6 +184,7 @@ def test_without_a_bootstrap_the_summary_says_so() -> None:
     assert result.summary().count("no interval") == len(result.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "seeds"), [("huber", 1), ("lsq", 1), ("lsq", 2)])
 def test_a_planted_law_is_called_bent_at_about_the_nominal_rate(loss: str, seeds: int) -> None:
     """5 % of 100 tables: more than 12 would happen once in 1,500 times. With two seeds replicates are tested, too."""

@@ -1,4 +1,7 @@
-"""Optima: planted parabolas come back exactly, noisy ones are covered, and what the data do not hold is refused."""
+"""Optima: planted parabolas come back exactly, noisy ones are covered, and what the data do not hold is refused.
+
+Those marked slow take under a minute together.
+"""
 
 from typing import Any
 
@@ -89,6 +92,7 @@ def test_no_bootstrap_gives_no_interval() -> None:
     assert not only(basins(seeds=3, noise=0.002), bootstrap=0).sizes[1].drift.has_interval
 
 
+@pytest.mark.slow
 def test_intervals_over_three_seeds_cover_what_was_planted() -> None:
     """60 tables: fewer than 51 covered would happen to honest 95 % intervals less than once in ten thousand times."""
     covered = {"drift": 0, "regret": 0}

@@ -1,4 +1,7 @@
-"""The gradient noise scale: the estimator against known noise, and that measuring leaves the training alone."""
+"""The gradient noise scale: the estimator against known noise, and that measuring leaves the training alone.
+
+Those marked slow take under a minute together.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +49,7 @@ SD = torch.tensor([1.0, 0.5, 2.0, 1.5, 0.7], dtype=torch.float64)
 TRUE_SQUARE, TRUE_VARIANCE = float(MU @ MU), float(SD @ SD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [16, 8, 4, 1], ids=["uncut", "halves", "quarters", "examples"])
 def test_the_estimates_are_unbiased_where_the_noise_is_known(part: int) -> None:
     """The mean of 4,000 measured steps lies within 3.5 standard errors of the planted numbers, and they are tight."""

@@ -1,4 +1,7 @@
-"""`claims:` in a study: checked with their place before anything runs, kept in the lock, judged, and `--strict`."""
+"""`claims:` in a study: checked with their place before anything runs, kept in the lock, judged, and `--strict`.
+
+Those marked slow take under a minute together.
+"""
 
 import json
 from pathlib import Path
@@ -82,6 +85,7 @@ def test_verdicts_in_terminal_and_report_and_strict(write_study, command, tmp_pa
     assert "--strict judges the claims of a report" in none.stderr
 
 
+@pytest.mark.slow
 def test_strict_is_content_where_nothing_failed(write_study, command, tmp_path):
     path = write_study(SEEDS, "claims: [every val_loss below 1000]")
     done = command("run", path, "--out", tmp_path / "results", "--strict")

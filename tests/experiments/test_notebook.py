@@ -1,4 +1,7 @@
-"""Searches and study files from Python, the handle as a notebook shows it, and Ctrl-C in a cell that waits."""
+"""Searches and study files from Python, the handle as a notebook shows it, and Ctrl-C in a cell that waits.
+
+Those marked slow take under a minute together.
+"""
 
 import shutil
 import signal
@@ -36,6 +39,7 @@ def test_a_random_search_returns_its_table(runner):
     assert again.equals(table)
 
 
+@pytest.mark.slow
 def test_a_search_from_python_equals_one_from_yaml(runner, write_study):
     sweep = (
         "{grid: {n_layer: [1, 2]}, sampler: {kind: sobol, trials: 4, seed: 3}, filter: weight_decay < 0.2, "
@@ -51,6 +55,7 @@ def test_a_search_from_python_equals_one_from_yaml(runner, write_study):
     assert handle.folder.lock.runs == lock.runs
 
 
+@pytest.mark.slow
 def test_optuna_s_trials_are_proposed_while_it_runs(runner, monkeypatch):
     pytest.importorskip("optuna", reason="optuna is not installed (the extra `hpo`)")
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.05")

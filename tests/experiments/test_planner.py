@@ -1,4 +1,7 @@
-"""Plans: time from measured speed, shared trunks, warnings, designs that keep to their budget, the next run to add."""
+"""Plans: time from measured speed, shared trunks, warnings, designs that keep to their budget, the next run to add.
+
+Those marked slow take under a minute together.
+"""
 
 import json
 from pathlib import Path
@@ -183,6 +186,7 @@ def test_other_schedules_share_nothing(write_study, more):
     assert find_trunks(resolve(Study.load(write_study("{grid: {max_iters: [100, 200]}}", more))).runs) == []
 
 
+@pytest.mark.slow
 def test_a_fixed_ratio_is_warned_of(plan, write_study):
     fixed = write_study("{grid: {n_embd: [8, 16, 32, 64, 128, 256], tokens_per_param: [20]}}", CHINCHILLA)
     _, page, _ = plan(fixed)
@@ -199,6 +203,7 @@ def test_repeated_data_is_warned_of(plan, write_study):
     assert "1 run read the training data more than once, max_iters=125 2 times" in page
 
 
+@pytest.mark.slow
 def test_a_law_nobody_expects_is_said_so(plan, write_study):
     law = "fit: {law: power_law, x: tokens}"
     assert "no expected parameters yet" in plan(write_study(SURFACE, law))[1]
@@ -251,6 +256,7 @@ def test_a_surface_crosses_sizes_and_lengths(write_study):
     assert len(design.cells) == 25 == len({(cell.rung.n, cell.value) for cell in design.cells})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("budget", [["--flops", "1e14"], pytest.param(["--budget", "1d"], marks=SLOW)])
 def test_a_proposed_study_keeps_to_its_budget_by_its_own_plan(plan, write_study, tmp_path, monkeypatch, kind, budget):
@@ -291,6 +297,7 @@ def test_a_proposal_overwrites_nothing_and_needs_a_budget(plan, write_study, tmp
     assert "a proposed study is a file NAME.yaml" in plan(study, "--propose", "isoflop", "--flops", "1e14", out=odd)[2]
 
 
+@pytest.mark.slow
 def test_a_proposal_keeps_to_the_studied_sizes_unless_asked(plan, write_study, tmp_path):
     study = write_study("{grid: {n_embd: [32, 64, 128], tokens: [65536, 131072, 262144]}}", CHINCHILLA)
     where = ["--propose", "isoflop", "--flops", "2e12"]

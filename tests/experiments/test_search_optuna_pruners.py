@@ -1,4 +1,7 @@
-"""Optuna's pruners: verdicts as files, the same that optuna's own ask and tell gives on the same curves."""
+"""Optuna's pruners: verdicts as files, the same that optuna's own ask and tell gives on the same curves.
+
+Those marked slow take under a minute together.
+"""
 
 import json
 import random
@@ -171,6 +174,7 @@ def test_a_search_is_pruned_by_the_child_that_proposes(optuna, write_study, tmp_
     assert "nothing was left to do" in command("run", tmp_path / "results" / "tiny", "--no-report").stdout
 
 
+@pytest.mark.slow
 def test_a_random_search_has_optuna_s_pruners_too(optuna, write_study, tmp_path, command, monkeypatch):
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.15")
     text = sweep("{pruner: threshold, upper: 0.5}", 4, at=[0.1])
@@ -211,6 +215,7 @@ def test_our_own_settings_mean_nothing_to_optuna_s_pruners_and_theirs_nothing_to
         Study.load(write_study(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["{kind: median, at: 0.1, min_trials: 2}", "optuna"])
 def test_the_inprocess_launcher_prunes(optuna, write_study, tmp_path, monkeypatch, pruner):
     from experiments.__main__ import main

@@ -1,4 +1,7 @@
-"""Spaces and samplers: bad input in one line, samples within bounds and reproducible, refused proposals replaced."""
+"""Spaces and samplers: bad input in one line, samples within bounds and reproducible, refused proposals replaced.
+
+Those marked slow take under a minute together.
+"""
 
 import re
 
@@ -78,6 +81,7 @@ def test_bad_input_is_one_line_with_its_place(write_study, sweep, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "sobol"])
 def test_points_are_functions_of_seed_and_index(kind):
     sampler = Sampler(kind=kind, trials=8, seed=3)
@@ -126,6 +130,7 @@ def test_an_invalid_combination_is_refused_with_its_reason_and_replaced(write_st
     assert sorted(tried) == list(range(len(tried)))
 
 
+@pytest.mark.slow
 def test_more_trials_keep_the_first_ones(write_study):
     ids = {}
     for trials in (6, 9):

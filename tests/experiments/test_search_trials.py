@@ -1,4 +1,7 @@
-"""Trials as files: proposers that race agree, nothing is proposed twice after a kill, and what a sampler is told."""
+"""Trials as files: proposers that race agree, nothing is proposed twice after a kill, and what a sampler is told.
+
+Those marked slow take under a minute together.
+"""
 
 import json
 import os
@@ -100,6 +103,7 @@ def test_a_trial_can_be_asked_again_from_what_its_sampler_was_told(optuna, write
         assert again.settings == trial.settings
 
 
+@pytest.mark.slow
 def test_tpe_finds_the_region_of_a_planted_optimum(optuna, write_study, results, command, monkeypatch):
     monkeypatch.setenv("FAKE_LOSS", "bowl")
     study = write_study(tpe(30), LONG)
@@ -114,6 +118,7 @@ def test_tpe_finds_the_region_of_a_planted_optimum(optuna, write_study, results,
     assert median(losses[15:]) < median(losses[:5]) - 0.1
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_proposes_nothing_twice(optuna, write_study, results, command, monkeypatch):
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.05")
     study = write_study(tpe(6), LONG)
@@ -149,6 +154,7 @@ def _at_work(results: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_refused_proposals_are_files_too_and_are_told(optuna, write_study, results, command):
     sweep = "{sampler: {kind: optuna, trials: 4}, space: {n_head: {int: [1, 4]}, learning_rate: {log: [1e-4, 1e-1]}}}"
     study = write_study(sweep)
@@ -163,6 +169,7 @@ def test_refused_proposals_are_files_too_and_are_told(optuna, write_study, resul
     assert ("refused and replaced" in status) == bool(refused)
 
 
+@pytest.mark.slow
 def test_the_cost_of_what_is_not_proposed_is_not_said_to_be_nothing(optuna, write_study, results, command):
     planned = command("plan", write_study(tpe(3)), "--out", results).stdout
     assert "0 (3 trials to propose)" in planned
@@ -221,6 +228,7 @@ def test_other_samplers_propose_within_bounds(optuna, write_study, results, name
     assert len({trial.settings["weight_decay"] for trial in told}) == len(told)
 
 
+@pytest.mark.slow
 def test_trials_of_a_search_have_their_number_in_every_view(write_study, results, command):
     sweep = f"{{sampler: {{kind: random, trials: 3}}, {SPACE}}}"
     study = write_study(sweep)

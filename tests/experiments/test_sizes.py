@@ -1,4 +1,7 @@
-"""The sizes of a study: layers over it, chosen by name, with results of their own; and `limits:` and `optimum:`."""
+"""The sizes of a study: layers over it, chosen by name, with results of their own; and `limits:` and `optimum:`.
+
+Those marked slow take under a minute together.
+"""
 
 import itertools
 import json
@@ -118,6 +121,7 @@ def test_columns_and_base_are_checked_before_anything_is_trained(write_study, tm
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_engine")
 def test_every_command_takes_a_size_and_keeps_its_results_apart(write_study, tmp_path, command, capsys):
     study, out = write_study(SWEEP, SIZES), tmp_path / "results"
@@ -205,6 +209,7 @@ def test_the_transfer_studies_sweep_factors_of_two_at_every_size(name, size, cou
     assert tokens == {131_072} if size is None else min(tokens) >= 1e6
 
 
+@pytest.mark.slow
 def test_a_study_for_gpus_can_be_planned_without_one(tmp_path: Path) -> None:
     """And submitted from a login node; trained here it cannot be, which is said in one line before anything starts."""
     study = ROOT / "studies" / "lr_transfer_width.yaml"

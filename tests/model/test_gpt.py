@@ -62,6 +62,7 @@ OPTIONS: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 def test_flops_are_exact_for_every_combination_of_options(attention: str) -> None:
     idx = torch.zeros(1, 8, dtype=torch.long, device="meta")
