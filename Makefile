@@ -24,10 +24,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed tests/oracles.txt
 		echo "tests/oracles.txt could not be installed: the tests against those packages will skip"
 	@touch $@
 
-# Ray is large and not needed to work on this: where it cannot be had, the tests that need it skip.
-$(VENV)/.installed-ray: $(VENV)/.installed-dev
+# Ray, transformers and lm-eval are large and not needed to work on this: where they cannot be had, the tests that need
+# them skip.
+$(VENV)/.installed-peers: $(VENV)/.installed-dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[default]' || \
 		echo "Ray could not be installed: the tests that need it will skip"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]' || \
+		echo "the extra 'peers' could not be installed: the tests against those packages will skip"
 	@touch $@
 
 quickstart: $(VENV)/.installed
@@ -36,7 +39,7 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(VENV)/.installed-dev $(VENV)/.installed-ray
+test-slow: $(VENV)/.installed-peers
 	$(BIN)/python -m pytest -m "slow or browser or notebook or slurm or ray or faults"
 
 # Only installs: the tests start a cluster of their own.
