@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nanogpt.config import Config, UserError, did_you_mean
 from nanogpt.config.trunks import Recurrent, Shared
-from nanogpt.data.corpora import open_corpus
+from nanogpt.data.opening import open_corpus
 from nanogpt.data.stream import TrainStream
 from nanogpt.describe import describe, resolve
 from nanogpt.hardware import torch_device

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt.config import UserError
-from nanogpt.data.corpora import open_corpus
+from nanogpt.data.opening import open_corpus
 from nanogpt.data.stream import make_eval_set
 from nanogpt.evaluate import Evaluation, evaluate
 from nanogpt.model import GPT

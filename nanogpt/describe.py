@@ -12,7 +12,7 @@ from nanogpt.config.model import Model
 from nanogpt.config.trunks import Stack
 
 if TYPE_CHECKING:
-    from nanogpt.data.corpora import CorpusFacts
+    from nanogpt.data.opening import CorpusFacts
     from nanogpt.model import GPT
 
 FLOAT_BYTES = 4
@@ -150,7 +150,7 @@ def resolve(config: Config) -> Config:
 
 
 def _corpus_facts(config: Config) -> "CorpusFacts":
-    from nanogpt.data.corpora import facts
+    from nanogpt.data.opening import facts
 
     return facts(config.data, config.runtime)
 
@@ -326,7 +326,7 @@ def _score_bytes(model: Model, applications: int) -> int:
 
 def describe_without_corpus(config: Config, problem: UserError) -> Description:
     """The description of a config whose corpus is not there. Raises `problem` where its length is needed."""
-    from nanogpt.data.corpora import assumed_facts
+    from nanogpt.data.opening import assumed_facts
 
     if config.train.horizon[0] == "epochs":
         raise problem

@@ -6,7 +6,7 @@ from pathlib import Path
 from nanogpt import checkpoint
 from nanogpt.branch import load_trunk, offered_trunk
 from nanogpt.config import UserError
-from nanogpt.data.corpora import OpenCorpus, open_corpus
+from nanogpt.data.opening import OpenCorpus, open_corpus
 from nanogpt.data.stream import EvalSet, TrainStream, make_eval_set
 from nanogpt.describe import Description
 

@@ -116,7 +116,7 @@ class _Work:
     def __init__(self, config: Config, device: Any) -> None:
         import torch
 
-        from nanogpt.data.corpora import open_corpus
+        from nanogpt.data.opening import open_corpus
         from nanogpt.data.stream import Batch, TrainStream, make_eval_set
         from nanogpt.model import build_model
         from nanogpt.optim import build_optimizer

@@ -11,7 +11,7 @@ import torch
 
 from nanogpt.config import Config, UserError, run_id
 from nanogpt.data import corpora
-from nanogpt.data.corpora import CorpusFacts
+from nanogpt.data.opening import CorpusFacts
 from nanogpt.describe import (
     _kept_by_autograd,
     _saved_bytes,

@@ -41,7 +41,7 @@ except BaseException as error:
     facts["error"] = " ".join(f"{type(error).__name__}: {error}".split())
 try:
     from nanogpt.config.runtime import Runtime
-    from nanogpt.data.corpora import data_root
+    from nanogpt.data.opening import data_root
     facts["data"] = str(data_root(Runtime()))
 except BaseException as error:
     facts["data_error"] = " ".join(f"{type(error).__name__}: {error}".split())

@@ -60,7 +60,7 @@ def _describe(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _described(config: Config) -> tuple["Description", str]:
     """What can be said of a config, and why its corpus is not there if it is not: sizes and rules need none."""
-    from nanogpt.data.corpora import MissingCorpus
+    from nanogpt.data.opening import MissingCorpus
     from nanogpt.describe import describe, describe_without_corpus
 
     try:

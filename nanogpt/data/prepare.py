@@ -6,7 +6,7 @@ from nanogpt.config.data import ZipfMixture
 from nanogpt.config.errors import UserError, did_you_mean
 from nanogpt.config.runtime import Runtime
 from nanogpt.data.binfiles import read_meta
-from nanogpt.data.corpora import data_root, generate_zipf, zipf_folder
+from nanogpt.data.opening import data_root, generate_zipf, zipf_folder
 from nanogpt.data.shakespeare import prepare as prepare_shakespeare
 
 NAMES = ("zipf_mixture", "shakespeare_char")

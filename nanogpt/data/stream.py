@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt.config.errors import UserError
-from nanogpt.data.corpora import OpenCorpus
+from nanogpt.data.opening import OpenCorpus
 
 UNSCORED = -1  # the target that the loss leaves out
 

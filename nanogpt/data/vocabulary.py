@@ -9,7 +9,7 @@ from nanogpt.config.data import Data, ZipfMixture
 from nanogpt.config.errors import UserError
 from nanogpt.config.runtime import Runtime
 from nanogpt.data.binfiles import NANOGPT_VOCAB, read_meta
-from nanogpt.data.corpora import MissingCorpus, corpus_folder
+from nanogpt.data.opening import MissingCorpus, corpus_folder
 
 SHOWN = 128  # characters in a message
 

@@ -10,7 +10,7 @@ from nanogpt.config import UserError
 from nanogpt.config.data import Data, ZipfMixture
 from nanogpt.config.runtime import Runtime
 from nanogpt.data import zipf
-from nanogpt.data.corpora import OpenCorpus, open_corpus
+from nanogpt.data.opening import OpenCorpus, open_corpus
 from nanogpt.data.stream import UNSCORED, TrainStream, make_eval_set
 
 

@@ -15,7 +15,7 @@ from nanogpt.__main__ import main
 from nanogpt.config import UserError
 from nanogpt.config.data import BinFolder, Data, ShakespeareChar, ZipfMixture
 from nanogpt.config.runtime import Runtime
-from nanogpt.data import corpora
+from nanogpt.data import opening
 from nanogpt.data.binfiles import read_meta, write_tokens
 from nanogpt.data.vocabulary import Vocabulary
 
@@ -114,14 +114,14 @@ def bin_folder(root: Path, **extra: bytes) -> Path:
 def test_an_old_meta_pickle_is_read(tmp_path: Path) -> None:
     meta = {"vocab_size": 7, "itos": dict(enumerate("abcdefg")), "stoi": {c: i for i, c in enumerate("abcdefg")}}
     folder = bin_folder(tmp_path, meta_pkl=pickle.dumps(meta))
-    facts = corpora.facts(Data(corpus=BinFolder(path=str(folder))), Runtime())
+    facts = opening.facts(Data(corpus=BinFolder(path=str(folder))), Runtime())
     assert (facts.vocab_size, facts.train_tokens, facts.val_tokens) == (7, 100, 50)
 
 
 def test_a_token_outside_the_vocabulary_is_found_before_training(tmp_path: Path) -> None:
     folder = bin_folder(tmp_path, meta_json=b'{"vocab_size": 5}')
     with pytest.raises(UserError, match=r"train\.bin: holds the token 6, outside its vocabulary of 5 tokens"):
-        corpora.facts(Data(corpus=BinFolder(path=str(folder))), Runtime())
+        opening.facts(Data(corpus=BinFolder(path=str(folder))), Runtime())
 
 
 class _Bomb:
@@ -134,19 +134,19 @@ def test_nothing_in_a_pickle_is_executed(tmp_path: Path, data: bytes, monkeypatc
     monkeypatch.chdir(tmp_path)
     folder = bin_folder(tmp_path, meta_pkl=data)
     with pytest.raises(UserError, match=r"meta\.pkl"):
-        corpora.facts(Data(corpus=BinFolder(path=str(folder))), Runtime())
+        opening.facts(Data(corpus=BinFolder(path=str(folder))), Runtime())
     assert not (tmp_path / "executed-by-a-pickle").exists()
 
 
 def test_a_corpus_is_known_by_its_content(tmp_path: Path) -> None:
     one, other = bin_folder(tmp_path / "a"), bin_folder(tmp_path / "b")
-    content = {corpora.facts(Data(corpus=BinFolder(path=str(folder))), Runtime()).content for folder in (one, other)}
+    content = {opening.facts(Data(corpus=BinFolder(path=str(folder))), Runtime()).content for folder in (one, other)}
     assert len(content) == 1
     write_tokens(other / "val.bin", np.arange(50) % 6)
-    changed = corpora.facts(Data(corpus=BinFolder(path=str(other))), Runtime()).content
+    changed = opening.facts(Data(corpus=BinFolder(path=str(other))), Runtime()).content
     assert changed not in content
     with pytest.raises(UserError, match="content has changed"):
-        corpora.open_corpus(Data(corpus=BinFolder(path=str(other), content=content.pop())), Runtime())
+        opening.open_corpus(Data(corpus=BinFolder(path=str(other), content=content.pop())), Runtime())
 
 
 @pytest.mark.parametrize(
@@ -158,24 +158,24 @@ def test_a_corpus_is_known_by_its_content(tmp_path: Path) -> None:
 )
 def test_a_missing_corpus_says_what_to_do(tmp_path: Path, corpus: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        corpora.facts(Data(corpus=corpus), Runtime(data_dir=str(tmp_path)))
+        opening.facts(Data(corpus=corpus), Runtime(data_dir=str(tmp_path)))
 
 
 def test_the_embedded_corpus_is_made_once(tmp_path: Path) -> None:
     data = Data(corpus=ZipfMixture(alphabet_size=16, train_tokens=5000, val_tokens=100))
     runtime = Runtime(data_dir=str(tmp_path))
-    first = corpora.open_corpus(data, runtime)
+    first = opening.open_corpus(data, runtime)
     (folder,) = tmp_path.iterdir()
     made = (folder / "train.bin").stat().st_mtime_ns
-    second = corpora.open_corpus(data, runtime)
+    second = opening.open_corpus(data, runtime)
     assert (folder / "train.bin").stat().st_mtime_ns == made
     assert np.array_equal(first.train, second.train)
     assert (len(first.train), len(first.val)) == (8192, 4096), "whole documents"
-    assert corpora.facts(data, runtime).train_tokens == 8192
+    assert opening.facts(data, runtime).train_tokens == 8192
     assert main(["prepare", "zipf_mixture", "--clean", "--data_dir", str(tmp_path)]) == 0
 
 
 def test_an_unwritable_data_folder_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        corpora.open_corpus(Data(), Runtime(data_dir=str(tmp_path / "file")))
+        opening.open_corpus(Data(), Runtime(data_dir=str(tmp_path / "file")))

@@ -1,4 +1,4 @@
-"""The corpora by kind: what is known of each before training, and how its tokens are opened."""
+"""What is known of a corpus before training, and how its tokens are opened."""
 
 import hashlib
 import os
