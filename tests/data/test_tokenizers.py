@@ -23,6 +23,7 @@ from nanogpt.data.hftokenizer import hf_content, merges_of, write_hf
 from nanogpt.data.published import CL100K_PATTERN, O200K_PATTERN, PUBLISHED
 from nanogpt.data.ranks import checked_ranks, from_merges
 from nanogpt.data.tokenizers import (
+    KINDS,
     Bpe,
     Bytes,
     Characters,
@@ -100,6 +101,10 @@ def test_every_text_survives_every_tokenizer(text: str, tokenizer: Tokenizer) ->
 def test_texts_that_are_known_for_trouble_survive_every_tokenizer() -> None:
     for text, tokenizer in itertools.product([*WILD, TEXT], TOY):
         assert_round_trip(text, tokenizer)
+
+
+def test_no_kind_is_left_out() -> None:
+    assert {type(tokenizer) for tokenizer in TOY} == set(KINDS.values())
 
 
 def test_lone_surrogates_are_replaced_and_pairs_joined() -> None:
@@ -193,7 +198,8 @@ def test_trained_ids_are_those_of_the_trainer_and_do_not_vary() -> None:
     trained.train_from_iterator(texts, trainer)
     for text in texts:
         assert tokenizer.encode(text) == trained.encode(text).ids
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+    for text in (*texts, *WILD):
+        assert_round_trip(text, tokenizer)
 
 
 def test_what_cannot_be_trained_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
