@@ -59,10 +59,11 @@ class Corpus:
     layout: Layout = "nanogpt"
     shard_tokens: int | None = None
     prefix: str | None = None
+    downloads: tuple[str, ...] = ()
 
 
 def find_own(place: Place) -> Found:
-    """A person's own file or folder: split by the files' names where they tell, a single text by a cut, else by hash."""
+    """A person's own file or folder: split as its names say, a single text in two, else by hash."""
     assert place.given is not None
     files = separate(find_files(place.given, place.glob), articles=False)
     if files[0].split is not None:
@@ -73,8 +74,8 @@ def find_own(place: Place) -> Found:
 
 
 def cut_text(file: SourceFile, share: float) -> list[Source]:
-    """One text in two: the first part trains, the rest validates. It is cut at the end of a line, where there is one."""
-    offset = int(file.bytes * (1 - share))
+    """One text in two: the first part trains, the rest validates. It is cut at the end of a line, if it has any."""
+    offset = int(file.size * (1 - share))
     with Path(file.path).open("rb") as opened:
         opened.seek(offset)
         block = opened.read(2**16)
@@ -84,8 +85,8 @@ def cut_text(file: SourceFile, share: float) -> list[Source]:
 
 
 def _in_two(file: SourceFile, offset: int) -> list[Source]:
-    if not 0 < offset < file.bytes:
-        raise UserError(f"{file.path}: {file.bytes:,} bytes are too few to split into train and val")
+    if not 0 < offset < file.size:
+        raise UserError(f"{file.path}: {file.size:,} bytes are too few to split into train and val")
     return [replace(file, split="train", end=offset), replace(file, split="val", first=offset)]
 
 
@@ -100,13 +101,17 @@ def _shakespeare(place: Place) -> Found:
     return Found(_in_two(files[0], offset), "files", {"splits": "nanoGPT's: the first 90 % of the characters train"})
 
 
-def _wikitext(parts: dict[str, int]) -> Callable[[Place], Found]:
+def _wikitext_files(train: int) -> tuple[str, ...]:
+    parts = {"train": train, "validation": 1, "test": 1}
+    return tuple(f"{split}-{n:05d}-of-{count:05d}.parquet" for split, count in parts.items() for n in range(count))
+
+
+def _wikitext(names: tuple[str, ...]) -> Callable[[Place], Found]:
     base = "https://huggingface.co/datasets/Salesforce/wikitext/resolve/main"
 
     def find(place: Place) -> Found:
         folder = place.given
         if folder is None:
-            names = [f"{split}-{n:05d}-of-{count:05d}.parquet" for split, count in parts.items() for n in range(count)]
             for name in names:
                 download(f"{base}/{place.name}-raw-v1/{name}", place.downloads / name, place.name)
             folder = place.downloads
@@ -117,8 +122,9 @@ def _wikitext(parts: dict[str, int]) -> Callable[[Place], Found]:
 
 def _articles(place: Path, glob: str | None) -> Found:
     """WikiText's files by the splits that their names say, a document for each article."""
-    found = find_files(place, glob or (None if place.is_file() else "*wiki*.tokens"), False) if _tokens(place) else []
-    files = found or find_files(place, glob or ("*wiki*.raw" if _raw(place) else None), splits=False)
+    # Its own archives have names that no other texts have.
+    own = (pattern for pattern in ("*.raw", "*.tokens") if place.is_dir() and any(place.rglob(pattern)))
+    files = find_files(place, glob or next(own, None), splits=False)
     told = [replace(file, split=split_of(file.name)) for file in files]
     if len(files) > 1:
         told = [file for file in told if file.split is not None]
@@ -132,14 +138,6 @@ def _articles(place: Path, glob: str | None) -> Found:
     if told[0].split is None:
         return Found(list(sources), "hash", {"splits": "one file: by a hash of the article", "documents": "articles"})
     return Found(list(sources), "files", {"splits": "WikiText's files", "documents": "articles"})
-
-
-def _tokens(place: Path) -> bool:
-    return place.is_dir() and any(place.rglob("*wiki*.tokens"))
-
-
-def _raw(place: Path) -> bool:
-    return place.is_dir() and any(place.rglob("*wiki*.raw"))
 
 
 def _article_stream(file: SourceFile) -> Stream:
@@ -158,7 +156,7 @@ def _article_stream(file: SourceFile) -> Stream:
         if count >= skip and any(each.strip() for each in lines):
             yield "".join(lines)
 
-    return Stream(file.name, articles, file.split, file.bytes, file)
+    return Stream(file.name, articles, file.split, file.size, file)
 
 
 def _from_hub(repository: str, subset: str | None, splitting: Splitting) -> Callable[[Place], Found]:
@@ -190,8 +188,8 @@ CORPORA: dict[str, Corpus] = {
         "tiny Shakespeare, as nanoGPT's data/shakespeare has it: one text, nothing between",
         separate=False,
     ),
-    "wikitext-2": Corpus(_wikitext({"train": 1, "validation": 1, "test": 1}), "WikiText-2 raw, 13 MB"),
-    "wikitext-103": Corpus(_wikitext({"train": 2, "validation": 1, "test": 1}), "WikiText-103 raw, 550 MB"),
+    "wikitext-2": Corpus(_wikitext(_wikitext_files(1)), "WikiText-2 raw, 13 MB", downloads=_wikitext_files(1)),
+    "wikitext-103": Corpus(_wikitext(_wikitext_files(2)), "WikiText-103 raw, 550 MB", downloads=_wikitext_files(2)),
     "openwebtext": Corpus(
         _from_hub("Skylion007/openwebtext", None, "hash"), "OpenWebText, 40 GB of text", val_share=0.0005
     ),

@@ -1,6 +1,7 @@
 """Downloads: single files, and datasets of the Hugging Face Hub as streams. Without a network one line, at once."""
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import threading
@@ -82,15 +83,11 @@ def hub_streams(repository: str, subset: str | None, column: str | None) -> tupl
 
     Raises UserError without the package `datasets`, without a network, and for what the dataset does not have.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"hf:{repository}: needs the package datasets: pip install 'nanogpt-scaling[data]'") from None
-    is_local = Path(repository).is_dir()
-    revision = None if is_local else _revision(repository)
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(f"hf:{repository}: needs the package datasets: pip install 'nanogpt-scaling[data]'")
+    # Asked before the seconds that importing `datasets` takes, and the half minute of its retries.
+    revision = None if Path(repository).is_dir() else _revision(repository)
     with _one_line(repository):
-        quiet = datasets.utils.logging
-        quiet.set_verbosity_error()
         names, revision = _splits(repository, subset, revision)
     wanted = {name: _NAMES[name] for name in names if name in _NAMES}
     if "train" not in wanted:

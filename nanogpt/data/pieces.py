@@ -11,7 +11,7 @@ import hashlib
 import json
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -236,9 +236,10 @@ def text_column(path: str, given: str | None) -> str:
 def open_source(path: str) -> BinaryIO:
     """A source's bytes, unpacked. Raises UserError where it cannot be read, or that needs a package."""
     packed = packing(path)
+    openers: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
-        if packed != ".zst":
-            return {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packed](path, "rb")
+        if packed in openers:
+            return openers[packed](path, "rb")
         import pyarrow
 
         return pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")

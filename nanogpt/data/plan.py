@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +77,7 @@ class Plan:
     @property
     def total(self) -> int:
         """Bytes of all sources, 0 where that is not known beforehand."""
-        sizes = [(s.end or s.bytes) - s.first if isinstance(s, SourceFile) else s.weight for s in self.sources]
+        sizes = [(s.end or s.size) - s.first if isinstance(s, SourceFile) else s.weight for s in self.sources]
         return sum(sizes) if all(sizes) else 0
 
     @property
@@ -95,8 +95,8 @@ class Plan:
         return hashlib.sha256(canonical_json(known).encode()).hexdigest()
 
 
-def make_plan(request: Request, known: Mapping[str, Any] | None = None) -> Plan:
-    """The plan of a request; `known` has hashes of files from an earlier one. Raises UserError for what cannot be."""
+def make_plan(request: Request, known_hashes: Callable[[Path], Mapping[str, Any]] = lambda folder: {}) -> Plan:
+    """The plan of a request; `known_hashes` has those of an earlier call. Raises UserError for what cannot be."""
     corpus, name = corpus_of(request)
     if request.val_share is not None and not 0 < request.val_share < 1:
         raise UserError(f"--val-share {request.val_share}: expected a share between 0 and 1")
@@ -107,13 +107,13 @@ def make_plan(request: Request, known: Mapping[str, Any] | None = None) -> Plan:
     folder = request.root / f"{name}.{spec if tokenizer is None else tokenizer.name}"
     given = _given(request)
     place = Place(
-        request.name, given, request.root / DOWNLOADS / name, request.subset, request.column, request.glob
+        request.name, given, request.root / DOWNLOADS / request.name, request.subset, request.column, request.glob
     )  # fmt: skip
     found = corpus.find(place)
     sources, share = _split(found.sources, found.splitting, corpus, request)
     layout, shard_tokens = _layout(request, corpus)
     facts = {"from": request.source or request.name, **found.facts}
-    sources, files = _hash(sources, known or {}, request.workers)
+    sources, files = _hash(sources, known_hashes(folder), request.workers)
     return Plan(
         name, folder, sources, found.splitting, share, tokenizer, spec, corpus.separate, layout, shard_tokens,
         _prefix(corpus, name), Reading(request.column, request.errors), facts, files,

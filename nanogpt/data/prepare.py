@@ -1,6 +1,5 @@
 """`python -m nanogpt prepare NAME`: makes a corpus's files, checks them, or removes exactly the files it made."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +8,10 @@ from nanogpt.config.errors import UserError
 from nanogpt.config.runtime import Runtime
 from nanogpt.data.binfiles import file_sha256, read_meta
 from nanogpt.data.corpora import CORPORA, FROM_HUB
-from nanogpt.data.manifest import MANIFEST, Manifest, check_sizes, read_manifest, verify
+from nanogpt.data.manifest import MANIFEST, Manifest, read_manifest, verify
 from nanogpt.data.opening import data_root, generate_zipf, zipf_folder
-from nanogpt.data.plan import DOWNLOADS, Plan, Request, corpus_of, make_plan
-from nanogpt.data.preparing import LOCK, WORK, clear, known_hashes, make, tidy
+from nanogpt.data.plan import DOWNLOADS, Plan, Request, make_plan
+from nanogpt.data.preparing import LOCK, WORK, clear, known_hashes, make
 from nanogpt.data.shakespeare import prepare as prepare_shakespeare
 
 OWN_FILES = ("zipf_mixture", "shakespeare_char")  # made as they always were, without a manifest
@@ -29,7 +28,7 @@ def prepare_corpus(request: Request) -> str:
     """Prepare a corpus and return the line that says what was made. Raises UserError for what cannot be."""
     if request.name in OWN_FILES:
         return _prepare_own(request)
-    plan = make_plan(request)
+    plan = make_plan(request, known_hashes)
     manifest, is_new = make(plan, request.workers)
     return _line(plan, manifest, is_new)
 
@@ -90,10 +89,16 @@ def clean_corpus(request: Request) -> str:
     if len(folders) > 1:
         raise UserError(f"--clean: {', '.join(folder.name for folder in folders)}: say which one with --tokenizer")
     lines = [_clean(folder) for folder in folders]
-    downloads = request.root / DOWNLOADS / folders[0].name.rpartition(".")[0]
-    if downloads.is_dir():
-        shutil.rmtree(downloads)  # hidden, and nobody else's: all in it was fetched for this corpus
-        lines.append(f"{downloads}: removed")
+    downloads = request.root / DOWNLOADS / request.name
+    fetched = (
+        [name for name in CORPORA[request.name].downloads if (downloads / name).is_file()]
+        if request.name in CORPORA
+        else []
+    )
+    for name in fetched:
+        (downloads / name).unlink()
+    if fetched:
+        lines.append(_told(downloads, fetched))
         _remove_empty(downloads.parent)
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Makes what a plan says, in a folder of its own until it is whole; a kill at any moment costs a few seconds of work.
 
-All is made in CORPUS/.partial. Pieces are encoded in parallel and written in order, and every few seconds `progress.json`
+All is made in CORPUS/.partial. Pieces are encoded in parallel and written in order, and every few seconds progress.json
 notes how far the files are good: a later call cuts off the rest and goes on, so the files come out the same whatever
 happened. In the end they are moved to their place, the manifest last.
 """
@@ -126,7 +126,7 @@ def _noted(plan: Plan, work: Path) -> dict[str, Any]:
         if read_json(work / PLAN)["fingerprint"] == plan.fingerprint:
             return read_json(work / PROGRESS) if (work / PROGRESS).exists() else {}
     clear(work)
-    files = {file.path: {"bytes": file.bytes, "mtime_ns": file.mtime_ns, "sha256": file.sha256} for file in plan.files}
+    files = {file.path: {"bytes": file.size, "mtime_ns": file.mtime_ns, "sha256": file.sha256} for file in plan.files}
     write_atomic(work / PLAN, to_json({"fingerprint": plan.fingerprint, "files": files}))
     return {}
 
@@ -238,7 +238,7 @@ def _encode_all(
 def _remove_later_files(work: Path, noted: dict[str, Any], how: Format) -> None:
     """Files of tokens that no note speaks of."""
     known = {shard["file"] for note in noted.values() for shard in note["shards"]}
-    known |= {how.file(split, len(note["shards"])) for split, note in noted.items() if note["open"]}
+    known |= {how.file(split, len(noted[split]["shards"])) for split in SPLITS if noted.get(split, {}).get("open")}
     for path in work.iterdir():
         if SHARD.fullmatch(path.name) and path.name not in known:
             path.unlink()

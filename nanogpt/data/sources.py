@@ -50,7 +50,7 @@ class SourceFile:
     path: str
     name: str
     kind: Kind
-    bytes: int
+    size: int
     mtime_ns: int
     packed: str = ""
     split: Split | None = None
@@ -61,7 +61,7 @@ class SourceFile:
 
     def facts(self) -> dict[str, Any]:
         """What identifies it: where it lies and when it was written do not matter."""
-        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
+        return {"name": self.name, "bytes": self.size, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def find_files(place: Path, glob: str | None, splits: bool = True) -> list[Sourc
         names = [place.name]
     else:
         raise UserError(f"{place}: no such file or folder")
-    files = [found for found in (_file(root, name) for name in names) if found.bytes]
+    files = [found for found in (_file(root, name) for name in names) if found.size]
     if not files:
         raise UserError(f"{place}: {'all files are' if len(names) > 1 else 'the file is'} empty")
     if not splits:
@@ -151,7 +151,7 @@ def _file(root: Path, name: str) -> SourceFile:
 
 
 def separate(files: Iterable[SourceFile], articles: bool) -> list[SourceFile]:
-    """Say where documents begin in texts: at WikiText's titles, or behind `<|endoftext|>` where the first part has it."""
+    """Say where documents begin in texts: at WikiText's titles, or behind `<|endoftext|>` where their start has it."""
     done = []
     for file in files:
         if file.kind == "text" and articles:
@@ -169,7 +169,7 @@ def hashed(files: Sequence[SourceFile], known: Mapping[str, Any], threads: int) 
 
     def digest(file: SourceFile) -> str:
         earlier = known.get(file.path, {})
-        if (earlier.get("bytes"), earlier.get("mtime_ns")) == (file.bytes, file.mtime_ns):
+        if (earlier.get("bytes"), earlier.get("mtime_ns")) == (file.size, file.mtime_ns):
             return earlier["sha256"]
         with Path(file.path).open("rb") as opened:  # as it lies there, packed or not
             return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -189,9 +189,9 @@ def pieces(sources: Sequence[Source], reading: Reading, at: tuple[int, int] = (0
             yield from _of_table(source, reading, number, place)
         elif place == 0 and _is_small(source):
             group = _small_ones(sources, number)
-            parts = tuple(_part(file, 0, file.bytes) for file in group)
+            parts = tuple(_part(file, 0, file.size) for file in group)
             number += len(group)
-            yield Piece((number, 0), parts, split=source.split, weight=sum(file.bytes for file in group))
+            yield Piece((number, 0), parts, split=source.split, weight=sum(file.size for file in group))
             continue
         else:
             yield from _of_file(source, number, place)
@@ -199,7 +199,7 @@ def pieces(sources: Sequence[Source], reading: Reading, at: tuple[int, int] = (0
 
 
 def _is_small(source: Source) -> bool:
-    return isinstance(source, SourceFile) and source.kind != "parquet" and not source.packed and source.bytes <= PIECE
+    return isinstance(source, SourceFile) and source.kind != "parquet" and not source.packed and source.size <= PIECE
 
 
 def _small_ones(sources: Sequence[Source], number: int) -> list[SourceFile]:
@@ -208,20 +208,20 @@ def _small_ones(sources: Sequence[Source], number: int) -> list[SourceFile]:
     for source in sources[number : number + MOST_DOCUMENTS]:
         if not isinstance(source, SourceFile) or not _is_small(source) or (group and source.split != group[0].split):
             break
-        if group and sum(file.bytes for file in group) + source.bytes > PIECE:
+        if group and sum(file.size for file in group) + source.size > PIECE:
             break
         group.append(source)
     return group
 
 
 def _part(file: SourceFile, start: int, end: int) -> Part:
-    size = file.bytes if file.end is None else file.end
+    size = file.size if file.end is None else file.end
     key = key_of(file.sha256) if file.sha256 else 0
     return Part(file.path, file.kind, start, min(end, size), size, file.boundary, key, file.first)
 
 
 def _of_file(file: SourceFile, number: int, place: int) -> Iterator[Piece]:
-    end = file.bytes if file.end is None else file.end
+    end = file.size if file.end is None else file.end
     for start in range(max(place, file.first), end, PIECE):
         stop = min(start + PIECE, end)
         after = (number, stop) if stop < end else (number + 1, 0)
@@ -234,7 +234,7 @@ def _of_table(file: SourceFile, reading: Reading, number: int, place: int) -> It
     for group in range(place, groups):
         after = (number, group + 1) if group + 1 < groups else (number + 1, 0)
         part = Part(file.path, "parquet", group, group + 1, groups)
-        yield Piece(after, (part,), split=file.split, weight=file.bytes // groups)
+        yield Piece(after, (part,), split=file.split, weight=file.size // groups)
 
 
 def _of_stream(stream: Stream, number: int, place: int) -> Iterator[Piece]:
@@ -260,4 +260,4 @@ def _stream(source: Source, reading: Reading) -> Stream:
         found = documents(Piece((0, 0), (part,)), reading)
         return (document.text for document in itertools.islice(found, skip, None))
 
-    return Stream(source.name, unpacked, source.split, source.bytes)
+    return Stream(source.name, unpacked, source.split, source.size)

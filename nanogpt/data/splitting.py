@@ -36,7 +36,7 @@ class Splitter:
         return {}
 
     def again(self) -> dict[str, Any] | None:
-        """After the last document: the note to do all again with, if it must be. Raises UserError for an empty split."""
+        """After the last document: the note to do all again with, if it must be. UserError for an empty split."""
         return None
 
     def close(self) -> None:
