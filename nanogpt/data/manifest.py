@@ -48,7 +48,10 @@ class TokenizerFacts(_Part):
 
 
 class Manifest(_Part):
-    """A prepared corpus. `content` identifies the tokens that a run sees, wherever they lie and whatever made them."""
+    """A prepared corpus. `content` identifies the tokens that a run sees, wherever they lie and whatever made them.
+
+    `sha256` is of the files that are no shards, `seal` of the manifest itself.
+    """
 
     format: Literal[1] = 1
     name: str
@@ -59,6 +62,8 @@ class Manifest(_Part):
     splits: Mapping[Split, SplitFiles]
     content: str
     files: tuple[str, ...]  # all that was made, this file included: what may be removed again
+    sha256: Mapping[str, str] = {}
+    seal: str = ""
 
 
 def content_hash(splits: Mapping[Split, SplitFiles], tokenizer: TokenizerFacts) -> str:
@@ -70,7 +75,16 @@ def content_hash(splits: Mapping[Split, SplitFiles], tokenizer: TokenizerFacts) 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json atomically: it comes last, and says that the rest is whole."""
-    write_atomic(folder / MANIFEST, to_json(manifest.model_dump(mode="json")))
+    write_atomic(folder / MANIFEST, _text(manifest.model_copy(update={"seal": _seal(manifest)})))
+
+
+def _text(manifest: Manifest) -> str:
+    return to_json(manifest.model_dump(mode="json"))
+
+
+def _seal(manifest: Manifest) -> str:
+    facts = manifest.model_dump(mode="json", exclude={"seal"})
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -99,14 +113,19 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 
 
 def verify(folder: Path, manifest: Manifest) -> list[str]:
-    """Reads every byte: one line per shard that is not what was once prepared."""
+    """Reads every byte: one line per file that is not what was once prepared, the manifest included."""
+    expected = {shard.file: shard.sha256 for shard in shards_of(manifest)} | dict(manifest.sha256)
     problems = []
-    for shard in shards_of(manifest):
-        path = folder / shard.file
+    for name, sha256 in expected.items():
+        path = folder / name
         if not path.exists():
             problems.append(f"{path}: missing")
-        elif file_sha256(path) != shard.sha256:
+        elif file_sha256(path) != sha256:
             problems.append(f"{path}: its sha256 is not the manifest's: damaged, or changed since it was prepared")
+    # Read as it stands, not as it is understood: a blank that became a tab is damage, too.
+    is_as_written = not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() == _text(manifest).encode()
+    if manifest.seal and not (is_as_written and manifest.seal == _seal(manifest)):
+        problems.append(f"{folder / MANIFEST}: not as prepare wrote it: damaged, or changed since")
     return problems
 
 

@@ -1,0 +1,182 @@
+"""Downloads: single files, and datasets of the Hugging Face Hub as streams. Without a network one line, at once."""
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config.errors import UserError, did_you_mean
+from nanogpt.data.manifest import Split
+from nanogpt.data.sources import Stream
+from nanogpt.data.tokenizing import Stopped
+from nanogpt.record import replacing
+
+ANSWER_SECONDS = 8.0  # for a host to answer: whoever has no network need not wait longer
+BLOCK = 2**20
+PARQUET = "refs/convert/parquet"  # the Hub's own copy of datasets that were published as programs
+_NAMES: dict[str, Split] = {
+    "train": "train",
+    "validation": "val",
+    "valid": "val",
+    "val": "val",
+    "dev": "val",
+    "test": "test",
+}
+
+
+def is_offline() -> str | None:
+    """The switch that says so, if one does."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            return f"{name}={os.environ[name]}"
+    return None
+
+
+def download(url: str, path: Path, corpus: str) -> Path:
+    """A file, fetched once and then kept. Raises UserError in one line when it cannot be had."""
+    if path.exists():
+        return path
+    try:
+        reason = is_offline()
+        if reason:
+            raise OSError(reason)
+        with _opened(url) as response:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                while block := response.read(BLOCK):
+                    file.write(block)
+    except OSError as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise Stopped(f"{corpus}: cannot download {url} ({reason}); fetch it elsewhere and pass --from PATH") from None
+    return path
+
+
+def _opened(url: str) -> Any:
+    """An open answer. A thread asks, because the resolution of a name cannot be given a time."""
+    outcome: list[Any] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(urllib.request.urlopen(url, timeout=ANSWER_SECONDS))
+        except OSError as error:
+            outcome.append(error)
+        except Exception as error:  # http.client's own: a broken answer
+            outcome.append(OSError(f"{type(error).__name__}: {error}"))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not outcome:
+        raise TimeoutError(f"no answer within {ANSWER_SECONDS:.0f} s")
+    if isinstance(outcome[0], OSError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def hub_streams(repository: str, subset: str | None, column: str | None) -> tuple[list[Stream], dict[str, Any]]:
+    """A dataset's splits as streams, and what identifies it: its revision is fixed, so that a later call goes on in it.
+
+    Raises UserError without the package `datasets`, without a network, and for what the dataset does not have.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(f"hf:{repository}: needs the package datasets: pip install 'nanogpt-scaling[data]'")
+    # Asked before the seconds that importing `datasets` takes, and the half minute of its retries.
+    revision = None if Path(repository).is_dir() else _revision(repository)
+    with _one_line(repository):
+        names, revision = _splits(repository, subset, revision)
+    wanted = {name: _NAMES[name] for name in names if name in _NAMES}
+    if "train" not in wanted:
+        raise UserError(f"hf:{repository}: no split 'train'; it has {', '.join(names)}")
+    has_val = "val" in wanted.values()
+    streams = []
+    for name, split in wanted.items():
+        if has_val or split == "train":
+            streams.append(_stream(repository, subset, revision, name, split if has_val else None, column))
+    return streams, {"dataset": repository, "subset": subset, "revision": revision}
+
+
+def _revision(repository: str) -> str:
+    """The commit that the dataset is at now: one quick question, which also tells whether there is a network."""
+    from huggingface_hub import HfApi
+
+    reason = is_offline()
+    if reason:
+        raise UserError(f"hf:{repository}: cannot be downloaded: {reason}; pass local files with --from PATH")
+    with _one_line(repository):
+        return str(HfApi().dataset_info(repository, timeout=ANSWER_SECONDS).sha)
+
+
+def _splits(repository: str, subset: str | None, revision: str | None) -> tuple[list[str], str | None]:
+    import datasets
+
+    try:
+        configs = datasets.get_dataset_config_names(repository, revision=revision)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        revision = PARQUET
+        configs = datasets.get_dataset_config_names(repository, revision=revision)
+    if subset is not None and subset not in configs:
+        raise UserError(f"hf:{repository}: no subset {subset!r}{did_you_mean(subset, configs)}")
+    if subset is None and len(configs) > 1 and "default" not in configs:
+        raise UserError(f"hf:{repository}: which subset? give --subset, one of {', '.join(configs[:20])}")
+    return list(datasets.get_dataset_split_names(repository, subset, revision=revision)), revision
+
+
+def _stream(
+    repository: str, subset: str | None, revision: str | None, name: str, split: Split | None, column: str | None
+) -> Stream:
+    def texts(skip: int) -> Iterator[str]:
+        import datasets
+
+        with _one_line(repository, during=True):
+            rows = datasets.load_dataset(repository, subset, split=name, streaming=True, revision=revision)
+            first = next(iter(rows), None)
+            chosen = _column(repository, first or {}, column)
+            for row in rows.skip(skip) if skip else rows:
+                text = row[chosen]
+                if text is not None and not isinstance(text, str):
+                    raise UserError(f"hf:{repository}: {chosen}: expected texts, found a {type(text).__name__}")
+                yield text or ""
+
+    return Stream(f"hf:{repository}/{name}", texts, split)
+
+
+def _column(repository: str, row: dict[str, Any], given: str | None) -> str:
+    """The column with the texts: the one asked for, else `text`, else the only one of texts."""
+    texts = [name for name, value in row.items() if isinstance(value, str)]
+    if given in texts or (given is None and "text" in texts) or not row:
+        return given or "text"
+    if given is None and len(texts) == 1:
+        return texts[0]
+    where = f"column {given!r}: no column of texts" if given else "which column has the texts? name it with --column"
+    raise UserError(f"hf:{repository}: {where}{did_you_mean(given or 'text', texts)}")
+
+
+@contextlib.contextmanager
+def _one_line(repository: str, during: bool = False) -> Iterator[None]:
+    """Whatever the libraries raise (they have dozens of classes for a missing network), in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+        if during:
+            raise Stopped(f"hf:{repository}: the download stopped: {reason}; the same command goes on") from None
+        raise UserError(f"hf:{repository}: cannot be downloaded: {reason}; pass local files with --from PATH") from None
+
+
+def batched_rows(path: str) -> Iterator[str]:
+    """The texts of a parquet file, row by row."""
+    from nanogpt.data.pieces import open_table, text_column
+
+    column = text_column(path, None)
+    batches = open_table(path).iter_batches(columns=[column], batch_size=4096)
+    return itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
