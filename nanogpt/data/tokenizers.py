@@ -53,7 +53,7 @@ def load_tokenizer(spec: str, *, ranks: Path | None = None) -> Tokenizer:
 
 
 def _nearest(spec: str) -> str:
-    return did_you_mean(spec, (*NAMES, *SHORT, "a folder of a corpus", "a file of ranks"))
+    return did_you_mean(spec, (*NAMES, *SHORT, "bpe4096", "a corpus's folder", "a file of ranks"))
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
