@@ -180,9 +180,10 @@ def _downloaded(name: str, published: Published) -> Ranks:
                 _keep(data, folder, file)
                 return parse_ranks(data, file.url)
             reason = f"what came from {file.url} is not the published file"
+    there = "there under that name or its own" if folder else "into a folder that TIKTOKEN_CACHE_DIR names"
     raise MissingRanks(
         f"{name}: its ranks are not in {_told(published, folder)}, and cannot be downloaded: {reason}; "
-        f"fetch {file.url} elsewhere and put it there under that name or its own, or pass --ranks FILE"
+        f"fetch {file.url} elsewhere and put it {there}, or pass --ranks FILE"
     )
 
 

@@ -203,6 +203,18 @@ def test_trained_ids_are_those_of_the_trainer_and_do_not_vary() -> None:
         assert_round_trip(text, tokenizer)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.text("ab\u00e9 ", min_size=40, max_size=300), st.text("ab\u00e9 "))
+def test_whatever_it_was_trained_on_all_texts_come_back_and_hugging_face_agrees(texts: str, text: str) -> None:
+    hf = pytest.importorskip("tokenizers")
+    try:
+        tokenizer = train_bpe([texts], 265)
+    except UserError:  # few pairs
+        tokenizer = train_bpe([texts], 258)
+    assert_round_trip(text + TEXT, tokenizer)
+    assert hf.Tokenizer.from_str(json.dumps(hf_content(tokenizer))).encode(text).ids == tokenizer.encode(text)
+
+
 def test_what_cannot_be_trained_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [bpe_size(name) for name in ("bpe4096", "bpe", "gpt2", "bpe04", "bpe-5")] == [4096, None, None, None, None]
     with pytest.raises(UserError, match="bpe256: expected at least 257"):
@@ -400,3 +412,6 @@ def test_merges_are_found_again_from_ranks() -> None:
     assert [left + right for left, right in merges_of(toy().ranks)] == list(toy().ranks[256:])
     with pytest.raises(ValueError, match="no merge of two earlier tokens makes b'xyz'"):
         merges_of((*from_merges([]), b"xyz"))
+    ranks = (*from_merges([]), b"xyz")
+    with pytest.raises(UserError, match="odd: cannot be written in Hugging Face's layout: no merge of two earlier"):
+        hf_content(Bpe("odd", ranks, GPT2_PATTERN, {"<|endoftext|>": 257}))
