@@ -41,8 +41,9 @@ def read_hf(content: Mapping[str, Any], place: Path) -> Bpe:
 
 def _bpe(content: Mapping[str, Any]) -> Bpe:
     model = content["model"]
-    if model.get("type") != "BPE":
-        raise ValueError(f"this is a {model.get('type')} model")
+    kind = model.get("type", "BPE" if "merges" in model else "nameless")  # older files do not say
+    if kind != "BPE":
+        raise ValueError(f"this is a {kind} model")
     if content.get("normalizer"):
         raise ValueError(f"this changes texts first ({content['normalizer'].get('type')})")
     pattern = _pattern(content.get("pre_tokenizer") or {})

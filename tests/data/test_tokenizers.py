@@ -375,11 +375,20 @@ def test_transformers_reads_what_is_written_for_it(tmp_path: Path, monkeypatch: 
 
 
 def test_gpt2_by_hugging_faces_files_is_gpt2(gpt2: Tokenizer, shared_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "merges.txt").write_bytes(
-        (shared_data / "tiktoken_cache" / PUBLISHED["gpt2"].files[0].cached_as).read_bytes()
-    )
-    found = read_tokenizer(tmp_path)
-    assert (found, found.name) == (gpt2, "gpt2")
+    """The older layout. RoBERTa has GPT-2's merges with ids of its own, so that vocab.json goes first."""
+    cache = shared_data / "tiktoken_cache"
+    (tmp_path / "merges.txt").write_bytes((cache / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee").read_bytes())
+    assert (read_tokenizer(tmp_path), read_tokenizer(tmp_path).name) == (gpt2, "gpt2")
+    vocabulary = tmp_path / "vocab.json"
+    vocabulary.write_bytes((cache / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6").read_bytes())
+    assert read_tokenizer(tmp_path) == load_tokenizer(str(vocabulary)) == gpt2
+    vocabulary.write_text('{"<s>": 0, "!": 1}')
+    with pytest.raises(UserError, match=r"vocab\.json: no ranks: the byte 0x00 is missing"):
+        read_tokenizer(tmp_path)
+    vocabulary.unlink()
+    (tmp_path / "merges.txt").write_text("\u0120 t\n")
+    with pytest.raises(UserError, match="how texts are cut is not told"):
+        read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -396,6 +405,15 @@ def test_what_ranks_cannot_do_is_refused(tmp_path: Path, part: str, value: Any, 
     (tmp_path / "tokenizer.json").write_text(json.dumps(hf_content(toy()) | {part: value}))
     with pytest.raises(UserError, match=message):
         read_tokenizer(tmp_path)
+
+
+def test_older_files_are_read_alike(tmp_path: Path) -> None:
+    """Merges as texts, and no word on the kind of model, nor on cutting by ByteLevel's own pattern."""
+    content = hf_content(toy())
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    del content["model"]["type"], content["pre_tokenizer"]["use_regex"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert read_tokenizer(tmp_path) == toy()
 
 
 def test_merges_in_another_order_than_the_ids_are_refused(tmp_path: Path) -> None:
