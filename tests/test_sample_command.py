@@ -249,7 +249,7 @@ def test_a_depth_is_chosen_where_the_trunk_lets_one(
         (["Speak", "up"], "sample: one prompt was expected, got 'Speak' 'up'; put it between quotes"),
         (["Speak", "--prompt", "up"], "sample: two prompts: 'Speak' and --prompt 'up'; give one of them"),
         (["--pretrained", "gpt2", "Speak"], "sample: one prompt was expected"),
-        (["--ranks", "vocab.bpe"], "sample: --ranks vocab.bpe: no use for them: "),
+        (["--ranks", "vocab.bpe"], "nanogpt: --ranks vocab.bpe: no use for them: "),
     ],
 )
 def test_mistakes_are_one_line(run: Path, capsys: Capture, words: list[str], message: str) -> None:

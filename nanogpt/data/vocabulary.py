@@ -123,4 +123,4 @@ def _without_a_tokenizer(meta: dict[str, Any], ranks: Path | None) -> Vocabulary
 
 def _refuse(ranks: Path | None, why: str) -> None:
     if ranks is not None:
-        raise UserError(f"sample: --ranks {ranks}: no use for them: {why}")
+        raise UserError(f"--ranks {ranks}: no use for them: {why}")
