@@ -18,7 +18,9 @@ from tests.analysis.tables import planted_runs
 NAMES = ["n_params_non_embedding", "tokens"]
 
 
-@pytest.mark.parametrize(("law", "columns"), [("chinchilla", (0, 1)), ("power_law", (0,))])
+@pytest.mark.parametrize(
+    ("law", "columns"), [("chinchilla", (0, 1)), pytest.param("power_law", (0,), marks=pytest.mark.slow)]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_every_check_passes_where_tables_are_logarithms(law: str, columns: tuple[int, ...]) -> None:
     results = check_estimator(ScalingLawRegressor(law, columns=columns, logs=True), on_fail=None, on_skip=None)

@@ -54,6 +54,7 @@ def test_from_study_to_report(tmp_path, capsys, seeds):
     assert (out / "mini" / "figures" / "lr_transfer.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("fake_engine")
 def test_nothing_to_fit_is_said(tmp_path, capsys):
     (tmp_path / "base.yaml").write_text(BASE)
     study = tmp_path / "mini.yaml"
