@@ -1,4 +1,7 @@
-"""The scikit-learn door: every check of an estimator, what it refuses, and the same numbers as `fit`."""
+"""The scikit-learn door: every check of an estimator, what it refuses, and the same numbers as `fit`.
+
+Slow part, the checks on another law: about 3 s.
+"""
 
 import numpy as np
 import pandas as pd

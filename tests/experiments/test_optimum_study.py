@@ -1,4 +1,7 @@
-"""From a study with `optimum:` to its report, with the real engine: a table, verdicts, a figure, and the limits."""
+"""From a study with `optimum:` to its report, with the real engine: a table, verdicts, a figure, and the limits.
+
+Slow part, with a second seed: about 15 s.
+"""
 
 import re
 
