@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,15 +33,22 @@ def imported(node: ast.AST, module: str) -> list[str]:
     return []
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """Every import of a file: the module, and whether it happens when the file is loaded."""
-    tree = ast.parse(path.read_text())
+    tree, found = parsed(path), []
     checking = {id(n) for node in ast.walk(tree) if _is_type_checking(node) for n in ast.walk(node)}
     inside = {id(n) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
               for n in ast.walk(node)}  # fmt: skip
     for node in ast.walk(tree):
         for name in imported(node, str(path)):
-            yield name, id(node) not in inside and id(node) not in checking
+            found.append((name, id(node) not in inside and id(node) not in checking))
+    return found
 
 
 def _is_type_checking(node: ast.AST) -> bool:
@@ -102,13 +109,15 @@ def test_there_is_no_import_circle():
     assert not arrows, f"import circles among {sorted(arrows)}"
 
 
-@pytest.mark.parametrize(
-    "module", ["experiments", "experiments.__main__", "experiments.runner", *DOORS, "parametrization"]
-)
-def test_light_modules_load_nothing_heavy(module):
-    code = f"import {module}, sys; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+def test_light_modules_load_nothing_heavy():
+    """One fresh process for all: what the first of them loads is named beside it."""
+    light = ("experiments", "experiments.__main__", "experiments.runner", *DOORS, "parametrization")
+    code = f"""import importlib, sys
+for module in {light!r}:
+    importlib.import_module(module)
+    print(module, *(name for name in {HEAVY!r} if name in sys.modules))"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    assert done.stdout.splitlines() == list(light)
 
 
 def tracked() -> list[Path]:
@@ -123,7 +132,7 @@ def tracked() -> list[Path]:
 def test_every_first_line_says_what_the_file_is_for():
     silent = []
     for path in tracked():
-        if path.suffix == ".py" and not (ast.get_docstring(ast.parse(path.read_text())) or "").strip():
+        if path.suffix == ".py" and not (ast.get_docstring(parsed(path)) or "").strip():
             silent.append(path)
         lines = path.read_text().splitlines() if path.suffix in (".yaml", ".yml") else []
         comments = [line for line in lines[:2] if re.match(r"# \w", line) and "$schema" not in line]
@@ -143,7 +152,7 @@ def test_functions_stay_readable():
     """The training loop is the one long function."""
     long = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 if lines > 60 and (module_name(path), node.name) != ("nanogpt.train", "train"):

@@ -19,7 +19,8 @@ from experiments.doctor.finding import Finding, gigabytes, ok, problem, warning
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST_PYTHON = (3, 11)
 REQUIRED = (
-    "filelock", "jinja2", "matplotlib", "numpy", "pandas", "pydantic", "pyyaml", "rich", "scipy", "seaborn", "torch",
+    "filelock", "jinja2", "matplotlib", "numpy", "pandas", "pydantic", "pyyaml", "rich", "scipy", "seaborn",
+    "tiktoken", "torch",
 )  # fmt: skip
 OPTIONAL = ("ray", "optuna", "ipywidgets")
 TORCH_SECONDS = 180.0

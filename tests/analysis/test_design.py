@@ -84,6 +84,7 @@ def test_the_width_foreseen_is_the_scatter_of_200_studies(name):
     assert dict(pd.DataFrame(found).std()) == pytest.approx(foreseen, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_intervals_cover_at_their_level():
     table, noise = design(), 0.003
     told, rng = expected(LAW, PARAMS, table, noise, "lsq"), np.random.default_rng(1)

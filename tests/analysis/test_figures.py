@@ -2,6 +2,9 @@
 
 import io
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import matplotlib
 import numpy as np
@@ -48,6 +51,26 @@ def drawn(name: str, material: Material) -> Figure:
     return FIGURES[name].draw(material, spec)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with the bytes of both its files, taken right after it was drawn."""
+
+    figure: Figure
+    png: bytes
+    svg: str
+
+    @classmethod
+    def of(cls, name: str, material: Material) -> "Drawing":
+        figure = drawn(name, material)
+        return cls(figure, png_bytes(figure), svg_text(figure, name))
+
+
+@pytest.fixture(scope="module")
+def drawing(material: Material) -> Callable[[str], Drawing]:
+    """Each figure of the registry, drawn and saved once for all that look at it."""
+    return cache(lambda name: Drawing.of(name, material))
+
+
 def texts(figure: Figure) -> str:
     """Every word on the figure."""
     return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
@@ -57,8 +80,8 @@ IN_REGISTRY = [name for name in FIGURES if name not in COMPARING]
 
 
 @pytest.mark.parametrize("name", IN_REGISTRY)
-def test_titled_labelled_and_not_empty(name: str, material: Material) -> None:
-    figure = drawn(name, material)
+def test_titled_labelled_and_not_empty(name: str, drawing: Callable[[str], Drawing]) -> None:
+    figure = drawing(name).figure
     (axes,) = figure.axes
     assert len(axes.get_title(loc="left")) > 15
     panels: list[Axes] = axes.child_axes or [axes]
@@ -70,17 +93,17 @@ def test_titled_labelled_and_not_empty(name: str, material: Material) -> None:
         assert panels[0].get_ylabel()
     assert all(panel.lines or panel.images or panel.collections for panel in panels)
     assert re.search(r"\d+ (fitted )?runs|one point per run", figure._supxlabel.get_text())
-    image = matplotlib.image.imread(io.BytesIO(png_bytes(figure)))
+    image = matplotlib.image.imread(io.BytesIO(drawing(name).png))
     assert image.shape[1] > 600
     assert (image[..., :3].min(axis=2) < 0.9).mean() > 0.01, "the figure is blank"
 
 
 @pytest.mark.parametrize("name", IN_REGISTRY)
-def test_same_bytes_twice_and_no_date(name: str, material: Material) -> None:
-    one, two = (drawn(name, material) for _ in range(2))
-    assert png_bytes(one) == png_bytes(two)
-    assert svg_text(one, name) == svg_text(two, name)
-    assert "dc:date" not in svg_text(one, name)
+def test_same_bytes_twice_and_no_date(name: str, material: Material, drawing: Callable[[str], Drawing]) -> None:
+    one, two = drawing(name), Drawing.of(name, material)
+    assert one.png == two.png
+    assert one.svg == two.svg
+    assert "dc:date" not in one.svg
 
 
 def test_pyplot_is_left_alone(material: Material) -> None:
@@ -91,16 +114,15 @@ def test_pyplot_is_left_alone(material: Material) -> None:
     assert plt.get_fignums() == before
 
 
-def test_ticks_are_plain_numbers(material: Material) -> None:
-    for name in IN_REGISTRY:
-        figure = drawn(name, material)
-        figure.draw_without_rendering()
-        panels = figure.axes[0].child_axes or figure.axes
-        first = panels[-1 if name == "corner" else 0]  # the last column's has no loss along its side
-        for axis in (first.xaxis,) if name == "corner" else (first.xaxis, first.yaxis):
-            labels = [text.get_text() for text in axis.get_ticklabels(which="both") if text.get_text()]
-            assert len(labels) >= 3, name
-            assert not any("times" in label or "^{0}" in label for label in labels), (name, labels)
+@pytest.mark.parametrize("name", IN_REGISTRY)
+def test_ticks_are_plain_numbers(name: str, drawing: Callable[[str], Drawing]) -> None:
+    figure = drawing(name).figure
+    panels = figure.axes[0].child_axes or figure.axes
+    first = panels[-1 if name == "corner" else 0]  # the last column's has no loss along its side
+    for axis in (first.xaxis,) if name == "corner" else (first.xaxis, first.yaxis):
+        labels = [text.get_text() for text in axis.get_ticklabels(which="both") if text.get_text()]
+        assert len(labels) >= 3, name
+        assert not any("times" in label or "^{0}" in label for label in labels), (name, labels)
 
 
 def test_loss_vs_compute_shows_everything_a_reader_needs(material: Material) -> None:

@@ -1,4 +1,7 @@
-"""The door of `fit`: whatever is handed to it or to its result is taken, or refused in one line that says why."""
+"""The door of `fit`: whatever is handed to it or to its result is taken, or refused in one line that says why.
+
+Slow part, the laws with most parameters: about 5 s.
+"""
 
 import copy
 import json
@@ -18,6 +21,7 @@ from experiments.analysis.on_loss import fit_on_loss
 from experiments.analysis.rollout import rollout
 from nanogpt.config import UserError
 from tests.analysis.tables import planted_runs
+from tests.conformance.test_every_law import LARGE
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +227,7 @@ def test_a_fit_can_be_pickled_and_copied(fitted: Fit) -> None:
             other.params["E"] = 0.0
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law", [pytest.param(law, marks=[pytest.mark.slow] * (law in LARGE)) for law in LAWS])
 def test_the_default_interval_is_the_law_s_own(law: str) -> None:
     """That which the coverage of its stated design is promised for; none where no resamples are wanted."""
     from experiments.analysis.designs import simulate
@@ -233,7 +237,15 @@ def test_the_default_interval_is_the_law_s_own(law: str) -> None:
     runs = simulate(form, design, seed=1)
     assert form.interval == design.interval
     assert fit(law, runs, bootstrap=2).method == design.interval
-    assert fit(law, runs, bootstrap=0).method == "bootstrap"
+
+
+def test_the_default_interval_is_another_where_the_law_s_own_cannot_be() -> None:
+    from experiments.analysis.designs import simulate
+
+    form = make_law("clark")
+    runs = simulate(form, form.identifying_design(), seed=1)
+    assert form.interval == "profile"
+    assert fit("clark", runs, bootstrap=0).method == "bootstrap"
     clusters = runs.assign(group_of=np.arange(len(runs)) // 2)
-    assert fit(law, clusters, bootstrap=2, cluster="group_of").method == "bootstrap"
-    assert fit(law, runs, bootstrap=0, intervals="profile").method == "profile"
+    assert fit("clark", clusters, bootstrap=2, cluster="group_of").method == "bootstrap"
+    assert fit("clark", runs, bootstrap=0, intervals="profile").method == "profile"

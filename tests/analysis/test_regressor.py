@@ -1,4 +1,7 @@
-"""The scikit-learn door: every check of an estimator, what it refuses, and the same numbers as `fit`."""
+"""The scikit-learn door: every check of an estimator, what it refuses, and the same numbers as `fit`.
+
+Slow part, the checks on another law: about 3 s.
+"""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +21,9 @@ from tests.analysis.tables import planted_runs
 NAMES = ["n_params_non_embedding", "tokens"]
 
 
-@pytest.mark.parametrize(("law", "columns"), [("chinchilla", (0, 1)), ("power_law", (0,))])
+@pytest.mark.parametrize(
+    ("law", "columns"), [("chinchilla", (0, 1)), pytest.param("power_law", (0,), marks=pytest.mark.slow)]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_every_check_passes_where_tables_are_logarithms(law: str, columns: tuple[int, ...]) -> None:
     results = check_estimator(ScalingLawRegressor(law, columns=columns, logs=True), on_fail=None, on_skip=None)

@@ -1,6 +1,7 @@
 """Compiled training computes what uncompiled training does, and a depth drawn anew is no reason to compile again.
 
 Needs a C++ compiler for torch's CPU backend; the backend `aot_eager` traces alike and needs none, so that it is used.
+All of it is slow: a few minutes.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,8 @@
-"""Every model that can be configured generates with a cache exactly as without; parametrized over the registries."""
+"""Every model that can be configured generates with a cache exactly as without; parametrized over the registries.
+
+By default each pair of trunk, feed-forward layer and kind of position; the slow part has all three together, and both
+ways of attention for each: about two minutes.
+"""
 
 import contextlib
 import itertools
@@ -19,6 +23,7 @@ from nanogpt.model.block import Block
 from nanogpt.model.ffn import FFNS
 from nanogpt.model.trunks import TRUNKS
 from nanogpt.sampling import Sampling
+from tests.covers import cover
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "learned positions": {"position": "learned"},
@@ -26,11 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no positions": {"position": "none"},
     "grouped queries, qk norm": {"position": "rope", "n_kv_head": 2, "qk_norm": True},
 }
-CELLS = {
-    f"{trunk}-{ffn}, {name}": MODELS[f"{trunk}-{ffn}"] | variant
-    for trunk, ffn in itertools.product(TRUNKS, FFNS)
-    for name, variant in VARIANTS.items()
-}
+CELLS = cover({name: {"trunk": name} for name in TRUNKS}, {name: {"ffn": name} for name in FFNS}, VARIANTS, strength=2)
 
 
 def options(axis: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -49,10 +50,26 @@ def options(axis: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 # The other models of the table of all models (norms, heads, caps), and the choices within trunks and layers.
-EVERY = CELLS | {name: model for name, model in MODELS.items() if f"{name}, rope" not in CELLS}
-EVERY |= dict(options("trunk")) | dict(options("ffn"))
-any_model = pytest.mark.parametrize("model", EVERY.values(), ids=list(EVERY))
-any_attention = pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+OTHERS = dict(itertools.islice(MODELS.items(), len(TRUNKS) * len(FFNS), None))
+OTHERS |= dict(options("trunk")) | dict(options("ffn"))
+EVERY = [
+    pytest.param(trunk | ffn | variant, id=cell.id, marks=cell.marks)
+    for cell in CELLS
+    for trunk, ffn, variant in [cell.values]
+]
+EVERY += [pytest.param(model, id=name) for name, model in OTHERS.items()]
+any_model = pytest.mark.parametrize("model", EVERY)
+# Each model with one of the two, and with the other where time is no matter.
+any_model_and_attention = pytest.mark.parametrize(
+    ("model", "attention"),
+    [
+        pytest.param(*each.values, attention, id=f"{each.id}-{attention}", marks=each.marks or marks)
+        for number, each in enumerate(EVERY)
+        for attention, marks in zip(
+            ("explicit", "sdpa"), ((), pytest.mark.slow)[:: -1 if number % 2 else 1], strict=True
+        )
+    ],
+)
 
 
 def cached_logits(gpt: GPT, idx: torch.Tensor, parts: list[int]) -> torch.Tensor:
@@ -61,8 +78,7 @@ def cached_logits(gpt: GPT, idx: torch.Tensor, parts: list[int]) -> torch.Tensor
     return torch.cat([gpt(part, cache) for part in idx.split(parts, dim=1)], dim=1)
 
 
-@any_attention
-@any_model
+@any_model_and_attention
 @torch.no_grad()
 def test_logits_with_a_cache_are_those_of_the_whole_sequence(model: dict[str, Any], attention: str) -> None:
     gpt = perturbed(make(model, runtime={"attention": attention})).eval()
@@ -129,8 +145,7 @@ class Recorded:
         return logits
 
 
-@any_attention
-@any_model
+@any_model_and_attention
 def test_generated_logits_are_those_of_the_whole_window_also_past_it(
     model: dict[str, Any], attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Every model that can be configured keeps these promises; parametrized over the registries, so new arms are included.
 
 Shape, causality by gradient, FLOPs against torch's counter, initialisation by role, save and load, determinism.
+The slow part, the other way of attention for each model, takes about 15 s.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from nanogpt.model.gpt import PARAMETER_GROUPS
 from nanogpt.model.trunks import TRUNKS
 from nanogpt.optim import build_optimizer
 from parametrization import MODES, Role
+from tests.covers import cover
 
 VOCAB, TOKENS, WIDTH = 37, 12, 32
 
@@ -53,7 +55,8 @@ MODELS = {f"{trunk}-{ffn}": {"trunk": trunk, "ffn": ffn} for trunk, ffn in itert
     },
 }
 any_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
-any_attention = pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+# Each model with one of the two, and with the other where time is no matter.
+any_model_and_attention = pytest.mark.parametrize(("model", "attention"), cover(MODELS, ["explicit", "sdpa"]))
 
 
 def tokens(batch: int = 2, length: int = TOKENS, seed: int = 0) -> torch.Tensor:
@@ -77,8 +80,7 @@ def test_logits_have_their_shape_at_every_length(model: dict[str, Any]) -> None:
         assert gpt(tokens(3, length)).shape == (3, length, VOCAB)
 
 
-@any_attention
-@any_model
+@any_model_and_attention
 def test_the_past_has_exactly_zero_gradient_from_the_future(model: dict[str, Any], attention: str) -> None:
     gpt = perturbed(make(model, runtime={"attention": attention}))
     embedded: list[torch.Tensor] = []
@@ -96,8 +98,7 @@ def test_the_past_has_exactly_zero_gradient_from_the_future(model: dict[str, Any
         assert torch.count_nonzero(reached[: position + 1]) == position + 1, "the past does not reach the present"
 
 
-@any_attention
-@any_model
+@any_model_and_attention
 def test_flops_are_exactly_those_torch_counts(model: dict[str, Any], attention: str) -> None:
     gpt = build_model(make(model, runtime={"attention": attention}), "meta")
     for batch, length in ((1, TOKENS), (3, 7)):

@@ -1,6 +1,8 @@
 """Every mixture of experts on every trunk: what tells a real one from a fake. Parametrized over the registries.
 
 Equal to the dense layer where it must be, causal, every router trained, FLOPs as torch counts them, counts as on paper.
+By default each pair of trunk, mixture and way of multiplying; the slow part, all of them together and the compiled
+ones, takes about a minute and a half.
 """
 
 import itertools
@@ -24,6 +26,7 @@ from nanogpt.model.ffn import FFNS
 from nanogpt.model.moe import SoftMoE, TopKMoE
 from nanogpt.model.router import Router
 from nanogpt.model.trunks import TRUNKS
+from tests.covers import cover
 
 VOCAB, TOKENS, WIDTH = 37, 12, 32
 DENSE = [*ACTIVATIONS, "swiglu"]
@@ -44,7 +47,8 @@ MIXTURES = {
 OWN_DEPTH = {"recurrent", "random2d"}  # trunks that refuse n_layer
 any_trunk = pytest.mark.parametrize("trunk", TRUNKS)
 any_mixture = pytest.mark.parametrize("ffn", MIXTURES.values(), ids=list(MIXTURES))
-any_path = pytest.mark.parametrize("path", ["loop", "grouped"])
+PATHS = ["loop", "grouped"]
+any_trunk_and_mixture = pytest.mark.parametrize(("trunk", "ffn"), cover(list(TRUNKS), MIXTURES))
 
 
 def make(trunk: str, ffn: Any, **sections: Any) -> Config:
@@ -87,18 +91,17 @@ def test_the_mixtures_here_are_those_of_the_registry() -> None:
     assert kinds == {mixture["kind"] for mixture in MIXTURES.values()}
 
 
-@pytest.mark.parametrize(
-    "ffn",
-    [{"kind": "soft_moe"}, {"kind": "topk_moe", "top_k": 1, "gate": "raw"}, {"kind": "topk_moe", "top_k": 1}],
-    ids=["soft", "top-1", "top-1 of Mixtral"],
-)
-@pytest.mark.parametrize("expert", DENSE)
-@any_trunk
-def test_one_expert_is_the_dense_layer_to_the_last_bit(trunk: str, expert: str, ffn: dict[str, Any]) -> None:
-    if ffn == {"kind": "topk_moe", "top_k": 1}:
+def test_one_expert_of_mixtral_s_kind_is_refused() -> None:
+    for trunk in TRUNKS:
         with pytest.raises(ValueError, match="never learns"):
-            make(trunk, ffn | {"experts": 1})
-        return
+            make(trunk, {"kind": "topk_moe", "top_k": 1, "experts": 1})
+
+
+ONE = {"soft": {"kind": "soft_moe"}, "top-1": {"kind": "topk_moe", "top_k": 1, "gate": "raw"}}
+
+
+@pytest.mark.parametrize(("trunk", "expert", "ffn"), cover(list(TRUNKS), DENSE, ONE, strength=2))
+def test_one_expert_is_the_dense_layer_to_the_last_bit(trunk: str, expert: str, ffn: dict[str, Any]) -> None:
     dense = perturbed(make(trunk, expert))
     mixed = build_model(make(trunk, ffn | {"experts": 1, "expert": expert}))
     put_into(mixed, dense)
@@ -108,9 +111,7 @@ def test_one_expert_is_the_dense_layer_to_the_last_bit(trunk: str, expert: str, 
     torch.testing.assert_close(mixed.embedding.weight.grad, dense.embedding.weight.grad, rtol=1e-5, atol=1e-7)
 
 
-@any_path
-@pytest.mark.parametrize("expert", DENSE)
-@any_trunk
+@pytest.mark.parametrize(("trunk", "expert", "path"), cover(list(TRUNKS), DENSE, PATHS, strength=2))
 def test_equal_experts_are_the_dense_layer_where_the_gates_add_up_to_one(trunk: str, expert: str, path: str) -> None:
     dense = perturbed(make(trunk, expert))
     exact = dense(tokens()).detach()
@@ -130,8 +131,7 @@ def test_equal_experts_are_the_dense_layer_where_the_gates_add_up_to_one(trunk: 
 
 
 @torch.no_grad()
-@any_mixture
-@any_trunk
+@any_trunk_and_mixture
 def test_a_mixture_is_the_sum_that_its_definition_says(trunk: str, ffn: dict[str, Any]) -> None:
     """Against a loop over tokens and experts, written out."""
     layer = perturbed(make(trunk, ffn)).eval().trunk.unique()[0].ffn
@@ -211,8 +211,7 @@ def test_grouped_takes_an_expanded_gradient_and_says_what_it_cannot_take() -> No
     assert build_model(auto)(tokens()).shape == (2, TOKENS, VOCAB)
 
 
-@any_mixture
-@any_trunk
+@any_trunk_and_mixture
 def test_every_router_has_a_gradient_of_the_cross_entropy_alone(trunk: str, ffn: dict[str, Any]) -> None:
     """A hard choice without a gate trains nothing, and an auxiliary loss can hide it: so it is left out here."""
     model = build_model(make(trunk, ffn))
@@ -247,10 +246,10 @@ def reached(model: GPT, position: int) -> torch.Tensor:
     return gradient[0].abs().sum(dim=-1)
 
 
-@any_path
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@any_mixture
-@any_trunk
+@pytest.mark.parametrize(
+    ("trunk", "ffn", "path", "training"),
+    cover(list(TRUNKS), MIXTURES, PATHS, {"training": True, "evaluation": False}, strength=2),
+)
 def test_no_gradient_from_the_future_and_no_choice_by_it(
     trunk: str, ffn: dict[str, Any], training: bool, path: str
 ) -> None:
@@ -293,9 +292,7 @@ def count_grouped(a_shape: Any, b_shape: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * a_shape[0] * a_shape[1] * fan_out
 
 
-@any_path
-@any_mixture
-@any_trunk
+@pytest.mark.parametrize(("trunk", "ffn", "path"), cover(list(TRUNKS), MIXTURES, PATHS, strength=2))
 def test_flops_are_exactly_those_torch_counts(trunk: str, ffn: dict[str, Any], path: str) -> None:
     config = make(trunk, ffn, runtime={"expert_matmul": path, "attention": "explicit"})
     model = perturbed(config)

@@ -1,4 +1,7 @@
-"""What every trunk keeps: calls as planned, exact FLOPs, shared gradients, schedules by step, parametrization."""
+"""What every trunk keeps: calls as planned, exact FLOPs, shared gradients, schedules by step, parametrization.
+
+The slow part, FLOPs at more steps, takes about 10 s.
+"""
 
 import copy
 from collections import Counter
@@ -28,6 +31,7 @@ from tests.conformance.trunk_models import (
     recurrent,
     tokens,
 )
+from tests.covers import cover
 
 
 @any_trunk
@@ -44,8 +48,7 @@ def test_blocks_are_called_as_planned(trunk: dict[str, Any], step: int) -> None:
     assert calls == [(index, *application) for index, application in enumerate(planned)]
 
 
-@any_trunk
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("trunk", "step"), cover(VARIANTS, STEPS))
 def test_flops_of_a_drawn_step_are_exactly_those_torch_counts(trunk: dict[str, Any], step: int) -> None:
     model = build_model(make(trunk, runtime={"attention": "explicit"}), "meta")
     model.at_step(step)

@@ -1,14 +1,18 @@
 """What the orchestrator's tests share: the fake engine, a base config, study files, and commands in child processes."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from experiments import engine
 from experiments.lock import resolve, write_lock
 from experiments.store import StudyFolder
 from experiments.study import Study
@@ -23,6 +27,22 @@ Write = Callable[..., Path]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+class _Subprocess(SimpleNamespace):
+    """`subprocess`, but that the fake engine describes in this process: a child would need half a second to start."""
+
+    def __init__(self) -> None:
+        super().__init__(**vars(subprocess))
+        self.run = self._run
+
+    @staticmethod
+    def _run(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+        if command[:4] != [sys.executable, "-m", "fake_engine", "describe"]:
+            return subprocess.run(command, **options)
+        from fake_engine import describe_many
+
+        return subprocess.CompletedProcess(command, 0, json.dumps(describe_many(json.loads(options["input"]))), "")
+
+
 @pytest.fixture
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything started from here trains with the fake engine, in this process and in children."""
@@ -30,6 +50,7 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOGPT_ENGINE", "fake_engine")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), folder]))
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(engine, "subprocess", _Subprocess())
 
 
 @pytest.fixture

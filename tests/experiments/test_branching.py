@@ -1,4 +1,7 @@
-"""WSD trunks trained once by workers: bit-equal to runs from scratch, in the right order, tidied up, and recorded."""
+"""WSD trunks trained once by workers: bit-equal to runs from scratch, in the right order, tidied up, and recorded.
+
+Slow part: about half a minute.
+"""
 
 import pytest
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.__main__ import main
 from experiments.lock import Lock, resolve
 from experiments.results import check_columns, check_study_claims
 from experiments.study import Study
@@ -38,13 +39,13 @@ def check(path: Path) -> None:
         ("every val_loss below 3", "tiny.yaml:5: claims: expected a valid list, got 'every val_loss below 3'"),
     ],
 )  # fmt: skip
-def test_a_slip_is_placed_and_named_before_anything_runs(write_study, command, tmp_path, claims, message):
+def test_a_slip_is_placed_and_named_before_anything_runs(write_study, capsys, tmp_path, claims, message):
     path = write_study(SEEDS, f"claims: {claims}")
     with pytest.raises(UserError) as caught:
         check(path)
     assert message in str(caught.value)
-    done = command("run", path, "--out", tmp_path / "results")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert main(["run", str(path), "--out", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "results").exists()
 
 

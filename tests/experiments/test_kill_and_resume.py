@@ -1,4 +1,7 @@
-"""The real engine under kill -9: a study is finished by a second call, and its table equals an uninterrupted one's."""
+"""The real engine under kill -9: a study is finished by a second call, and its table equals an uninterrupted one's.
+
+Slow, about half a minute.
+"""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""From a study with `optimum:` to its report, with the real engine: a table, verdicts, a figure, and the limits."""
+"""From a study with `optimum:` to its report, with the real engine: a table, verdicts, a figure, and the limits.
+
+Slow part, with a second seed: about 15 s.
+"""
 
 import re
 
@@ -54,6 +57,7 @@ def test_from_study_to_report(tmp_path, capsys, seeds):
     assert (out / "mini" / "figures" / "lr_transfer.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("fake_engine")
 def test_nothing_to_fit_is_said(tmp_path, capsys):
     (tmp_path / "base.yaml").write_text(BASE)
     study = tmp_path / "mini.yaml"

@@ -96,15 +96,14 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line(study, capsys, name):
+def test_a_mistake_is_one_line(study, capsys):
     run(study)
     capsys.readouterr()
-    (verb, *words), message = MISTAKES[name]
-    assert main([verb, str(study.path), *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    for name, ((verb, *words), message) in MISTAKES.items():
+        assert main([verb, str(study.path), *words]) == 2, name
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 def test_runs_are_named_by_unambiguous_beginnings(study):

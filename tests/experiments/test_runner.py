@@ -1,4 +1,7 @@
-"""`ExperimentRunner`, progress and tables, as a notebook meets them."""
+"""`ExperimentRunner`, progress and tables, as a notebook meets them.
+
+Slow part: about half a minute.
+"""
 
 import io
 import json

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("fake_engine")
 SPACE = "space: {learning_rate: {log: [1e-4, 1e-1]}, weight_decay: {uniform: [0, 0.3]}}"
 LONG = "config: {max_iters: 20, eval_interval: 1}"
 AT = [0.05, 0.15, 0.45, 0.9]  # steps 1, 3, 9 and 18 of 20
-TRIALS = 40
+TRIALS = 24
 
 
 @pytest.fixture

@@ -143,14 +143,14 @@ def test_every_command_takes_a_size_and_keeps_its_results_apart(write_study, tmp
 
 
 @pytest.mark.usefixtures("fake_engine")
-@pytest.mark.parametrize("verb", ["plan", "run", "status", "results", "fit", "report"])
-def test_a_results_folder_has_its_size(write_study, tmp_path, command, capsys, verb):
+def test_a_results_folder_has_its_size(write_study, tmp_path, command, capsys):
     study, out = write_study(SWEEP, SIZES), tmp_path / "results"
     command("run", study, "--out", out, "--no-report")
-    assert main([verb, str(out / "tiny"), "--size", "large"]) == 2
-    assert capsys.readouterr().err == (
-        f"command line: --size: {out / 'tiny'} is locked; give the study's YAML file instead\n"
-    )
+    for verb in ("plan", "run", "status", "results", "fit", "report"):
+        assert main([verb, str(out / "tiny"), "--size", "large"]) == 2, verb
+        assert capsys.readouterr().err == (
+            f"command line: --size: {out / 'tiny'} is locked; give the study's YAML file instead\n"
+        )
 
 
 @pytest.mark.usefixtures("fake_engine")
