@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
+from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, TypeAdapter, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
@@ -31,8 +31,10 @@ class _Spelling:
     """Lets weights be written by their name alone, `init_from: hf:gpt2`; nanoGPT's `gpt2-xl` means `hf:gpt2-xl`."""
 
     def expand(self, value: Any) -> Any:
-        if not isinstance(value, str) or value == "scratch":
+        if isinstance(value, dict | Weights) or value == "scratch":
             return value
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"expected scratch, hf:NAME, a folder of weights or a run, got {value!r}")
         return {"weights": f"{HUB}{value}" if value in GPT2_NAMES else value}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -45,3 +47,12 @@ class _Spelling:
 InitFrom = Annotated[
     Annotated[Literal["scratch"], Tag("scratch")] | Annotated[Weights, Tag("file")], Discriminator(_arm), _Spelling()
 ]
+
+
+def asked_weights(value: Any) -> Weights | None:
+    """The weights that an `init_from` not yet validated names; None for scratch, and for what validation will refuse."""
+    try:
+        found = TypeAdapter(InitFrom).validate_python(value)
+    except ValidationError:
+        return None
+    return found if isinstance(found, Weights) else None
