@@ -51,7 +51,7 @@ def _bpe(content: Mapping[str, Any]) -> Bpe:
     if set(ids) != set(range(len(ids))):
         raise ValueError("its tokens are not numbered 0, 1, 2, ... apart from special ones")
     ranks = checked_ranks([ids[token] for token in range(len(ids))])
-    _check_order(model["merges"], ranks)
+    _check_merges(model["merges"], ranks)
     return Bpe(f"bpe{len(ids) + len(specials)}", ranks, pattern, specials)
 
 
@@ -69,18 +69,11 @@ def _pattern(cutting: Mapping[str, Any]) -> str:
     raise ValueError("this one cuts texts in another way")
 
 
-def _check_order(merges: list[Any], ranks: Ranks) -> None:
-    """Raises ValueError unless the merges come in the order of the ids they make, which is all that ranks know."""
-    rank_of = {token: rank for rank, token in enumerate(ranks)}
-    last, made = -1, set[bytes]()
-    for merge in merges:
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        token = b"".join(unprintable(word) for word in parts)
-        rank = rank_of.get(token)
-        if rank is None or (token not in made and rank < last):
-            raise ValueError("the order of its merges is not that of its ids")
-        last = max(rank, last)
-        made.add(token)
+def _check_merges(merges: list[Any], ranks: Ranks) -> None:
+    """Raises ValueError unless the merges are those that tiktoken does by the ranks: each token by one, in order."""
+    pairs = [tuple(map(unprintable, merge.split(" ") if isinstance(merge, str) else merge)) for merge in merges]
+    if pairs != merges_of(ranks):
+        raise ValueError("the merges of this one are not in the order of its ids")
 
 
 def write_hf(tokenizer: Tokenizer, folder: Path) -> None:

@@ -15,7 +15,7 @@ from nanogpt.record import read_json, to_json, write_atomic
 
 __all__ = [
     "NAMES", "TOKENIZER", "Bpe", "Bytes", "Characters", "MissingRanks", "TextStream", "Tokenizer", "bpe_size",
-    "load_tokenizer", "read_tokenizer", "train_bpe", "train_char", "write_tokenizer",
+    "load_tokenizer", "read_tokenizer", "recognised", "train_bpe", "train_char", "write_tokenizer",
 ]  # fmt: skip
 
 TOKENIZER = "tokenizer.json"
@@ -47,9 +47,13 @@ def load_tokenizer(spec: str, *, ranks: Path | None = None) -> Tokenizer:
     if path.is_dir():
         return read_tokenizer(path)
     if not path.is_file():
-        raise UserError(f"tokenizer: no such tokenizer or file {spec!r}{did_you_mean(spec, (*NAMES, *SHORT))}")
+        raise UserError(f"tokenizer: no such tokenizer or file {spec!r}{_nearest(spec)}")
     content = _json_object(path)
     return recognised(read_ranks(path)) if content is None else _from_content(content, path)
+
+
+def _nearest(spec: str) -> str:
+    return did_you_mean(spec, (*NAMES, *SHORT, "a folder of a corpus", "a file of ranks"))
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
