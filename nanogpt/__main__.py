@@ -1,4 +1,4 @@
-"""The engine's command line, `python -m nanogpt train | sample | eval | export | describe | rules | coord-check | ...`."""
+"""The engine's command line, `python -m nanogpt train | sample | eval | export | describe | rules | ...`."""
 
 import argparse
 import os

@@ -50,7 +50,7 @@ InitFrom = Annotated[
 
 
 def asked_weights(value: Any) -> Weights | None:
-    """The weights that an `init_from` not yet validated names; None for scratch, and for what validation will refuse."""
+    """The weights that an `init_from` not yet validated names; None for scratch and for what validation refuses."""
     try:
         found = TypeAdapter(InitFrom).validate_python(value)
     except ValidationError:

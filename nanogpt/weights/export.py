@@ -84,10 +84,12 @@ def _ends(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 def _tokenizer(trained: Trained) -> tuple[Tokenizer | None, list[str]]:
     try:
-        found = trained.tokenizer()
+        found = trained.vocabulary()
     except UserError as problem:
         return None, [f"no tokenizer written: {problem}"]
-    return found, [] if found is not None else ["no tokenizer written: the corpus's tokens stand for no text"]
+    if found.tokenizer is not None:
+        return found.tokenizer, []
+    return None, [f"no tokenizer written: {found.note or 'tokens stand for no text'}"]
 
 
 def _vocabulary(trained: Trained, tokenizer: Tokenizer | None, given: int | None) -> int:
@@ -106,7 +108,9 @@ def _vocabulary(trained: Trained, tokenizer: Tokenizer | None, given: int | None
 def _cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     found = tensor.to(DTYPES[dtype])
     if not torch.isfinite(found).all():
-        what = f"{dtype} cannot hold its values" if torch.isfinite(tensor).all() else "it holds values that are no number"
+        what = (
+            f"{dtype} cannot hold its values" if torch.isfinite(tensor).all() else "it holds values that are no number"
+        )
         raise UserError(f"export: {name}: {what}")
     return found
 

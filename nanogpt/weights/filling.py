@@ -57,7 +57,11 @@ def conflict(model: Model, place: Place, read_run: ReadRun) -> tuple[str, str] |
             f"{model.block_size}, but the weights of {place.name} have {theirs.block_size} positions; "
             "it can be cropped, not grown"
         )
-    if isinstance(model.vocab_size, int) and isinstance(theirs.vocab_size, int) and model.vocab_size < theirs.vocab_size:
+    if (
+        isinstance(model.vocab_size, int)
+        and isinstance(theirs.vocab_size, int)
+        and model.vocab_size < theirs.vocab_size
+    ):
         return "vocab_size", (
             f"{model.vocab_size}, but the weights of {place.name} have {theirs.vocab_size} tokens; take it out"
         )

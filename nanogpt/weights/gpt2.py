@@ -3,7 +3,7 @@
 Linear layers are `Conv1D` there: their weights lie transposed. "Flat" tensors are those of our plain stack of blocks.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nanogpt.config.model import Model
 from nanogpt.weights.layout import Fields, Flat, Layout, Tensors
@@ -33,7 +33,7 @@ class GPT2(Layout):
     title = "GPT-2"
     architecture = "GPT2LMHeadModel"
     prefix = "transformer."
-    outside = {
+    outside: ClassVar = {
         "transformer.wte.weight": "embedding.weight",
         "transformer.wpe.weight": "position.weight",
         "transformer.ln_f.weight": "final_norm.gain",

@@ -15,7 +15,6 @@ from nanogpt.config.weights import Weights
 from nanogpt.configfile import load_layers
 from nanogpt.model import build_model, model_rules
 from nanogpt.weights.filling import conflict, source_sections
-from nanogpt.weights.layout import Fields
 from nanogpt.weights.layouts import layout_of, model_of
 from nanogpt.weights.place import Place, find
 from nanogpt.weights.tensors import read_tensors
@@ -121,7 +120,7 @@ def _check_multipliers(ours: Rules, theirs: Rules, config: Config, name: str) ->
         here, there = getattr(ours, multiplier), getattr(theirs, multiplier)
         if not math.isclose(here, there, rel_tol=1e-9):
             raise UserError(
-                f"parametrization.mode={config.parametrization.mode}: its {multiplier.replace('_', ' ')} is {here:.6g}, "
-                f"and the weights of {name} were trained with {there:.6g}: they would be another function; "
+                f"parametrization.mode={config.parametrization.mode}: its {multiplier.replace('_', ' ')} is "
+                f"{here:.6g}, and the weights of {name} were trained with {there:.6g}: they would be another function; "
                 f"take the base shape of the weights ({setting}), or their own parametrization"
             )

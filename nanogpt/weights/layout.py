@@ -110,7 +110,9 @@ class Layout(ABC):
             for number in range(model.layers):
                 found |= self.block_to_ours(theirs, model, number)
         except KeyError as error:
-            raise UserError(f"{place}: no tensor {error.args[0]} there; it is not the model of its config.json") from None
+            raise UserError(
+                f"{place}: no tensor {error.args[0]} there; it is not the model of its config.json"
+            ) from None
         self._refuse_more(theirs, found, model, place)
         return found
 

@@ -3,7 +3,7 @@
 Both turn the pairs (i, i + K/2) of a head by RoPE, so that queries and keys need no permutation.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from nanogpt.config.errors import UserError
 from nanogpt.config.model import Model
@@ -23,7 +23,7 @@ class Llama(Layout):
     title = "LLaMA"
     architecture = "LlamaForCausalLM"
     prefix = "model."
-    outside = {
+    outside: ClassVar = {
         "model.embed_tokens.weight": "embedding.weight",
         "model.norm.weight": "final_norm.gain",
         "lm_head.weight": "head.weight",

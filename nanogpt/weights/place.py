@@ -100,7 +100,9 @@ def find(name: str) -> Place:
 def is_hf(name: str) -> bool:
     """Whether a name means weights as transformers has them, and no run of ours."""
     path = Path(name).expanduser()
-    return name.startswith(HUB) or (path / CONFIG).is_file() and not (path / "config.yaml").is_file()
+    if name.startswith(HUB) or path.name in (SAFETENSORS, PICKLED):
+        return True
+    return (path / CONFIG).is_file() and not (path / "config.yaml").is_file()
 
 
 def _folder(name: str, folder: Path) -> Place:

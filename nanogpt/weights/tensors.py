@@ -50,6 +50,17 @@ def write_safetensors(file: Path, tensors: Tensors, metadata: dict[str, str]) ->
     except ImportError:
         raise UserError(f"export: the package safetensors is missing: {NEEDS}") from None
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt", **metadata})
+        save_file(_apart(tensors), file, {"format": "pt", **metadata})
     except SafetensorError as error:  # how it reports what the file system refused
         raise OSError(f"{file}: {error}") from None
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """Contiguous tensors that share no memory, which the format refuses: unrolled blocks do, as long as they can."""
+    found: Tensors = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        found[name] = whole.clone() if whole.data_ptr() in seen else whole
+        seen.add(whole.data_ptr())
+    return found
