@@ -10,7 +10,7 @@ from nanogpt.config import Config, UserError, run_id
 from nanogpt.config.ffns import Mixture, TopKMoE
 from nanogpt.config.model import Model
 from nanogpt.config.trunks import Stack
-from nanogpt.weights.resolving import init_from, vocab_size, weights_files
+from nanogpt.weights.resolving import init_from, starts_from, vocab_size, weights_files
 
 if TYPE_CHECKING:
     from nanogpt.data.opening import CorpusFacts
@@ -344,6 +344,7 @@ def format_description(description: Description, missing: str = "") -> str:
             "model": f"{_depth(model)}, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
             "trunk": _trunk(d),
             "feed-forward": _feed_forward(model),
+            **starts_from(d.config),
             "corpus": f"{missing}; {model.vocab_size:,} kinds of tokens assumed"
             if missing
             else f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",

@@ -32,6 +32,14 @@ def init_from(config: Config, files: Mapping[str, str]) -> Any:
     return config.init_from.model_copy(update={"sha256": digest})
 
 
+def starts_from(config: Config) -> dict[str, str]:
+    """A row for people: the weights that a run starts from; none for scratch."""
+    if not isinstance(config.init_from, Weights):
+        return {}
+    digest = f", sha256 {config.init_from.sha256[:12]}" if config.init_from.sha256 else ""
+    return {"starts from": f"{config.init_from.weights}{digest}"}
+
+
 def vocab_size(config: Config, corpus: int) -> int:
     """The model's vocabulary, which must hold the corpus's; GPT-2's own grows to the padded one of nanoGPT's files."""
     asked = config.model.vocab_size
