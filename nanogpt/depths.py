@@ -28,13 +28,15 @@ class DepthLoss:
     evaluation: Evaluation
 
 
-def losses_by_depth(run: Path, depths: Sequence[str] = (), device: str | None = None) -> Iterator[DepthLoss]:
+def losses_by_depth(run: Path | str, depths: Sequence[str] = (), device: str | None = None) -> Iterator[DepthLoss]:
     """The loss at the config's own evaluation depth, then at each of `depths`, on the run's own validation windows.
 
     Raises UserError, before anything is evaluated, for a depth that the trunk cannot take.
     """
     trained = load_trained(run, device)
     model, config = trained.model, trained.config
+    if trained.weights is not None:
+        raise UserError(f"eval: {run}: weights without a run have no corpus of their own: name one to evaluate on")
     for depth in depths:
         _check_depth(model, depth)
     where = next(model.parameters()).device
