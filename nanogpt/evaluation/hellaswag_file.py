@@ -34,11 +34,25 @@ def items_file(given: Path | None, root: Path) -> Path:
         raise UserError(f"eval: --data {given}: no such file{hint if 'did you mean' in hint else ''}")
     kept = root / "hellaswag" / NAME
     if not kept.is_file():
-        _download(kept)
+        _download_once(kept)
     return kept
 
 
-def _download(kept: Path) -> None:
+def _download_once(kept: Path) -> None:
+    """Download it unless another process has just done so."""
+    from filelock import FileLock
+
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(kept.parent / ".lock"):
+            if not kept.is_file():
+                with replacing(kept) as temporary:
+                    temporary.write_bytes(_download(kept))
+    except OSError as error:
+        raise UserError(f"{kept}: cannot be written: {os_reason(error, kept)}") from None
+
+
+def _download(kept: Path) -> bytes:
     try:
         with urllib.request.urlopen(URL, timeout=DOWNLOAD_SECONDS) as response:
             content: bytes = response.read()
@@ -50,12 +64,7 @@ def _download(kept: Path) -> None:
     found = content.count(b"\n")
     if found != ITEMS:
         raise UserError(f"hellaswag: {URL} holds {found:,} lines, not the {ITEMS:,} of the validation split; not kept")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(kept) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{kept}: cannot be written: {os_reason(error, kept)}") from None
+    return content
 
 
 def read_items(file: Path, limit: int | None = None) -> list[Item]:
