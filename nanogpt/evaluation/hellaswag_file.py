@@ -1,5 +1,6 @@
 """HellaSwag's items from its lines of JSON: a local file, or the validation split, downloaded once and kept."""
 
+import itertools
 import json
 import urllib.error
 import urllib.request
@@ -69,11 +70,7 @@ def _download(kept: Path) -> bytes:
 
 def read_items(file: Path, limit: int | None = None) -> list[Item]:
     """The first `limit` items of a file (None: all). Raises UserError naming the line that is no item."""
-    items: list[Item] = []
-    for item in _items(file):
-        if limit is not None and len(items) == limit:
-            break
-        items.append(item)
+    items = list(itertools.islice(_items(file), limit))
     if not items:
         raise UserError(f"{file}: no items in it; expected one JSON object per line")
     return items
