@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from tests.evaluation.circle import LN2, Circle, babbler, speaker
 ITEMS = Path(__file__).with_name("items.jsonl")
 BY_HAND = [json.loads(line)["by_hand"] for line in ITEMS.read_text(encoding="utf-8").splitlines()]
 CPU = torch.device("cpu")
+Found = TypeVar("Found")
 
 
 def scorer(model: GPT, team: Team | None = None) -> Scorer:
@@ -107,28 +110,28 @@ class Threads:
         return Rank(rank, self.size)
 
 
+def in_threads(size: int, work: Callable[[int], Found]) -> list[Found]:
+    """What each rank finds."""
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(work, range(size)))
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_ranks_score_what_one_scores_each_item_once(size: int) -> None:
     """To the last bit: what shares a batch does not depend on the ranks, and every row goes through one of them."""
     model, asked = babbler(), questions()
     alone = answer_all(scorer(model), asked, batch_size=24)
-    ranks, found, scored = Threads(size), dict[int, Answers](), dict[int, int]()
+    ranks, scored = Threads(size), dict[int, int]()
 
-    def work(rank: int) -> None:
+    def work(rank: int) -> Answers:
         class Counting(Scorer):
             def sums(self, batch: Any) -> Tensor:
                 scored[rank] = scored.get(rank, 0) + len(batch.x_BT)
                 return super().sums(batch)
 
-        found[rank] = answer_all(Counting(model, autocast_for("fp32", CPU), ranks.team(rank)), asked, batch_size=24)
+        return answer_all(Counting(model, autocast_for("fp32", CPU), ranks.team(rank)), asked, batch_size=24)
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [answers.verdicts for answers in found.values()] == [alone.verdicts] * size
-    assert [answers.tally for answers in found.values()] == [alone.tally] * size
+    assert in_threads(size, work) == [alone] * size
     assert alone.tally.items == 20
     assert sum(scored.values()) == 20 * 8
     assert min(scored.values()) >= 24
