@@ -38,7 +38,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token stands for: a part of a character perhaps; none for a special token."""
+        """The UTF-8 bytes that a token stands for: a part of a character perhaps; none for a special or unknown id."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -54,6 +54,12 @@ class Tokenizer(ABC):
         """sha256 of all that determines the ids; equal tokenizers under two names have one."""
         facts = {key: value for key, value in self.facts().items() if key != "name"}
         return hashlib.sha256(canonical_json({"kind": self.kind, **facts}).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     def encode_batch(self, texts: Iterable[str]) -> list[Ids]:
         """The ids of each text, in order; in the caller's thread alone, so that processes may share the work."""
@@ -116,7 +122,7 @@ class Bytes(Tokenizer):
         return [np.frombuffer(as_text(text).encode(), dtype=np.uint8).astype(np.uint32) for text in texts]
 
     def token_bytes(self, token: int) -> bytes:
-        return b"" if token == self.eot else bytes([token])
+        return bytes([token]) if token < 255 else b""
 
     def facts(self) -> dict[str, Any]:
         return {"n_vocab": self.n_vocab, "eot": self.eot}
@@ -137,7 +143,7 @@ class Characters(Tokenizer):
         self.characters = tuple(characters)
         self.n_vocab = len(self.characters)
         self._index = {character: token for token, character in enumerate(self.characters)}
-        self._bytes = tuple(character.encode("utf-8", "replace") for character in self.characters)
+        self._bytes = tuple(as_text(character).encode() for character in self.characters)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises UserError naming the characters that the vocabulary lacks."""
@@ -151,7 +157,7 @@ class Characters(Tokenizer):
         raise UserError(f"characters outside the vocabulary: {found}; allowed: {allowed}")
 
     def token_bytes(self, token: int) -> bytes:
-        return self._bytes[token]
+        return self._bytes[token] if token < self.n_vocab else b""
 
     def facts(self) -> dict[str, Any]:
         return {"characters": list(self.characters)}

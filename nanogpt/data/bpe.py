@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from nanogpt.data.alphabets import END_OF_TEXT, Ids, Tokenizer, as_text
+from nanogpt.config.errors import UserError
+from nanogpt.data.alphabets import END_OF_TEXT, UNKNOWN, Ids, Tokenizer, as_text
 
 if TYPE_CHECKING:
     import tiktoken
 
 Ranks = tuple[bytes, ...]  # the bytes of token i, which is the i-th in the order of merging
 
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>")  # the special token that ends a text, whoever made the encoding
 # How a text is cut before merging: what each encoding is defined by, as published in tiktoken (openai_public.py).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
@@ -28,7 +30,7 @@ class Bpe(Tokenizer):
         self.pattern = pattern
         self.specials = dict(specials)
         self.n_vocab = max(len(ranks) - 1, *specials.values()) + 1
-        self.eot = specials[END_OF_TEXT]
+        self.eot = next((specials[text] for text in ENDS if text in specials), None)
         self._names = {token: text for text, token in specials.items()}
 
     @cached_property
@@ -52,15 +54,12 @@ class Bpe(Tokenizer):
         return [encoding.encode_to_numpy(as_text(text), disallowed_special=()) for text in texts]
 
     def special(self, token: int) -> str | None:
-        return self._names.get(token)
+        if token < len(self.ranks):
+            return None
+        return self._names.get(token, UNKNOWN)  # cl100k_base has ids between its special tokens
 
     def token_bytes(self, token: int) -> bytes:
         return self.ranks[token] if token < len(self.ranks) else b""
-
-    @cached_property
-    def ranks_sha256(self) -> str:
-        """sha256 of the ranks as a .tiktoken file has them."""
-        return ranks_sha256(self.ranks)
 
     def facts(self) -> dict[str, Any]:
         ranks = " ".join(base64.b64encode(token).decode() for token in self.ranks)
@@ -68,8 +67,11 @@ class Bpe(Tokenizer):
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Bpe":
-        ranks = tuple(base64.b64decode(word, validate=True) for word in facts["ranks"].split())
-        return cls(facts["name"], ranks, facts["pattern"], facts["specials"])
+        name, pattern, specials = facts["name"], facts["pattern"], facts["specials"]
+        ranks = tuple(base64.b64decode(word, validate=True) for word in facts["ranks"].split(" "))
+        if not (isinstance(name, str) and isinstance(pattern, str) and isinstance(specials, dict)):
+            raise TypeError("expected a name and a pattern, and ids by special token")
+        return cls(name, ranks, pattern, specials)
 
 
 def ranks_sha256(ranks: Ranks) -> str:
@@ -78,23 +80,45 @@ def ranks_sha256(ranks: Ranks) -> str:
     return hashlib.sha256(lines).hexdigest()
 
 
+LEAST_SIZE = 257  # the bytes and the end of a text: no merges at all
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Bpe:
-    """A byte-level BPE with GPT-2's way to cut texts: 256 bytes, merges, and the end of a text as the last id.
+    """A byte-level BPE of `vocab_size` ids: 256 bytes, merges on texts cut as GPT-2 cuts them, and the end of a text.
 
-    Raises UserError without the package `tokenizers`, and for texts that have too few merges.
+    The same texts in the same order give the same ids. Raises UserError without the package `tokenizers`, for a size
+    below 257, and for texts that have fewer pairs to merge.
     """
-    from tokenizers import Tokenizer as HFTokenizer
-    from tokenizers import models, pre_tokenizers, trainers
-
+    if vocab_size < LEAST_SIZE:
+        raise UserError(f"bpe{vocab_size}: expected at least {LEAST_SIZE}: the 256 bytes and the end of a text")
+    try:
+        from tokenizers import Tokenizer as HFTokenizer
+        from tokenizers import models, pre_tokenizers, trainers
+    except ImportError:
+        raise UserError(
+            f"bpe{vocab_size}: training needs the package tokenizers: pip install 'nanogpt-scaling[data]'"
+        ) from None
     trained = HFTokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     trained.train_from_iterator(map(as_text, texts), trainer)
-    byte_of = printable_bytes()
     words = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    if len(words) + 1 < vocab_size:
+        raise UserError(
+            f"bpe{vocab_size}: the texts have pairs to merge for {len(words) + 1:,} tokens only: "
+            f"ask for bpe{len(words) + 1} or fewer, or give more text"
+        )
+    byte_of = printable_bytes()
     ranks = tuple(bytes(byte_of[character] for character in word) for word, _ in words)
     return Bpe(f"bpe{vocab_size}", ranks, GPT2_PATTERN, {END_OF_TEXT: len(ranks)})
+
+
+def bpe_size(spec: str) -> int | None:
+    """The size that `bpe4096` asks for; None for the name of another tokenizer."""
+    digits = spec.removeprefix("bpe")
+    return int(digits) if digits != spec and digits.isascii() and digits.isdecimal() else None
 
 
 def printable_bytes() -> dict[str, int]:
