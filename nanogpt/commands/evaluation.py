@@ -36,6 +36,7 @@ def add(command: AddCommand) -> None:
     add("--nproc", type=whole_number(1), default=1, metavar="N", help="processes that share the work; default 1")
     add("--device", help="default: the run's")
     add("--precision", choices=("fp32", "bf16", "fp16", "auto"), help="default: the run's, where the device has it")
+    add("--ranks", type=Path, metavar="FILE", help="GPT-2's ranks, vocab.bpe or .tiktoken, where nothing has them")
     add("--out", type=Path, metavar="FILE", help="where the results go; default: RUN/evaluations/TASK.json")
     add("--lm-eval", "--lm_eval", metavar="TASK,...", help="tasks of lm-evaluation-harness (the extra 'lm-eval')")
     add("--include-path", "--include_path", type=Path, metavar="FOLDER", help="lm-eval: a folder of your own tasks")
@@ -60,8 +61,8 @@ def _eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _depths(arguments: argparse.Namespace) -> int:
     """The old form: the loss on the run's own validation windows, by depth."""
-    given = [name for name in ("data", "items", "stride", "limit", "batch_size", "out", "precision", "include_path")
-             if getattr(arguments, name) is not None]  # fmt: skip
+    flags = ("data", "items", "stride", "limit", "batch_size", "out", "precision", "ranks", "include_path")
+    given = [name for name in flags if getattr(arguments, name) is not None]
     given += ["nproc"] * (arguments.nproc > 1) + ["split"] * (arguments.split != "val")
     if given:
         flag = f"--{given[0].replace('_', '-')}"
@@ -89,7 +90,7 @@ def _asked(arguments: argparse.Namespace) -> "Asked":
     from nanogpt.evaluation.evaluating import Asked
 
     names = tuple(dict.fromkeys(arguments.names))
-    same = ("device", "precision", "data", "text", "split", "stride", "limit", "batch_size", "out", "items")
+    same = ("device", "precision", "data", "text", "split", "stride", "limit", "batch_size", "out", "items", "ranks")
     return Asked(arguments.place, names, **{name: getattr(arguments, name) for name in same})
 
 

@@ -13,8 +13,9 @@ from nanogpt.config.data import BinFolder, Data, ShakespeareChar, ZipfMixture
 from nanogpt.config.errors import did_you_mean
 from nanogpt.data.alphabets import Tokenizer
 from nanogpt.data.opening import OpenCorpus, corpus_folder, data_root, open_corpus
+from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.evaluation.corpus_loss import Stretch, byte_sizes
-from nanogpt.evaluation.tokenizing import check_same, tokenizer_of_folder
+from nanogpt.evaluation.tokenizing import NO_TEXT, check_same, text_tokenizer, vocabulary_of_folder
 from nanogpt.trained import Trained
 
 SPLITS = ("train", "val", "test")
@@ -31,27 +32,24 @@ class EvalCorpus:
     source: dict[str, Any]
 
 
-def find_corpus(name: str, split: str, trained: Trained, tokenizer: Tokenizer | None) -> EvalCorpus:
-    """A corpus for a model that reads `tokenizer`.
+def find_corpus(name: str, split: str, trained: Trained, reads: Vocabulary, ranks: Path | None = None) -> EvalCorpus:
+    """A corpus for a model that reads a vocabulary.
 
     `name` is a prepared corpus or its folder, or a file of text: that is written in the model's tokenizer here. Raises
     UserError where there is none, and for a corpus in another tokenizer.
     """
     if Path(name).is_file():
-        return _text_file(Path(name), trained, tokenizer)
-    data = _data_of(name, trained, tokenizer)
-    opened = open_corpus(data, trained.config.runtime)
+        return _text_file(Path(name), trained, text_tokenizer(reads, name))
+    data = _data_of(name, trained, reads.tokenizer)
     if isinstance(data.corpus, ZipfMixture):
-        check_same(tokenizer, None, name)
-        place, written = name, None
+        place, written = name, Vocabulary(data.corpus.alphabet_size)
     else:
         folder = corpus_folder(data.corpus, trained.config.runtime)
-        place, written = str(folder), tokenizer_of_folder(folder)
-        check_same(tokenizer, written, place)
-    _check_size(opened.vocab_size if written is None else written.n_vocab, trained, place)
-    label = {"train": f"{_label(name)}.train", "test": f"{_label(name)}.test"}.get(split, _label(name))
+        place, written = str(folder), vocabulary_of_folder(folder, ranks)
+    check_same(reads, written, place)
+    opened = open_corpus(data, trained.config.runtime)
     source = {"corpus": place, "split": split, "content": getattr(data.corpus, "content", None)}
-    return EvalCorpus(label, _stretch(opened, split, place, written, trained), source)
+    return EvalCorpus(Path(name).name, _stretch(opened, split, place, written.tokenizer, trained), source)
 
 
 def _data_of(name: str, trained: Trained, tokenizer: Tokenizer | None) -> Data:
@@ -73,7 +71,7 @@ def _folder(name: str, root: Path, tokenizer: Tokenizer | None) -> Path:
             return folder
     there = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
     others = [entry.removeprefix(f"{name}.") for entry in there if entry.startswith(f"{name}.")]
-    reads = tokenizer.name if tokenizer is not None else "ids that stand for no text"
+    reads = tokenizer.name if tokenizer is not None else NO_TEXT
     if others:
         raise UserError(
             f"eval: {name}: prepared with {', '.join(others)}, the model reads {reads}; "
@@ -81,17 +79,6 @@ def _folder(name: str, root: Path, tokenizer: Tokenizer | None) -> Path:
         )
     names = ["hellaswag", OWN, *there]
     raise UserError(f"eval: no task, corpus, folder or file {name!r}; corpora lie in {root}{did_you_mean(name, names)}")
-
-
-def _label(name: str) -> str:
-    """A name that a file of results can have."""
-    return Path(name).name or "corpus"
-
-
-def _check_size(tokens: int, trained: Trained, place: str) -> None:
-    size = trained.model.embedding.weight.shape[0]
-    if tokens > size:
-        raise UserError(f"eval: {place}: has {tokens:,} kinds of tokens, the model {size:,}")
 
 
 def _stretch(opened: OpenCorpus, split: str, place: str, written: Tokenizer | None, trained: Trained) -> Stretch:
@@ -104,10 +91,8 @@ def _stretch(opened: OpenCorpus, split: str, place: str, written: Tokenizer | No
     return Stretch(tokens, bytes_V, opened.document, opened.min_context)
 
 
-def _text_file(file: Path, trained: Trained, tokenizer: Tokenizer | None) -> EvalCorpus:
+def _text_file(file: Path, trained: Trained, tokenizer: Tokenizer) -> EvalCorpus:
     """A text, or one text per line of JSON: written in the model's tokenizer, an end-of-text token before each."""
-    if tokenizer is None:
-        raise UserError(f"eval: {file}: the model's tokens stand for no text; it can be scored on zipf_mixture alone")
     if file.suffix.lower() not in TEXT_SUFFIXES:
         raise UserError(f"eval: {file}: not a file of text by its name; expected one of {', '.join(TEXT_SUFFIXES)}")
     ids: list[int] = []

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config import UserError, run_id
-from nanogpt.data.alphabets import Tokenizer
 from nanogpt.data.binfiles import file_sha256
 from nanogpt.data.opening import data_root
+from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.evaluation.corpora import find_corpus
 from nanogpt.evaluation.corpus_loss import CorpusLoss, score_corpus
 from nanogpt.evaluation.hellaswag import TEXTS
@@ -19,7 +19,7 @@ from nanogpt.evaluation.multiple_choice import Tally, answer_all, cut_endings, m
 from nanogpt.evaluation.results import check_writable, default_file, write_items, write_results
 from nanogpt.evaluation.running import Running
 from nanogpt.evaluation.scoring import Scorer
-from nanogpt.evaluation.tokenizing import tokenizer_of_model
+from nanogpt.evaluation.tokenizing import text_tokenizer, vocabulary_of_model
 from nanogpt.hardware import resolve_precision
 from nanogpt.team import Team
 from nanogpt.train import autocast_for
@@ -44,6 +44,7 @@ class Asked:
     batch_size: int | None = None
     out: Path | None = None
     items: Path | None = None
+    ranks: Path | None = None
 
     def __post_init__(self) -> None:
         if self.out is not None and len(self.names) > 1:
@@ -62,10 +63,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model with its tokenizer, as all tasks share it."""
+    """A loaded model with its vocabulary, as all tasks share it."""
 
     trained: Trained
-    tokenizer: Tokenizer | None
+    vocabulary: Vocabulary
     scorer: Scorer
     precision: str
 
@@ -83,7 +84,7 @@ def load_subject(asked: Asked) -> Subject:
     else:
         precision = _own_precision(trained, str(where))
     scorer = Scorer(trained.model, autocast_for(precision, where))
-    return Subject(trained, tokenizer_of_model(trained), scorer, precision)
+    return Subject(trained, vocabulary_of_model(trained, asked.ranks), scorer, precision)
 
 
 def _own_precision(trained: Trained, device: str) -> str:
@@ -122,7 +123,7 @@ def _file_name(name: str, asked: Asked) -> str:
 
 def about(asked: Asked, subject: Subject) -> dict[str, Any]:
     """Of which model, read how, on what: the same for every task."""
-    trained, tokenizer, scorer = subject.trained, subject.tokenizer, subject.scorer
+    trained, tokenizer, scorer = subject.trained, subject.vocabulary.tokenizer, subject.scorer
     known = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint} if tokenizer is not None else None
     return {
         "model": {"place": asked.place, "id": run_id(trained.config), "step": trained.step},
@@ -136,12 +137,10 @@ def about(asked: Asked, subject: Subject) -> dict[str, Any]:
 
 
 def _hellaswag(name: str, asked: Asked, subject: Subject) -> tuple[dict[str, Any], list[str]]:
-    if subject.tokenizer is None:
-        raise UserError("hellaswag: the model's tokens stand for no text; it cannot be asked in words")
-    scorer = subject.scorer
+    scorer, tokenizer = subject.scorer, text_tokenizer(subject.vocabulary, HELLASWAG)
     file = items_file(asked.data, data_root(subject.trained.config.runtime))
     items = read_items(file, asked.limit)
-    questions = make_questions(items, subject.tokenizer.encode, asked.texts, scorer.block_size)
+    questions = make_questions(items, tokenizer.encode, asked.texts, scorer.block_size)
     answers = answer_all(scorer, questions, asked.batch_size, Running(scorer.team.leads))
     cut = cut_endings(questions, scorer.block_size)
     if asked.items is not None and scorer.team.leads:
@@ -180,7 +179,7 @@ def _with_error(value: float | None, error: float | None) -> str:
 
 def _corpus(name: str, asked: Asked, subject: Subject) -> tuple[dict[str, Any], list[str]]:
     scorer = subject.scorer
-    corpus = find_corpus(name, asked.split, subject.trained, subject.tokenizer)
+    corpus = find_corpus(name, asked.split, subject.trained, subject.vocabulary, asked.ranks)
     running = Running(scorer.team.leads)
     found = score_corpus(scorer, corpus.stretch, asked.stride, asked.limit, asked.batch_size, running)
     results = {

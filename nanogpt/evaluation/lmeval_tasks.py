@@ -9,8 +9,10 @@ from typing import Any
 
 from nanogpt.config import UserError
 from nanogpt.config.errors import did_you_mean
+from nanogpt.data.alphabets import Tokenizer
 from nanogpt.evaluation.evaluating import Asked, Subject, about
 from nanogpt.evaluation.results import check_writable, default_file, write_results
+from nanogpt.evaluation.tokenizing import text_tokenizer
 
 
 def evaluate_tasks(asked: Asked, subject: Subject, tasks: str, folder: Path | None) -> None:
@@ -20,8 +22,7 @@ def evaluate_tasks(asked: Asked, subject: Subject, tasks: str, folder: Path | No
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("eval: --lm-eval needs lm-evaluation-harness: pip install 'nanogpt-scaling[lm-eval]'")
-    if subject.tokenizer is None:
-        raise UserError("eval: --lm-eval: the model's tokens stand for no text; it cannot be asked in words")
+    tokenizer = text_tokenizer(subject.vocabulary, "--lm-eval")
     names = [name.strip() for name in tasks.split(",")]
     leads = subject.scorer.team.leads
     label = f"lm-eval.{'+'.join(names)}"
@@ -29,7 +30,7 @@ def evaluate_tasks(asked: Asked, subject: Subject, tasks: str, folder: Path | No
     if leads and file is not None:
         check_writable(file)
     started = time.perf_counter()
-    found = _run(names, folder, subject, asked)
+    found = _run(names, folder, subject, tokenizer, asked)
     if not leads:
         return
     results = {
@@ -46,7 +47,7 @@ def evaluate_tasks(asked: Asked, subject: Subject, tasks: str, folder: Path | No
     print(f"results: {file}" if file is not None else "(--out FILE keeps the results)", flush=True)
 
 
-def _run(names: list[str], folder: Path | None, subject: Subject, asked: Asked) -> dict[str, Any]:
+def _run(names: list[str], folder: Path | None, subject: Subject, tokenizer: Tokenizer, asked: Asked) -> dict[str, Any]:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -61,8 +62,7 @@ def _run(names: list[str], folder: Path | None, subject: Subject, asked: Asked) 
     for name in names:
         if name not in manager.all_tasks:
             raise UserError(f"eval: --lm-eval: no such task {name!r}{_nearest(name, manager.all_tasks)}")
-    assert subject.tokenizer is not None, "checked"
-    model = NanoGPT(subject.scorer, subject.tokenizer, asked.batch_size)
+    model = NanoGPT(subject.scorer, tokenizer, asked.batch_size)
     if not subject.scorer.team.leads:
         logging.disable(logging.WARNING)
     try:

@@ -12,7 +12,7 @@ from nanogpt.team import CAPTAIN_VARIABLE, is_rank, ranks_started
 
 FLAGS = (
     "data", "text", "items", "split", "stride", "limit", "batch_size", "nproc", "device", "precision", "out",
-    "lm_eval", "include_path",
+    "lm_eval", "include_path", "ranks",
 )  # fmt: skip
 
 

@@ -1,68 +1,58 @@
 """Which tokenizer a model reads and a corpus is written in, and whether they are one."""
 
 from pathlib import Path
-from typing import Any
 
 from nanogpt.config import UserError
-from nanogpt.config.data import ZipfMixture
-from nanogpt.data.alphabets import Characters, Tokenizer
-from nanogpt.data.binfiles import NANOGPT_VOCAB, read_meta
-from nanogpt.data.opening import MissingCorpus, corpus_folder
-from nanogpt.data.tokenizers import TOKENIZER, load_tokenizer, read_tokenizer
+from nanogpt.config.data import BinFolder, Data
+from nanogpt.config.runtime import Runtime
+from nanogpt.data.alphabets import Tokenizer
+from nanogpt.data.vocabulary import Vocabulary, read_vocabulary
 from nanogpt.trained import Trained
 
+NO_TEXT = "ids that stand for no text"
 
-def tokenizer_of_model(trained: Trained) -> Tokenizer | None:
-    """The tokenizer that a model was trained on; None where its tokens stand for no text (zipf_mixture).
 
-    Raises UserError where its corpus is no longer there, or where the model has fewer tokens than the tokenizer.
-    """
-    corpus, runtime = trained.config.data.corpus, trained.config.runtime
-    if isinstance(corpus, ZipfMixture):
-        return None
-    folder = corpus_folder(corpus, runtime)
-    if not folder.is_dir():
-        raise MissingCorpus(f"{folder}: no corpus there, whose tokenizer the model reads")
-    tokenizer = tokenizer_of_folder(folder)
+def vocabulary_of_model(trained: Trained, ranks: Path | None = None) -> Vocabulary:
+    """What a model's token ids mean. Raises UserError where its corpus is gone, or has more tokens than the model."""
+    vocabulary = read_vocabulary(trained.config.data, trained.config.runtime, ranks)
     size = trained.model.embedding.weight.shape[0]
-    if tokenizer is not None and tokenizer.n_vocab > size:
+    if vocabulary.meaningful > size:
         raise UserError(
-            f"{folder}: its tokenizer {tokenizer.name} has {tokenizer.n_vocab:,} tokens, the model {size:,}: "
+            f"eval: the model's corpus has {vocabulary.meaningful:,} kinds of tokens, the model {size:,}: "
             "it was trained on another corpus"
         )
-    return tokenizer
+    return vocabulary
 
 
-def tokenizer_of_folder(folder: Path) -> Tokenizer | None:
-    """The tokenizer that a corpus's folder is written in; None where its meta file knows only how many ids there are.
-
-    Folders of nanoGPT's: the characters of a meta file, or GPT-2's tokens where there is none.
-    """
-    if (folder / TOKENIZER).is_file():
-        return read_tokenizer(folder)
-    meta = read_meta(folder)
-    if "itos" in meta:
-        return Characters(_characters(folder, meta["itos"]))
-    return load_tokenizer("gpt2") if meta["vocab_size"] == NANOGPT_VOCAB else None
+def vocabulary_of_folder(folder: Path, ranks: Path | None = None) -> Vocabulary:
+    """What the ids of a corpus's folder mean."""
+    return read_vocabulary(Data(corpus=BinFolder(path=str(folder))), Runtime(), ranks)
 
 
-def _characters(folder: Path, itos: Any) -> tuple[str, ...]:
-    texts = [itos[token] for token in sorted(itos)] if isinstance(itos, dict) else itos
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{folder}: meta file: itos: expected a list of texts, or a mapping from ids to texts")
-    return tuple(texts)
+def text_tokenizer(vocabulary: Vocabulary, asked_by: str) -> Tokenizer:
+    """The tokenizer that texts are written in. Raises UserError, saying why, where there is none."""
+    if vocabulary.tokenizer is None:
+        why = vocabulary.note or f"the model's tokens are {NO_TEXT}: it cannot be asked in words"
+        raise UserError(f"eval: {asked_by}: {why}")
+    return vocabulary.tokenizer
 
 
-def check_same(read: Tokenizer | None, written: Tokenizer | None, place: str) -> None:
+def check_same(read: Vocabulary, written: Vocabulary, place: str) -> None:
     """Raises UserError, naming both, where a model reads another tokenizer than a corpus is written in."""
-    if read is None or written is None:
-        if read is not written:
-            names = [each.name if each else "ids that stand for no text" for each in (read, written)]
-            raise UserError(f"eval: {place}: the model reads {names[0]}, this corpus holds {names[1]}")
+    if read.tokenizer is None or written.tokenizer is None:
+        if read.tokenizer is not written.tokenizer or read.size < written.size:
+            raise UserError(f"eval: {place}: the model reads {_named(read)}, this corpus holds {_named(written)}")
         return
-    if read.fingerprint != written.fingerprint:
-        other = " of other characters or merges" if read.name == written.name else ""
+    if read.tokenizer.fingerprint != written.tokenizer.fingerprint:
+        alike = read.tokenizer.name == written.tokenizer.name
+        other = f" ({written.tokenizer.n_vocab:,} others than the model's)" if alike else ""
         raise UserError(
-            f"eval: {place}: written in the tokenizer {written.name}{other}, the model reads {read.name}: "
-            f"prepare it with that one, or give the text itself as a file"
+            f"eval: {place}: written in the tokenizer {written.tokenizer.name}{other}, the model reads "
+            f"{read.tokenizer.name}: prepare it with that one, or give its text as a file"
         )
+
+
+def _named(vocabulary: Vocabulary) -> str:
+    if vocabulary.tokenizer is not None:
+        return f"the tokenizer {vocabulary.tokenizer.name}"
+    return f"{vocabulary.size:,} {NO_TEXT}" + (f" ({vocabulary.note})" if vocabulary.note else "")

@@ -12,9 +12,10 @@ from nanogpt.data.alphabets import Bytes, Characters
 from nanogpt.data.opening import OpenCorpus
 from nanogpt.data.stream import UNSCORED, make_eval_set
 from nanogpt.data.tokenizers import write_tokenizer
+from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.evaluate import evaluate
 from nanogpt.evaluation.corpus_loss import Stretch, byte_sizes, cut, score_corpus
-from nanogpt.evaluation.tokenizing import check_same, tokenizer_of_folder
+from nanogpt.evaluation.tokenizing import check_same, vocabulary_of_folder
 from nanogpt.train import autocast_for
 from tests.evaluation.circle import LN2, Circle, V, babbler, bits, speaker
 from tests.evaluation.test_hellaswag import CPU, Threads, in_threads, scorer
@@ -114,16 +115,20 @@ def test_the_sizes_of_tokens_are_those_of_their_text() -> None:
 
 
 def test_other_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
-    check_same(Bytes(), Bytes(), "x")
-    check_same(None, None, "x")
+    numbers, letters = Vocabulary(32), Vocabulary(3, Characters("abc"))
+    byte = Vocabulary(256, Bytes())
+    check_same(byte, byte, "x")
+    check_same(numbers, Vocabulary(16), "x")
     with pytest.raises(UserError, match=r"x: written in the tokenizer char, the model reads byte"):
-        check_same(Bytes(), Characters("abc"), "x")
-    with pytest.raises(UserError, match=r"char of other characters or merges, the model reads char"):
-        check_same(Characters("abd"), Characters("abc"), "x")
-    with pytest.raises(UserError, match="the model reads ids that stand for no text, this corpus holds byte"):
-        check_same(None, Bytes(), "x")
+        check_same(byte, letters, "x")
+    with pytest.raises(UserError, match=r"char \(3 others than the model's\), the model reads char"):
+        check_same(Vocabulary(3, Characters("abd")), letters, "x")
+    with pytest.raises(UserError, match="reads 32 ids that stand for no text, this corpus holds the tokenizer byte"):
+        check_same(numbers, byte, "x")
+    with pytest.raises(UserError, match="the model reads 32 ids that stand for no text, this corpus holds 33 ids"):
+        check_same(numbers, Vocabulary(33), "x")
     write_tokenizer(Bytes(), tmp_path)
-    found = tokenizer_of_folder(tmp_path)
+    found = vocabulary_of_folder(tmp_path).tokenizer
     assert found is not None
     assert found.fingerprint == Bytes().fingerprint
 
