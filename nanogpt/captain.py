@@ -192,7 +192,8 @@ def _last_words(failure: Any) -> tuple[str, list[str]]:
 
 def explain(failures: Mapping[int, Any]) -> str:
     """One line on why the processes of an evaluation ended: a user's mistake in the words of the rank that found it."""
-    rank, failure = _root_cause(failures)
+    mistaken = {rank: failure for rank, failure in failures.items() if failure.exitcode == EXIT_USER}
+    rank, failure = _root_cause(mistaken or failures)
     told = failure.error_file_data.get("message")
     if failure.exitcode == EXIT_USER and isinstance(told, dict):
         return str(told["message"]).removeprefix(f"{UserError.__name__}: ")

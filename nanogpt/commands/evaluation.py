@@ -137,11 +137,19 @@ def _as_rank(asked: "Asked", arguments: argparse.Namespace) -> int:
     """One of the processes that `_lead` started. A user's mistake it leaves to that one, which says it once."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+    from nanogpt.team import PeersLostError, leave_to_captain
+
     try:
         return _work(asked, arguments)
     except UserError as problem:
         get_error_handler().record_exception(problem)
         return EXIT_USER
+    except RuntimeError as problem:
+        try:
+            leave_to_captain(problem)
+        except PeersLostError:
+            return EXIT_FAILED  # the rank that is gone knows why
+        raise
 
 
 def _lead(arguments: argparse.Namespace) -> int:

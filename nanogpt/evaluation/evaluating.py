@@ -138,7 +138,7 @@ def about(asked: Asked, subject: Subject) -> dict[str, Any]:
 
 def _hellaswag(name: str, asked: Asked, subject: Subject) -> tuple[dict[str, Any], list[str]]:
     scorer, tokenizer = subject.scorer, text_tokenizer(subject.vocabulary, HELLASWAG)
-    file = items_file(asked.data, data_root(subject.trained.config.runtime))
+    file = scorer.team.in_turn(lambda: items_file(asked.data, data_root(subject.trained.config.runtime)))
     items = read_items(file, asked.limit)
     questions = make_questions(items, tokenizer.encode, asked.texts, scorer.block_size)
     answers = answer_all(scorer, questions, asked.batch_size, Running(scorer.team.leads))

@@ -35,20 +35,15 @@ def items_file(given: Path | None, root: Path) -> Path:
         raise UserError(f"eval: --data {given}: no such file{hint if 'did you mean' in hint else ''}")
     kept = root / "hellaswag" / NAME
     if not kept.is_file():
-        _download_once(kept)
+        _keep(kept, _download(kept))
     return kept
 
 
-def _download_once(kept: Path) -> None:
-    """Download it unless another process has just done so."""
-    from filelock import FileLock
-
+def _keep(kept: Path, content: bytes) -> None:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(kept.parent / ".lock"):
-            if not kept.is_file():
-                with replacing(kept) as temporary:
-                    temporary.write_bytes(_download(kept))
+        with replacing(kept) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise UserError(f"{kept}: cannot be written: {os_reason(error, kept)}") from None
 
