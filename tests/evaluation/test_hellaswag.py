@@ -74,7 +74,7 @@ def test_batches_of_any_size_score_alike() -> None:
     model, asked = babbler(), questions()
     single = log_probs(answer_all(scorer(model), asked, batch_size=1))
     assert single.std() > 5, "the model tells endings apart"
-    for batch_size in (3, 8, 17, 64, None):
+    for batch_size in (3, 17, None):
         torch.testing.assert_close(log_probs(answer_all(scorer(model), asked, batch_size)), single, rtol=1e-5, atol=0)
 
 
