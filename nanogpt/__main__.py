@@ -1,11 +1,11 @@
-"""The engine's command line, `python -m nanogpt train | sample | eval | describe | rules | coord-check | ...`."""
+"""The engine's command line, `python -m nanogpt train | sample | eval | export | describe | rules | ...`."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from nanogpt.commands import evaluation, inspection, preparation, sampling, training
+from nanogpt.commands import evaluation, export, inspection, preparation, sampling, training
 from nanogpt.commands.parser import EXIT_FAILED, EXIT_USER
 from nanogpt.config import OneLineParser, UserError, os_problem
 from nanogpt.config.errors import did_you_mean
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for kind in (training, sampling, evaluation, inspection, preparation):
+    for kind in (training, sampling, evaluation, export, inspection, preparation):
         kind.add(command)
     return parser
 

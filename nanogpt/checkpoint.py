@@ -112,6 +112,22 @@ def load_latest(folder: Path, before_step: int | None = None) -> Loaded | None:
     return None
 
 
+def read_digest(path: Path) -> str:
+    """The sha256 that was kept beside a checkpoint file. Raises UserError where there is none."""
+    digest = path.with_name(path.name + ".sha256")
+    try:
+        return digest.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: no {digest.name} beside it that can be read") from None
+
+
+def config_beside(file: Path) -> Path | None:
+    """The config.yaml beside a checkpoint file, or of the run in whose attempts it lies."""
+    above = file.resolve().parents
+    in_a_run = [above[2]] if len(above) > 2 and above[1].name == "attempts" else []
+    return next((path for folder in (file.parent, *in_a_run) if (path := folder / "config.yaml").is_file()), None)
+
+
 def load_file(path: Path) -> dict[str, Any]:
     """The state in one checkpoint file, verified by the sha256 beside it. Raises UserError when it is not whole."""
     match = _NAME.fullmatch(path.name)

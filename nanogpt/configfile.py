@@ -16,6 +16,8 @@ from nanogpt.config.keys import kinds_with, known_paths, resolve_key, siblings_a
 from nanogpt.config.layers import Layers
 from nanogpt.config.run import Config
 from nanogpt.pyconfig import load_python
+from nanogpt.weights.filling import conflict, fill_in
+from nanogpt.weights.place import Place
 
 __all__ = ["YamlFile", "build_config", "dump_yaml", "load_config", "load_yaml", "parse_override", "resolve_key"]
 
@@ -220,13 +222,34 @@ _DEFAULTS = {"train.batch_size": 12, "model.block_size": 1024}
 
 
 def build_config(layers: Layers, where: str) -> Config:
-    """Validate merged layers. The first problem is reported as `place: key: what is wrong; what is allowed`."""
+    """Validate merged layers. The first problem is reported as `place: key: what is wrong; what is allowed`.
+
+    The model's shape comes from the weights where the run starts from some.
+    """
+    layers = layers.copy()
+    place = _filled_from_weights(layers, where)
     tree = layers.settle(_DEFAULTS)
     tree.setdefault("train", {})
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error, tree, layers, where)) from None
+    if place is not None and (problem := conflict(config.model, place, _run_tree)) is not None:
+        key, text = problem
+        raise UserError(f"{layers.place(('model', key)) or where}: model.{key}: {text}")
+    return config
+
+
+def _filled_from_weights(layers: Layers, where: str) -> Place | None:
+    try:
+        return fill_in(layers.tree, _run_tree)
+    except UserError as error:
+        raise UserError(f"{layers.place(('init_from',)) or where}: init_from: {error}") from None
+
+
+def _run_tree(config: Path) -> dict[str, Any]:
+    """The settings in a run's config.yaml, which are all of them."""
+    return load_layers(config).tree
 
 
 def explain(error: ValidationError, tree: Mapping[str, Any], layers: Layers, where: str) -> str:

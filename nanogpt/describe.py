@@ -10,6 +10,7 @@ from nanogpt.config import Config, UserError, run_id
 from nanogpt.config.ffns import Mixture, TopKMoE
 from nanogpt.config.model import Model
 from nanogpt.config.trunks import Stack
+from nanogpt.weights.resolving import init_from, vocab_size, weights_files
 
 if TYPE_CHECKING:
     from nanogpt.data.opening import CorpusFacts
@@ -102,7 +103,8 @@ def describe(config: Config, corpus: "CorpusFacts | None" = None, elsewhere: boo
     `elsewhere` may name a device that this machine lacks.
     """
     corpus = corpus or _corpus_facts(config)
-    config = _resolve(config, corpus, elsewhere)
+    weights = weights_files(config)
+    config = _resolve(config, corpus, weights, elsewhere)
     facts = model_facts(config.model)
     steps = horizon_steps(config, facts, corpus.train_tokens)
     tokens = steps * tokens_per_step(config)
@@ -123,7 +125,7 @@ def describe(config: Config, corpus: "CorpusFacts | None" = None, elsewhere: boo
         flops_by_module=dict(facts.flops_by_module),
         checkpoint_bytes=FLOAT_BYTES * (facts.n_params + moments(config, facts)) + CHECKPOINT_OVERHEAD,
         train_tokens=corpus.train_tokens,
-        files=dict(corpus.files),
+        files={**corpus.files, **weights},
     )
 
 
@@ -146,7 +148,7 @@ def _describe_or_error(tree: Mapping[str, Any], elsewhere: bool) -> dict[str, An
 
 def resolve(config: Config) -> Config:
     """The config with every `auto` and every content hash filled in for this machine; resolving again is idle."""
-    return _resolve(config, _corpus_facts(config))
+    return _resolve(config, _corpus_facts(config), weights_files(config))
 
 
 def _corpus_facts(config: Config) -> "CorpusFacts":
@@ -155,14 +157,9 @@ def _corpus_facts(config: Config) -> "CorpusFacts":
     return facts(config.data, config.runtime)
 
 
-def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> Config:
+def _resolve(config: Config, corpus: "CorpusFacts", weights: Mapping[str, str], elsewhere: bool = False) -> Config:
     from nanogpt.hardware import check_experts, resolve_device, resolve_precision
 
-    vocab_size = config.model.vocab_size
-    if vocab_size == "auto":
-        vocab_size = corpus.vocab_size
-    elif vocab_size < corpus.vocab_size:
-        raise UserError(f"model.vocab_size: {vocab_size} is less than the corpus's {corpus.vocab_size}; use auto")
     device, precision = config.runtime.device, str(config.train.precision)
     if not elsewhere or device == "auto":
         device = resolve_device(device)
@@ -172,9 +169,10 @@ def _resolve(config: Config, corpus: "CorpusFacts", elsewhere: bool = False) -> 
     check_experts(config, device, precision, elsewhere)
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"vocab_size": vocab_size}),
+            "model": config.model.model_copy(update={"vocab_size": vocab_size(config, corpus.vocab_size)}),
             "data": config.data.model_copy(update={"corpus": _with_content(config, corpus)}),
             "train": config.train.model_copy(update={"precision": precision}),
+            "init_from": init_from(config, weights),
             "runtime": config.runtime.model_copy(update={"device": device}),
         }
     )

@@ -1,7 +1,8 @@
 """What an attempt needs before it may touch its folder: the corpus, its batches, and the state to go on from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nanogpt import checkpoint
 from nanogpt.branch import load_trunk, offered_trunk
@@ -9,16 +10,21 @@ from nanogpt.config import UserError
 from nanogpt.data.opening import OpenCorpus, open_corpus
 from nanogpt.data.stream import EvalSet, TrainStream, make_eval_set
 from nanogpt.describe import Description
+from nanogpt.weights.initial import initial_state
 
 
 @dataclass(frozen=True)
 class Materials:
-    """Everything that can be missing or damaged, found whole. `loaded` is None for a start from scratch."""
+    """Everything that can be missing or damaged, found whole. `loaded` is None for a start from the beginning.
+
+    `initial` holds the weights to begin with, by name; empty for a start from scratch, and once they are taken.
+    """
 
     corpus: OpenCorpus
     stream: TrainStream
     eval_set: EvalSet
     loaded: checkpoint.Loaded | None
+    initial: dict[str, Any] = field(default_factory=dict)
 
 
 def gather(description: Description, folder: Path, trunk: Path | None = None) -> Materials:
@@ -27,7 +33,7 @@ def gather(description: Description, folder: Path, trunk: Path | None = None) ->
     `trunk` is a run whose WSD trunk a worker offers for the start; what cannot be taken is left.
 
     Raises UserError for a corpus that does not fit, a resume without a checkpoint, checkpoints that are all damaged
-    or of another run, and a branch that cannot be taken.
+    or of another run, a branch that cannot be taken, and weights to start from that are not those of the config.
     """
     config = description.config
     corpus = open_corpus(config.data, config.runtime)
@@ -39,4 +45,7 @@ def gather(description: Description, folder: Path, trunk: Path | None = None) ->
     if loaded is None and config.runtime.resume == "required":
         raise UserError(f"{folder}: nothing to resume: no checkpoint there")
     loaded = loaded or load_trunk(config, description.steps) or offered_trunk(config, description.steps, trunk)
-    return Materials(corpus, stream, eval_set, loaded)
+    initial: dict[str, Any] = {}
+    if loaded is None and config.init_from != "scratch":
+        initial = initial_state(config)
+    return Materials(corpus, stream, eval_set, loaded, initial)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nanogpt.config import UserError
-from nanogpt.data.vocabulary import Vocabulary, read_vocabulary
+from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.generation import generate, row_generators
 from nanogpt.sampling import Sampling
 from nanogpt.trained import Trained
@@ -46,7 +46,7 @@ def write_samples(trained: Trained, wanted: Wanted) -> Iterator[str]:
     UserError before anything is generated for a prompt that the vocabulary cannot write, and for a corpus that the
     model was not trained on.
     """
-    vocabulary = read_vocabulary(trained.config.data, trained.config.runtime, wanted.ranks)
+    vocabulary = trained.vocabulary(wanted.ranks)
     start = _start(trained, vocabulary, wanted.prompt)
     wanted = _bounded(wanted, len(start) if wanted.prompt else 0)
     if vocabulary.note:

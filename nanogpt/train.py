@@ -83,6 +83,9 @@ def train(
     model = build_model(config, device)
     if loaded is not None:
         model.load_state_dict(loaded.state["model"])
+    elif materials.initial:
+        model.load_state_dict(materials.initial)
+        materials.initial.clear()  # the model has a copy
     replica = spread(model, team, settings.data_parallel, settings.compile)
     optimizer = build_optimizer(model, config, device, steps=horizon)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")

@@ -1,6 +1,7 @@
-"""A trained model by its place on disk: a run's folder (of `nanogpt train` or of a study), or one checkpoint file."""
+"""A trained model by its place: a run's folder (of `nanogpt train` or of a study), one checkpoint file, or weights
+that transformers saved (a folder, or `hf:NAME`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +9,77 @@ from nanogpt import checkpoint
 from nanogpt.config import Config, UserError, run_id
 from nanogpt.config.errors import did_you_mean
 from nanogpt.config.layers import Layers
+from nanogpt.config.runtime import Runtime
+from nanogpt.config.training import Train
+from nanogpt.config.weights import Weights
 from nanogpt.configfile import build_config, lay_overrides, load_layers
-from nanogpt.hardware import torch_device
+from nanogpt.data.alphabets import Tokenizer
+from nanogpt.data.vocabulary import Vocabulary, read_vocabulary
+from nanogpt.hardware import resolve_device, torch_device
 from nanogpt.model import GPT, build_model
+from nanogpt.weights.initial import fitted, read_hf
+from nanogpt.weights.layouts import model_of
+from nanogpt.weights.place import Place, find, is_hf
+from nanogpt.weights.vocabulary import weights_vocabulary
 
 SHOWN = 3  # names of runs in a message
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's resolved config and its model in evaluation mode, with the weights of one checkpoint.
+    """A resolved config and its model in evaluation mode, with the weights of one checkpoint, or of `weights`.
 
-    `step` is the checkpoint's; `damaged` says which ones further ahead were passed over, and why.
+    `name` is the place as it was given. `step` is the checkpoint's; `damaged` says which ones further ahead were
+    passed over, and why. Where the model is not of a run but of `weights`, its config says nothing of a corpus.
     """
 
     config: Config
     model: GPT
     step: int
     damaged: tuple[str, ...] = ()
+    name: str = ""
+    weights: Place | None = None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the run's corpus or of the weights; None where tokens stand for no text, or it is not to be
+        had (`vocabulary().note` says why)."""
+        return self.vocabulary().tokenizer
+
+    def vocabulary(self, ranks: Path | None = None) -> Vocabulary:
+        """What the token ids mean: the tokenizer's text, or only numbers where there is none.
+
+        `ranks` are those of GPT-2 where nothing else has them.
+        """
+        if self.weights is None:
+            return read_vocabulary(self.config.data, self.config.runtime, ranks)
+        return weights_vocabulary(self.weights, ranks)
 
 
-def load_trained(place: Path, device: str | None = None) -> Trained:
-    """The model that a run's folder (its furthest whole checkpoint) or a checkpoint file holds.
+def load_trained(place: Path | str, device: str | None = None) -> Trained:
+    """The model that a run's folder (its furthest whole checkpoint), a checkpoint file or transformers' weights hold.
 
     `device` replaces the run's own. Raises UserError when there is no config or no whole checkpoint, when the two do
     not belong together, and for a device that is not there.
     """
+    name = str(place)
+    if is_hf(name):
+        return _of_weights(name, device)
+    return replace(_of_run(Path(name), device), name=name)
+
+
+def _of_weights(name: str, device: str | None) -> Trained:
+    """In float32, whatever the device could do: as transformers computes by default."""
+    place = find(name)
+    model = model_of(place.described(), str(place.config))
+    init_from = Weights(weights=name, sha256=place.sha256())
+    train, runtime = Train(max_iters=1, precision="fp32"), Runtime(device=resolve_device(device or "auto"))
+    config = Config(model=model, train=train, init_from=init_from, runtime=runtime)
+    gpt = build_model(config, torch_device(runtime.device, runtime.threads))
+    gpt.load_state_dict(fitted(read_hf(place), config, name))
+    return Trained(config, gpt.eval(), step=0, name=name, weights=place)
+
+
+def _of_run(place: Path, device: str | None) -> Trained:
     if place.is_dir():
         config = _config(_layers_of_folder(place), device, place)
         loaded = checkpoint.load_latest(place)
@@ -58,11 +104,8 @@ def _layers_of_folder(folder: Path) -> Layers:
 
 def _layers_of_file(file: Path, state: dict[str, Any]) -> Layers:
     """The config beside a checkpoint, or of the run in whose attempts it lies, else the one inside it."""
-    above = file.resolve().parents
-    in_a_run = [above[2]] if len(above) > 2 and above[1].name == "attempts" else []
-    for folder in (file.parent, *in_a_run):
-        if (folder / "config.yaml").is_file():
-            return load_layers(folder / "config.yaml")
+    if (beside := checkpoint.config_beside(file)) is not None:
+        return load_layers(beside)
     if not isinstance(state.get("config"), dict):
         raise UserError(f"{file}: no config.yaml beside it, and none inside: it was saved by an older version")
     layers = Layers()

@@ -26,10 +26,12 @@ def identity(config: Config) -> dict[str, Any]:
     """The identity part of a validated config with every default written out.
 
     The micro-batch enters only where it changes the result, see `why_cut_matters`.
-    A `bin` corpus is known by its content, not by its path.
+    A `bin` corpus is known by its content, not by its path, and weights to start from by their sha256.
     """
     tree = config.model_dump(mode="json", exclude={"runtime"})
     tree["data"]["corpus"].pop("path", None)
+    if config.init_from != "scratch":
+        tree["init_from"].pop("weights")
     if why_cut_matters(tree["model"]) is not None:
         tree["micro_batch_size"] = config.micro_batch_size
     for dotted, old in LATER_FIELDS.items():

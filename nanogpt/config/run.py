@@ -1,6 +1,6 @@
 """`Config`: the sections put together, with the checks that span more than one of them."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from nanogpt.config.parametrization import Parametrization
 from nanogpt.config.runtime import MOST_PROCESSES, Runtime
 from nanogpt.config.section import NonNegativeInt, Section
 from nanogpt.config.training import AdamW, Cosine, Optimizer, Schedule, Train
+from nanogpt.config.weights import InitFrom
 
 
 class Config(Section):
@@ -21,7 +22,7 @@ class Config(Section):
     schedule: Schedule = Cosine()
     train: Train
     parametrization: Parametrization = Parametrization()
-    init_from: Literal["scratch"] = "scratch"
+    init_from: InitFrom = "scratch"
     seed: NonNegativeInt = Field(1337, lt=2**63)
     runtime: Runtime = Runtime()
 
