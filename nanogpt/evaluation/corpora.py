@@ -55,6 +55,10 @@ def find_corpus(name: str, split: str, trained: Trained, reads: Vocabulary, rank
 def _data_of(name: str, trained: Trained, tokenizer: Tokenizer | None) -> Data:
     config = trained.config
     if name == OWN:
+        if trained.weights is not None:
+            raise UserError(
+                f"eval: {trained.name} is no run, and has no corpus of its own: name one, or a file of text"
+            )
         return config.data
     if name == "zipf_mixture":
         return Data(corpus=config.data.corpus if isinstance(config.data.corpus, ZipfMixture) else ZipfMixture())

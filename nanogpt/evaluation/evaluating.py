@@ -77,7 +77,7 @@ class Subject:
 
 def load_subject(asked: Asked) -> Subject:
     """The model, in the precision asked for, else its own where the device has it. Raises UserError where it cannot."""
-    trained = load_trained(Path(asked.place), asked.device)
+    trained = load_trained(asked.place, asked.device)
     where = next(trained.model.parameters()).device
     if asked.precision is not None:
         precision = resolve_precision(asked.precision, str(where))
@@ -126,7 +126,7 @@ def about(asked: Asked, subject: Subject) -> dict[str, Any]:
     trained, tokenizer, scorer = subject.trained, subject.vocabulary.tokenizer, subject.scorer
     known = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint} if tokenizer is not None else None
     return {
-        "model": {"place": asked.place, "id": run_id(trained.config), "step": trained.step},
+        "model": _model(trained, asked.place),
         "tokenizer": known,
         "limit": asked.limit,
         "batch_size": asked.batch_size,
@@ -134,6 +134,13 @@ def about(asked: Asked, subject: Subject) -> dict[str, Any]:
         "precision": subject.precision,
         "nproc": scorer.team.size,
     }
+
+
+def _model(trained: Trained, place: str) -> dict[str, Any]:
+    """A run's id and step, or the sha256 of weights that are no run's."""
+    if trained.weights is not None:
+        return {"place": place, "sha256": trained.weights.sha256()}
+    return {"place": place, "id": run_id(trained.config), "step": trained.step}
 
 
 def _hellaswag(name: str, asked: Asked, subject: Subject) -> tuple[dict[str, Any], list[str]]:

@@ -14,7 +14,7 @@ NO_TEXT = "ids that stand for no text"
 
 def vocabulary_of_model(trained: Trained, ranks: Path | None = None) -> Vocabulary:
     """What a model's token ids mean. Raises UserError where its corpus is gone, or has more tokens than the model."""
-    vocabulary = read_vocabulary(trained.config.data, trained.config.runtime, ranks)
+    vocabulary = trained.vocabulary(ranks)
     size = trained.model.embedding.weight.shape[0]
     if vocabulary.meaningful > size:
         raise UserError(
