@@ -1,6 +1,7 @@
 """Starts the processes of one run by torchrun's own launcher, and says which of them died, and of what.
 
-The captain trains nothing. Its ranks are `python -m nanogpt train FOLDER --attempt G`, and stop when it is gone.
+The captain trains nothing. Its ranks are `python -m nanogpt train FOLDER --attempt G`, and stop when it is gone. Those
+of an evaluation are started in the same way.
 """
 
 import logging
@@ -19,7 +20,7 @@ from nanogpt.describe import Description
 from nanogpt.record import Record, attempt_folder, read_record, write_record
 from nanogpt.team import CAPTAIN_VARIABLE
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
+EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 75
 GRACE_SECONDS = 60  # for a last checkpoint, once the ranks are asked to stop
 
 
@@ -38,16 +39,30 @@ def lead(
     A rank that is killed leaves no outcome, and one that fails may leave the others waiting: then the outcome that
     names it is written here. Raises UserError where there are fewer GPUs than processes.
     """
+    runtime = description.config.runtime
+    check_devices(runtime.device, runtime.nproc)
+    words = ["train", str(folder), "--attempt", str(attempt)]
+    words += [*(["--fence", str(fence)] if fence is not None else []), *options]
+    failures = start_ranks(words, runtime.nproc, runtime.threads, parent_fd)
+    return 0 if failures is None else _settle(description, folder, attempt, fence, failures)
+
+
+def start_ranks(
+    words: Sequence[str], nproc: int, threads: int | None = None, parent_fd: int | None = None
+) -> Mapping[int, Any] | None:
+    """Run `python -m nanogpt WORDS` in `nproc` processes that find each other, and wait for their end.
+
+    Returns None where all went well, else what torchrun knows of each rank that failed; an empty mapping where a
+    signal stopped them all.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = description.config
-    check_devices(config.runtime.device, config.runtime.nproc)
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=config.runtime.nproc,
+        nproc_per_node=nproc,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -56,17 +71,15 @@ def lead(
         shutdown_timeout=GRACE_SECONDS,
         event_log_handler="null",
     )
-    words = ["-m", "nanogpt", "train", str(folder), "--attempt", str(attempt)]
-    words += [*(["--fence", str(fence)] if fence is not None else []), *options]
     _quieten_torchrun()
-    with _surroundings(config.runtime.threads, config.runtime.nproc), _watched(parent_fd):
+    with _surroundings(threads, nproc), _watched(parent_fd):
         try:
-            elastic_launch(launch, sys.executable)(*words)
+            elastic_launch(launch, sys.executable)("-m", "nanogpt", *words)
         except ChildFailedError as error:
-            return _settle(description, folder, attempt, fence, error.failures)
+            return error.failures
         except SignalException:
-            return _settle(description, folder, attempt, fence, {})
-    return 0
+            return {}
+    return None
 
 
 def check_devices(device: str, nproc: int) -> None:
@@ -175,6 +188,16 @@ def _last_words(failure: Any) -> tuple[str, list[str]]:
     if not isinstance(told, dict):
         return "", []
     return f": {told['message']}", told["extraInfo"]["py_callstack"].splitlines()[-TRACEBACK_LINES:]
+
+
+def explain(failures: Mapping[int, Any]) -> str:
+    """One line on why the processes of an evaluation ended: a user's mistake in the words of the rank that found it."""
+    mistaken = {rank: failure for rank, failure in failures.items() if failure.exitcode == EXIT_USER}
+    rank, failure = _root_cause(mistaken or failures)
+    told = failure.error_file_data.get("message")
+    if failure.exitcode == EXIT_USER and isinstance(told, dict):
+        return str(told["message"]).removeprefix(f"{UserError.__name__}: ")
+    return _obituary(rank, failure)["message"]
 
 
 def _died(

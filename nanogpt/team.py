@@ -5,10 +5,11 @@ Each process is a rank under torchrun. A team of one is a run of its own, and no
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from nanogpt.data.stream import Batch
 PATIENCE = timedelta(minutes=30)
 CAPTAIN_VARIABLE = "NANOGPT_CAPTAIN"  # set for ranks whose captain writes how they ended where they leave it to it
 _PEERS_GONE = re.compile("Connection closed by peer|Connection reset by peer|Broken pipe|Read error|NCCL")
+
+Made = TypeVar("Made")
 
 
 class PeersLostError(RuntimeError):
@@ -67,6 +70,12 @@ class Team:
         mine = [0.0] * self.size
         mine[self.rank] = value
         return self.sums(mine)
+
+    def in_turn(self, act: Callable[[], Made]) -> Made:
+        """What all ranks make, the leader before the others: what it leaves on disk they find there."""
+        made = act() if self.leads else None
+        self.any(False)
+        return made if made is not None else act()
 
     def add(self, tensor: Tensor) -> Tensor:
         """The tensor itself, summed over ranks in place."""

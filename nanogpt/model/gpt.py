@@ -74,6 +74,13 @@ class Losses(NamedTuple):
         return self.cross_entropy if self.auxiliary is None else self.cross_entropy + self.auxiliary
 
 
+class Likelihoods(NamedTuple):
+    """Of each target, natural log of its probability and whether it is the likeliest; (B, T), 0 and True unscored."""
+
+    log_prob_BT: Tensor
+    likeliest_BT: Tensor
+
+
 class Scores(NamedTuple):
     """Sequences that were evaluated: their summed cross-entropy in nats, (B,), and what the routers did."""
 
@@ -284,6 +291,22 @@ class GPT(nn.Module):
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
         return Scores(loss.view_as(targets_BT).sum(dim=1), context.routed)
 
+    def likelihoods(self, idx_BT: Tensor, targets_BT: Tensor, at_once: int) -> Likelihoods:
+        """How likely the targets that are not -1 are. The head is applied to those alone, `at_once` of them at a time.
+
+        Where few targets of long sequences are scored, that saves most of the logits.
+        """
+        scored_BT = targets_BT != IGNORED
+        x_ND, y_N = self._hidden(idx_BT, self._context(idx_BT))[scored_BT], targets_BT[scored_BT]
+        log_prob_BT = torch.zeros(targets_BT.shape, device=idx_BT.device)
+        likeliest_BT = torch.ones_like(targets_BT, dtype=torch.bool)
+        parts = zip(x_ND.split(at_once), y_N.split(at_once), strict=True)
+        found = [_likelihoods(self._readout(x_PD), y_P) for x_PD, y_P in parts]
+        if found:
+            log_prob_BT[scored_BT] = torch.cat([part.log_prob_BT for part in found])
+            likeliest_BT[scored_BT] = torch.cat([part.likeliest_BT for part in found])
+        return Likelihoods(log_prob_BT, likeliest_BT)
+
     def flops_per_token(self, tokens: int | None = None) -> int:
         """Exact training FLOPs (forward and backward) per token in a context of `tokens`; default block_size."""
         return sum(self.flops_by_module(tokens).values())
@@ -347,6 +370,12 @@ class GPT(nn.Module):
         within = sum(times * blocks[block] for (block, _), times in usage.items())
         within += trunk.parameters_between(usage)
         return round(outside + within)
+
+
+def _likelihoods(logits_NV: Tensor, y_N: Tensor) -> Likelihoods:
+    """The same of N targets in a row."""
+    log_prob_NV = logits_NV.float().log_softmax(dim=-1)
+    return Likelihoods(log_prob_NV.gather(1, y_N[:, None]).squeeze(1), log_prob_NV.argmax(dim=-1) == y_N)
 
 
 def _active_of(block: Block) -> int:

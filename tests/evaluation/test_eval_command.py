@@ -1,0 +1,226 @@
+"""`python -m nanogpt eval`: what it prints and leaves for runs, checkpoints and corpora; one-line errors.
+
+The tests marked slow start processes that import torch and lm-eval: under a minute together.
+"""
+
+import json
+import os
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanogpt import checkpoint
+from nanogpt.__main__ import main
+from nanogpt.configfile import dump_yaml
+from nanogpt.record import read_published
+from tests.evaluation.test_hellaswag import ITEMS
+
+ROOT = Path(__file__).resolve().parents[2]
+LETTERS = "".join(sorted(set(ITEMS.read_text(encoding="utf-8") + string.ascii_uppercase + "\nä")))
+TEXT = (LETTERS + "\nFirst Citizen:\nBefore we proceed any further, hear me speak.\n") * 30
+TREE: dict[str, Any] = {
+    "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32, "bias": False},
+    "data": {"corpus": "shakespeare_char"},
+    "optimizer": {"learning_rate": 1e-2},
+    "train": {"batch_size": 4, "max_iters": 10, "precision": "fp32", "eval_interval": 10, "eval_tokens": 100_000},
+}
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on characters."""
+    folder = tmp_path_factory.mktemp("eval")
+    (folder / "input.txt").write_text(TEXT, encoding="utf-8")
+    data = folder / "data"
+    assert main(["prepare", "shakespeare_char", "--from", str(folder / "input.txt"), "--data_dir", str(data)]) == 0
+    runtime = {"device": "cpu", "threads": 1, "data_dir": str(data)}
+    (folder / "config.yaml").write_text(dump_yaml(TREE | {"runtime": runtime}))
+    assert main(["train", str(folder / "config.yaml"), f"--out_dir={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def evaluated(capsys: Capture, *words: str | Path) -> str:
+    capsys.readouterr()
+    assert main(["eval", *map(str, words)]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    return output.out
+
+
+def refused(capsys: Capture, *words: str | Path) -> str:
+    """The one line that refuses the command."""
+    capsys.readouterr()
+    try:
+        status = main(["eval", *map(str, words)])
+    except SystemExit as exit_:  # argparse's way
+        status = int(exit_.code or 0)
+    output = capsys.readouterr()
+    assert (status, output.out, output.err.count("\n")) == (2, "", 1)
+    return output.err
+
+
+def results(run: Path, name: str) -> dict[str, Any]:
+    return json.loads((run / "evaluations" / f"{name}.json").read_text())
+
+
+def test_hellaswag_leaves_each_measure_under_its_name(run: Path, capsys: Capture, tmp_path: Path) -> None:
+    text = evaluated(capsys, run, "hellaswag", "--data", ITEMS, "--items", tmp_path / "items.jsonl")
+    found = results(run, "hellaswag")
+    for measure in ("acc", "acc_norm", "acc_norm_tokens"):
+        assert f"{measure:<15}  {found[measure]:.4f} ± {found[f'{measure}_stderr']:.4f}  likeliest" in text
+    assert (found["items"], found["model"]["step"], found["model"]["id"]) == (20, 10, read_published(run).id)
+    assert found["cut_endings"] > 0
+    assert "endings do not fit the model's context of 32 tokens" in text
+    lines = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    right = sum(line["texts"]["build-nanogpt"]["chosen"]["acc_norm_tokens"] == line["label"] for line in lines)
+    assert right == 20 * found["acc_norm_tokens"]
+    assert lines[3]["item"] == f"{ITEMS}:4"
+
+
+def test_parts_and_checkpoints_have_files_of_their_own(run: Path, capsys: Capture) -> None:
+    words = ("hellaswag", "--data", ITEMS, "--limit", "4", "--text", "lm-eval", "--batch-size", "3")
+    text = evaluated(capsys, run, *words)
+    assert "acc_norm_tokens" not in text
+    found = results(run, "hellaswag.limit-4")
+    assert (found["items"], found["limit"], found["batch_size"], list(found["by_text"])) == (4, 4, 3, ["lm-eval"])
+    file = checkpoint.listed(run)[0].path
+    evaluated(capsys, file, *words)
+    again = results(run, f"hellaswag.{file.stem}.limit-4")
+    assert [again[key] for key in ("acc", "acc_norm", "items")] == [found[key] for key in ("acc", "acc_norm", "items")]
+
+
+def test_the_runs_own_corpus_gives_the_records_loss(run: Path, capsys: Capture) -> None:
+    """Nearly: what is left after the whole windows is scored, too."""
+    record = read_published(run)
+    text = evaluated(capsys, run, "own")
+    found = results(run, "own")
+    assert found["loss"] == pytest.approx(record.val_loss, abs=0.02)
+    assert found["bits_per_byte"] == pytest.approx(record.val_bits_per_byte, abs=0.02)
+    assert "context        up to 32 tokens, on average 16.5 (stride 32)" in text
+    assert f"bits per byte  {found['bits_per_byte']:.4f} ({found['bytes']:,} bytes)" in text
+    whole = evaluated(capsys, run, "own", "--limit", str(found["of_windows"] - 1), "--split", "train")
+    assert whole.startswith("own, split train: ")
+    val = TEXT[int(len(TEXT) * 0.9) :]
+    assert found["tokens"] == len(val) - 1
+    assert found["bytes"] == len(val[1:].encode())
+
+
+def test_text_files_are_written_in_the_models_tokenizer(run: Path, capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Speak, Before\nwe ä", encoding="utf-8")
+    (tmp_path / "mine.jsonl").write_text('{"text": "Speak"}\n\n{"text": "we"}\n')
+    evaluated(capsys, run, tmp_path / "mine.txt", tmp_path / "mine.jsonl")
+    found = results(run, "mine.txt")
+    assert (found["tokens"], found["bytes"]) == (17, 18)
+    assert results(run, "mine.jsonl")["tokens"] == 6
+    (tmp_path / "mine.jsonl").write_text('{"text": "Speak"}\n{"txt": "we"}\n')
+    assert "mine.jsonl:2: expected an object with a 'text'" in refused(capsys, run, tmp_path / "mine.jsonl")
+    (tmp_path / "other.txt").write_text("日本")
+    assert "characters outside the vocabulary: '日' '本'" in refused(capsys, run, tmp_path / "other.txt")
+    (tmp_path / "f.png").write_text("")
+    assert "not a file of text by its name" in refused(capsys, run, tmp_path / "f.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hellswag"], "no task, corpus, folder or file 'hellswag'"),
+        (["hellswag"], "did you mean 'hellaswag'?"),
+        (["zipf_mixture"], "the model reads the tokenizer char, this corpus holds 256 ids that stand for no text"),
+        (["own", "--split", "test"], "has no split 'test'; it has train, val"),
+        (["own", "--stride", "33"], "--stride 33: expected 1 to 32, the model's context"),
+        (["own", "--data", "x"], "--data is for hellaswag, which is not asked for"),
+        (["hellaswag", "--stride", "3"], "--stride is for a corpus"),
+        (["own", "hellaswag", "--out", "x"], "--out takes the results of one task, 2 are asked for"),
+        (["own", "--out", "."], ".: is a folder; --out takes a file"),
+        (["own", "--depths", "2"], "--depths is of the run's own validation loss"),
+        (["--limit", "3"], "--limit needs a task or a corpus"),
+        (["own", "--include-path", "x"], "--include-path is for --lm-eval"),
+        (["own", "--lm-eval", "x"], "--lm-eval takes its own tasks; ask for own apart"),
+        (["own", "--batch-size", "0"], "expected a whole number of at least 1, got '0'"),
+        (["own", "--batchsize", "3"], "did you mean '--batch_size'?"),
+        (["own", "--precision", "fp16"], "fp16 does not train on a CPU"),
+        (["hellaswag", "--data", "no.jsonl"], "--data no.jsonl: no such file"),
+    ],
+)
+def test_mistakes_are_one_line(run: Path, capsys: Capture, words: list[str], message: str) -> None:
+    assert message in refused(capsys, run, *words)
+
+
+def test_a_corpus_of_another_tokenizer_is_named(run: Path, capsys: Capture) -> None:
+    data = run.parent / "data"
+    (data / "mine.gpt2").mkdir(exist_ok=True)
+    line = refused(capsys, run, "mine")
+    assert (
+        "mine: prepared with gpt2, the model reads char; run `python -m nanogpt prepare mine --tokenizer char`" in line
+    )
+
+
+def test_a_model_of_numbers_cannot_be_asked_in_words(capsys: Capture, tmp_path: Path) -> None:
+    corpus = {"kind": "zipf_mixture", "alphabet_size": 32, "train_tokens": 65536, "val_tokens": 8192}
+    tree = TREE | {"data": {"corpus": corpus}, "runtime": {"device": "cpu", "threads": 1}}
+    (tmp_path / "config.yaml").write_text(dump_yaml(tree))
+    assert main(["train", str(tmp_path / "config.yaml"), f"--out_dir={tmp_path / 'run'}"]) == 0
+    assert "hellaswag: the model's tokens are ids that stand for no text" in refused(
+        capsys, tmp_path / "run", "hellaswag", "--data", ITEMS
+    )
+    assert "bits per byte" not in evaluated(capsys, tmp_path / "run", "own", "zipf_mixture")
+    found = results(tmp_path / "run", "own")
+    assert found["bits_per_byte"] is None
+    assert found["loss"] == pytest.approx(read_published(tmp_path / "run").val_loss, abs=0.02)
+
+
+def command(*words: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "nanogpt", "eval", *map(str, words)],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(run: Path, capsys: Capture, tmp_path: Path) -> None:
+    words = (run, "hellaswag", "--data", ITEMS, "--batch-size", "16")
+    evaluated(capsys, *words, "--out", tmp_path / "one.json", "--items", tmp_path / "one.jsonl")
+    done = command(*words, "--nproc", "2", "--out", tmp_path / "two.json", "--items", tmp_path / "two.jsonl")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert two.pop("nproc") == 2
+    assert one.pop("nproc") == 1
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+@pytest.mark.slow
+def test_a_mistake_that_every_process_finds_is_said_once(run: Path) -> None:
+    done = command(run, "hellaswag", "--data", "no.jsonl", "--nproc", "2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "nanogpt: eval: --data no.jsonl: no such file\n"
+
+
+@pytest.mark.slow
+def test_lm_evals_tasks_run_from_the_command_line(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("datasets")
+    lines = [json.loads(line) for line in ITEMS.read_text(encoding="utf-8").splitlines()]
+    texts = [{"query": line["ctx"], "endings": line["endings"], "label": int(line["label"])} for line in lines]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\noutput_type: multiple_choice\ndataset_path: json\nvalidation_split: validation\n"
+        f"dataset_kwargs: {{data_files: {{validation: {tmp_path}/mine.jsonl}}}}\n"
+        "doc_to_text: query\ndoc_to_choice: endings\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n"
+    )
+    words = ("--lm-eval", "mine", "--include-path", tmp_path)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = command(run, *words, "--out", tmp_path / "one.json", **offline)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("mine  acc  0.")
+    again = command(run, *words, "--nproc", "2", "--out", tmp_path / "two.json", **offline)
+    assert again.stdout.splitlines()[0] == done.stdout.splitlines()[0]
+    refusal = command(run, "--lm-eval", "mien", "--include-path", tmp_path, **offline)
+    assert (refusal.returncode, refusal.stderr.splitlines()[-1]) == (
+        2, "nanogpt: eval: --lm-eval: no such task 'mien'; did you mean 'mine'?",
+    )  # fmt: skip
