@@ -6,8 +6,8 @@ from pathlib import Path
 from nanogpt import checkpoint
 from nanogpt.branch import load_trunk, offered_trunk
 from nanogpt.config import UserError
-from nanogpt.data.opening import OpenCorpus, open_corpus
-from nanogpt.data.stream import EvalSet, TrainStream, make_eval_set
+from nanogpt.data.opening import open_data
+from nanogpt.data.stream import EvalSet, Stream, make_eval_set, make_stream
 from nanogpt.describe import Description
 
 
@@ -15,8 +15,7 @@ from nanogpt.describe import Description
 class Materials:
     """Everything that can be missing or damaged, found whole. `loaded` is None for a start from scratch."""
 
-    corpus: OpenCorpus
-    stream: TrainStream
+    stream: Stream
     eval_set: EvalSet
     loaded: checkpoint.Loaded | None
 
@@ -30,8 +29,8 @@ def gather(description: Description, folder: Path, trunk: Path | None = None) ->
     or of another run, and a branch that cannot be taken.
     """
     config = description.config
-    corpus = open_corpus(config.data, config.runtime)
-    stream = TrainStream(corpus, config.train.batch_size, config.model.block_size, config.seed)
+    corpus = open_data(config.data, config.runtime)
+    stream = make_stream(corpus, config.train.batch_size, config.model.block_size, config.seed, config.data.sampling)
     eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
     loaded = checkpoint.load_latest(folder)
     if loaded is not None and loaded.state["id"] != description.id:
@@ -39,4 +38,4 @@ def gather(description: Description, folder: Path, trunk: Path | None = None) ->
     if loaded is None and config.runtime.resume == "required":
         raise UserError(f"{folder}: nothing to resume: no checkpoint there")
     loaded = loaded or load_trunk(config, description.steps) or offered_trunk(config, description.steps, trunk)
-    return Materials(corpus, stream, eval_set, loaded)
+    return Materials(stream, eval_set, loaded)
