@@ -158,6 +158,7 @@ def _corpus_facts(config: Config) -> "CorpusFacts":
 
 
 def _resolve(config: Config, corpus: "CorpusFacts", weights: Mapping[str, str], elsewhere: bool = False) -> Config:
+    from nanogpt.data.opening import with_content
     from nanogpt.hardware import check_experts, resolve_device, resolve_precision
 
     device, precision = config.runtime.device, str(config.train.precision)
@@ -170,25 +171,12 @@ def _resolve(config: Config, corpus: "CorpusFacts", weights: Mapping[str, str], 
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab_size(config, corpus.vocab_size)}),
-            "data": config.data.model_copy(update={"corpus": _with_content(config, corpus)}),
+            "data": config.data.model_copy(update={"corpus": with_content(config.data.corpus, corpus)}),
             "train": config.train.model_copy(update={"precision": precision}),
             "init_from": init_from(config, weights),
             "runtime": config.runtime.model_copy(update={"device": device}),
         }
     )
-
-
-def _with_content(config: Config, corpus: "CorpusFacts") -> Any:
-    section = config.data.corpus
-    if corpus.content is None:
-        return section
-    known = getattr(section, "content", None)
-    if known not in (None, corpus.content):
-        raise UserError(
-            f"data.corpus: the files' content is {corpus.content[:12]}, the config was made for {known[:12]}; "
-            "prepare the corpus again, or take out data.corpus.content"
-        )
-    return section.model_copy(update={"content": corpus.content})
 
 
 def tokens_per_step(config: Config) -> int:

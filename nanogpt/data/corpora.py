@@ -14,7 +14,7 @@ from nanogpt.config.errors import UserError
 from nanogpt.data.hub import batched_rows, download, hub_streams
 from nanogpt.data.pieces import Reading, decode
 from nanogpt.data.shakespeare import TRAIN_SHARE, URL
-from nanogpt.data.shards import Layout
+from nanogpt.data.shardwriter import Layout
 from nanogpt.data.sources import Source, SourceFile, Stream, find_files, separate, split_of
 from nanogpt.data.splitting import Splitting
 

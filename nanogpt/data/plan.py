@@ -23,7 +23,7 @@ from nanogpt.data.corpora import (
     find_own,
 )
 from nanogpt.data.pieces import PIECE, Reading
-from nanogpt.data.shards import MOST_TOKENS, Layout
+from nanogpt.data.shardwriter import MOST_TOKENS, Layout
 from nanogpt.data.sources import Source, SourceFile, hashed
 from nanogpt.data.splitting import Splitting
 from nanogpt.data.tokenizers import load_tokenizer

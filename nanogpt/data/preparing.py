@@ -33,7 +33,7 @@ from nanogpt.data.manifest import (
 )
 from nanogpt.data.pieces import documents
 from nanogpt.data.plan import Plan
-from nanogpt.data.shards import SHARD, Format, SplitWriter, can_go_on
+from nanogpt.data.shardwriter import SHARD, Format, SplitWriter, can_go_on
 from nanogpt.data.sources import pieces
 from nanogpt.data.splitting import KEYS, ByFile, ByHash, FirstShard, Splitter
 from nanogpt.data.tokenizers import TOKENIZER, read_tokenizer, train_bpe, train_char, write_tokenizer

@@ -1,166 +1,164 @@
-"""Writers of token files in the layouts that others read, which go on after a kill from any place that was noted.
+"""Files of token ids in the layouts people exchange, and several of them read as one sequence.
 
-nanogpt   train.bin, val.bin: the ids, little-endian, nothing else (nanoGPT; uint32 where the vocabulary needs it)
-npy       NAME_train_000001.npy, NAME_val_000000.npy: NumPy's arrays (build-nanogpt)
-llmc      the same names with .bin: 256 int32, of which the first are magic, version and the number of tokens, then the
-          ids (llm.c and modded-nanogpt: 20240520, version 1, uint16; llm.c's Llama 3: 20240801, version 7, uint32)
+Layouts: nanoGPT's .bin (raw), build-nanogpt's .npy, and the .bin of llm.c and modded-nanogpt (a header, then raw).
 """
 
-import io
-import os
-import re
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nanogpt.config.diskfull import naming
-from nanogpt.data.binfiles import file_sha256
-from nanogpt.data.manifest import Shard, Split, SplitFiles
+from nanogpt.config.errors import UserError
 
-Layout = Literal["nanogpt", "npy", "llmc"]
-Dtype = Literal["uint16", "uint32"]
-NPY_HEADER = 128  # numpy.lib.format, version 1.0, of a one-dimensional array of any length
-LLMC_MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
-SHARD = re.compile(r"(?:train|val|test)\.bin|.+_(?:train|val|test)_\d{6,}\.(?:npy|bin)")
-MOST_TOKENS = 2**31 - 1  # what an int32 in a header can say
+# llm.c's header: 256 int32, of which the first three are magic number, version and count of tokens.
+LLMC_HEADER = 1024
+LLMC = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # magic number: version, type of the tokens
+LLMC_EVAL = 20240522  # its files of multiple-choice questions have the same suffix
+NPY_TYPES = ("<u2", "<u4", "<i4", "<i8")
+MOST_OPEN = 256  # files mapped at a time: each holds a file descriptor, of which a process often has 1024
 
-
-def header(layout: Layout, dtype: Dtype, tokens: int) -> bytes:
-    """What stands before the ids of a file."""
-    if layout == "nanogpt":
-        return b""
-    if layout == "llmc":
-        words = np.zeros(256, dtype="<i4")
-        words[:3] = (*LLMC_MAGIC[dtype], tokens)
-        return words.tobytes()
-    buffer = io.BytesIO()
-    facts = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": (tokens,)}
-    np.lib.format.write_array_header_1_0(buffer, facts)
-    assert len(buffer.getvalue()) == NPY_HEADER
-    return buffer.getvalue()
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Format:
-    """How the tokens of a corpus lie in files: their names begin with `prefix`; nanogpt's have one file per split."""
+class TokenFile:
+    """One file: `tokens` numbers of type `dtype` from byte `offset` on, up to the end."""
 
-    layout: Layout
-    dtype: Dtype
-    shard_tokens: int | None
-    prefix: str
-
-    @property
-    def itemsize(self) -> int:
-        return np.dtype(self.dtype).itemsize
-
-    def file(self, split: Split, number: int) -> str:
-        """The name of a split's file. Validation counts from 0 and training from 1, as where shard 0 validates."""
-        if self.layout == "nanogpt":
-            return f"{split}.bin"
-        number += split == "train"
-        return f"{self.prefix}_{split}_{number:06d}.{'npy' if self.layout == 'npy' else 'bin'}"
-
-
-class SplitWriter:
-    """Appends a split's tokens to its files. `noted` is where an earlier process had come to; the rest is cut off."""
-
-    def __init__(self, folder: Path, split: Split, how: Format, noted: dict[str, Any] | None = None) -> None:
-        self._folder, self._split, self._how = folder, split, how
-        noted = noted or {"shards": [], "open": 0, "documents": 0, "text_bytes": 0}
-        self.shards = [Shard.model_validate(shard) for shard in noted["shards"]]
-        self.open_tokens: int = noted["open"]
-        self.documents: int = noted["documents"]
-        self.text_bytes: int = noted["text_bytes"]
-        self._file: io.FileIO | None = None
-        if self.open_tokens:
-            self._open("r+b")
+    path: Path
+    dtype: str
+    offset: int
+    tokens: int
 
     @property
-    def tokens(self) -> int:
-        return sum(shard.tokens for shard in self.shards) + self.open_tokens
+    def size(self) -> int:
+        """Bytes that the file has when it is whole."""
+        return self.offset + self.tokens * np.dtype(self.dtype).itemsize
 
-    @property
-    def _path(self) -> Path:
-        return self._folder / self._how.file(self._split, len(self.shards))
+    def map(self) -> NDArray[Any]:
+        """The tokens, memory-mapped and read-only."""
+        if not self.tokens:
+            return np.empty(0, self.dtype)
+        # The plain view of the map: np.memmap's own indexing costs a microsecond per gather for nothing.
+        return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, (self.tokens,)))
 
-    def append(self, ids: bytes | memoryview) -> None:
-        """Write tokens, already in the files' dtype, into as many files as they need."""
-        left = memoryview(ids).cast("B")
-        while len(left):
-            if self._file is None:
-                self._open("w+b")
-            room = len(left)
-            if self._how.shard_tokens is not None:
-                room = (self._how.shard_tokens - self.open_tokens) * self._how.itemsize
-            self._write(left[:room])
-            self.open_tokens += min(room, len(left)) // self._how.itemsize
-            left = left[room:]
-            if self.open_tokens == self._how.shard_tokens:
-                self.close_shard()
 
-    def _open(self, mode: str) -> None:
-        # Unbuffered: what was written is the kernel's, whatever becomes of this process.
-        self._file = io.FileIO(self._path, mode)
-        head = header(self._how.layout, self._how.dtype, 0)
-        if mode == "w+b":
-            self._write(memoryview(head))
-            return
-        end = len(head) + self.open_tokens * self._how.itemsize
-        self._file.truncate(end)
-        self._file.seek(end)
+def read_layout(path: Path, raw: str = "<u2") -> TokenFile:
+    """What kind of file this is, from its first bytes; a .bin without a header holds tokens of type `raw`.
 
-    def _write(self, data: memoryview) -> None:
-        assert self._file is not None
-        with naming(self._path):
-            while len(data):  # a raw file may take less than it is given
-                data = data[self._file.write(data) :]
+    Raises UserError naming a file that cannot be read, is of none of the layouts, or has another size than it says.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if path.suffix == ".npy":
+                return _npy(path, file, size)
+            head = np.frombuffer(file.read(LLMC_HEADER)[: 12 if size >= LLMC_HEADER else 0], dtype="<i4")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(head) and int(head[0]) in LLMC:
+        return _llmc(path, head, size)
+    if len(head) and int(head[0]) == LLMC_EVAL:
+        raise UserError(f"{path}: a file of llm.c's evaluation questions, not of tokens")
+    width = np.dtype(raw).itemsize
+    if size == 0 or size % width:
+        raise UserError(f"{path}: not a file of uint{8 * width} tokens: {size} bytes")
+    return TokenFile(path, raw, 0, size // width)
 
-    def sync(self) -> None:
-        """Wait until all that was written is on the disk."""
-        if self._file is not None:
-            with naming(self._path):
-                os.fsync(self._file.fileno())
 
-    def close_shard(self) -> None:
-        """Complete the file that is being written, if any."""
-        if self._file is None:
-            return
-        head = header(self._how.layout, self._how.dtype, self.open_tokens)
-        self._file.seek(0)
-        self._write(memoryview(head))
-        self.sync()
-        self._file.close()
-        self._file, path = None, self._path
-        size = len(head) + self.open_tokens * self._how.itemsize
-        self.shards.append(Shard(file=path.name, tokens=self.open_tokens, bytes=size, sha256=file_sha256(path)))
-        self.open_tokens = 0
+def _llmc(path: Path, head: NDArray[Any], size: int) -> TokenFile:
+    magic, version, tokens = map(int, head)
+    expected, dtype = LLMC[magic]
+    if version != expected:
+        raise UserError(f"{path}: llm.c's header {magic} has version {version}; read is version {expected}")
+    return _whole(TokenFile(path, dtype, LLMC_HEADER, tokens), size)
 
-    def abandon(self) -> None:
-        """Let go of the file as it is."""
-        if self._file is not None:
-            self._file.close()
 
-    def note(self) -> dict[str, Any]:
-        """What a later process needs to go on from here."""
-        shards = [shard.model_dump() for shard in self.shards]
-        return {
-            "shards": shards, "open": self.open_tokens, "documents": self.documents, "text_bytes": self.text_bytes
-        }  # fmt: skip
-
-    def files(self) -> SplitFiles:
-        """What the split has become."""
-        return SplitFiles(
-            shards=tuple(self.shards), tokens=self.tokens, documents=self.documents, text_bytes=self.text_bytes
+def _npy(path: Path, file: Any, size: int) -> TokenFile:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError as error:
+        raise UserError(f"{path}: not a NumPy file: {' '.join(str(error).split())}") from None
+    name = f"<{dtype.str[1:]}" if dtype.str[0] == "<" else dtype.str
+    if name not in NPY_TYPES or len(shape) != 1:
+        raise UserError(
+            f"{path}: holds {dtype} of shape {shape}; expected one row of uint16 or uint32 tokens (also int32, int64)"
         )
+    return _whole(TokenFile(path, name, file.tell(), shape[0]), size)
 
 
-def can_go_on(folder: Path, noted: dict[str, Any], split: Split, how: Format) -> bool:
-    """Whether the files that a note speaks of are still there."""
-    sizes = {shard["file"]: shard["bytes"] for shard in noted["shards"]}
-    if any(not (folder / name).is_file() or (folder / name).stat().st_size != size for name, size in sizes.items()):
-        return False
-    path = folder / how.file(split, len(sizes))
-    least = len(header(how.layout, how.dtype, 0)) + noted["open"] * how.itemsize
-    return not noted["open"] or (path.is_file() and path.stat().st_size >= least)
+def _whole(file: TokenFile, size: int) -> TokenFile:
+    if file.tokens < 1:
+        raise UserError(f"{file.path}: its header promises {file.tokens} tokens")
+    if size != file.size:
+        what = "truncated" if size < file.size else "damaged: too long"
+        raise UserError(f"{file.path}: {what}: {size:,} bytes, its header promises {file.size:,}")
+    return file
+
+
+class Shards:
+    """The tokens of several files in a row, without loading any: a file is mapped when a token of it is asked for.
+
+    `tokens[places]` takes an array of places of any shape, a slice or a number, as an array's own indexing does.
+    """
+
+    def __init__(self, files: Sequence[TokenFile]) -> None:
+        self.files = tuple(files)
+        self.lengths: Ints = np.array([file.tokens for file in self.files], dtype=np.int64)
+        self.ends: Ints = np.cumsum(self.lengths)
+        self.begins: Ints = self.ends - self.lengths
+        self.dtype = np.result_type(*(file.dtype for file in self.files)) if self.files else np.dtype("<u2")
+        # Bounded and safe between threads: the batches are made in one, evaluation in another.
+        self._map = functools.lru_cache(MOST_OPEN)(lambda number: self.files[number].map())
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.files else 0
+
+    def __getitem__(self, places: Any) -> Any:
+        if isinstance(places, slice):
+            places = np.arange(*places.indices(len(self)))
+        where = np.asarray(places)
+        if where.size and not (-len(self) <= where.min() and where.max() < len(self)):
+            raise IndexError(f"places from {where.min()} to {where.max()} in {len(self)} tokens")
+        where = np.where(where < 0, where + len(self), where)
+        if len(self.files) == 1:
+            return self._map(0)[where]
+        found = np.empty(where.shape, self.dtype)
+        of_shard = np.searchsorted(self.ends, where, side="right")
+        for number in np.unique(of_shard):
+            chosen = of_shard == number
+            found[chosen] = self._map(int(number))[where[chosen] - self.begins[number]]
+        return found[()]
+
+    def windows(self, starts_B: Ints, length: int) -> NDArray[Any]:
+        """[B, length] consecutive tokens from each start on; a window may reach into the next file."""
+        step = np.arange(length)
+        if len(self.files) == 1:
+            return self._map(0)[starts_B[:, None] + step]
+        first_B, last_B = (np.searchsorted(self.ends, starts_B + far, side="right") for far in (0, length - 1))
+        found = np.empty((len(starts_B), length), self.dtype)
+        for number in np.unique(first_B):
+            chosen = (first_B == number) & (last_B == number)
+            found[chosen] = self._map(int(number))[starts_B[chosen, None] - self.begins[number] + step]
+        for row in np.flatnonzero(first_B != last_B):
+            found[row] = self[starts_B[row] + step]
+        return found
+
+    def name(self, place: int) -> str:
+        """The file in which a token lies."""
+        return str(self.files[int(np.searchsorted(self.ends, place, side="right"))].path)
+
+
+Tokens = NDArray[Any] | Shards
+
+
+def windows(tokens: Tokens, starts_B: Ints, length: int) -> NDArray[Any]:
+    """[B, length] consecutive tokens from each start on."""
+    if isinstance(tokens, Shards):
+        return tokens.windows(starts_B, length)
+    return tokens[starts_B[:, None] + np.arange(length)]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from nanogpt.config.errors import UserError
 from nanogpt.data.alphabets import Tokenizer, as_text
 from nanogpt.data.pieces import Piece, Reading, documents
-from nanogpt.data.shards import Dtype
+from nanogpt.data.shardwriter import Dtype
 from nanogpt.data.tokenizers import read_tokenizer
 
 AHEAD = 2  # pieces that a worker has at a time, so that it never waits for the next one
