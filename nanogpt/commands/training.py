@@ -41,9 +41,9 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.attempt is not None:
         return _train_for_worker(arguments, config)
     from nanogpt.describe import describe
-    from nanogpt.trackers import check_installed
     from nanogpt.materials import gather
     from nanogpt.runfolder import check_folder, default_folder, next_attempt, reset, write_folder
+    from nanogpt.trackers import check_installed
 
     check_installed(config.runtime.tracker)
     description = describe(config)

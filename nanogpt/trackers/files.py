@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from nanogpt.config import UserError
 from nanogpt.record import attempt_folder, attempt_numbers, read_json, write_atomic
 
 NAME = "tracker.json"
+OFFLINE_NAME = ".tracker-offline"  # beside the runs of a study
+OFFLINE_SECONDS = 600.0
 
 
 def tracker_id(folder: Path, run_id: str) -> str:
@@ -41,6 +44,21 @@ def read_states(folder: Path) -> dict[int, dict[str, Any]]:
     """The states of all attempts that had a tracker, in order."""
     found = {number: _read(attempt_folder(folder, number) / NAME) for number in attempt_numbers(folder)}
     return {number: state for number, state in found.items() if state}
+
+
+def note_unreachable(folder: Path, reason: str) -> None:
+    """Spare the other runs in `folder` the seconds that it takes to find out again, as far as the folder lets us."""
+    with contextlib.suppress(OSError):
+        write_atomic(folder / OFFLINE_NAME, reason + "\n", durable=False)
+
+
+def recently_unreachable(folder: Path) -> str | None:
+    """Why another run in `folder` could not reach its tracker in the last minutes."""
+    path = folder / OFFLINE_NAME
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if time.time() - path.stat().st_mtime < OFFLINE_SECONDS:
+            return path.read_text(encoding="utf-8").strip() or None
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -211,4 +211,3 @@ def leave(status: int) -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status)
-

@@ -16,9 +16,9 @@ TRACKERS = {
 
 def make_tracker(settings: AnyTracker) -> Tracker:
     """A tracker of the settings' kind. Raises whatever its module raises when it is loaded."""
-    module, _, name = (
-        settings.factory if isinstance(settings, CustomTracker) else TRACKERS[settings.kind]
-    ).partition(":")
+    module, _, name = (settings.factory if isinstance(settings, CustomTracker) else TRACKERS[settings.kind]).partition(
+        ":"
+    )
     return getattr(importlib.import_module(module), name)()
 
 

@@ -83,4 +83,5 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, float]]:
 def as_summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a record, under its own names, and its status."""
     numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+    numbers.pop("schema_version", None)
     return {"status": record["status"], **numbers}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config.tracker import WandB
+from nanogpt.trackers.files import note_unreachable, recently_unreachable
 from nanogpt.trackers.reach import wandb_mode, why_unreachable
 from nanogpt.trackers.tracker import LOSSES, Metrics, TrackedRun, Tracker
 
@@ -27,12 +28,7 @@ class WandBRun(Tracker):
         if "wandb" not in sys.modules:
             os.environ.pop("WANDB_SERVICE", None)  # that of a notebook that started us, which may end before us
         self.upload = "later" if run.settings.upload == "later" or wandb_mode() == "offline" else "live"
-        reason = why_unreachable() if self.upload == "live" else None
-        if reason is None and self.upload == "live":
-            try:
-                self._run = self._init(run, run.settings, "online")
-            except Exception as error:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = self._go_online(run, run.settings) if self.upload == "live" else None
         if reason is not None:
             self.upload, self.warning = "later", f"offline, because {reason}; {LATER}"
         if self.upload == "later":
@@ -43,6 +39,22 @@ class WandBRun(Tracker):
         self._run.define_metric("*", step_metric="tokens")
         self._run.define_metric("by_flops/*", step_metric="flops")
         return self._held(run)
+
+    def _go_online(self, run: TrackedRun, settings: WandB) -> str | None:
+        """Why that is not possible; other runs beside this one may have found out already."""
+        beside = run.folder.resolve().parent
+        reason = recently_unreachable(beside)
+        if reason is not None:
+            return reason
+        reason = why_unreachable()
+        if reason is None:
+            try:
+                self._run = self._init(run, settings, "online")
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if reason is not None:
+            note_unreachable(beside, reason)
+        return reason
 
     def _init(self, run: TrackedRun, settings: WandB, mode: str) -> Any:
         import wandb
