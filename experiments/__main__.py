@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     cancel = _command(commands, "cancel", _in("folders", "cancel"), "stop a study's workers, or single runs")
     forget = _command(commands, "forget", _in("folders", "forget"), "move runs aside, as if they had never started")
     results = _command(commands, "results", _in("looking", "results"), "print the table of runs, the best first")
+    sync = _command(commands, "sync", _in("uploading", "sync"), "upload the runs that W&B has not got yet")
     fit = _command(commands, "fit", _in("fitting", "fit"), "fit a study's law or optima, or a law to a table",
                    study="?")  # fmt: skip
     report = _command(commands, "report", _in("looking", "report"), "write report.html, report.md, table.csv, figures")
@@ -114,7 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="the states of all runs, for programs")
     status.add_argument("--failed", action="store_true", help="only the failed runs, with the end of their logs")
     status.add_argument("--why", action="store_true", help="why each run is in its state, and what `run` would do")
-    results.add_argument("--csv", action="store_true", help="the whole table as comma-separated values")
+    results.add_argument("--csv", action="store_true", help="print the whole table as comma-separated values")
+    results.add_argument("--to", choices=["csv", "parquet", "wandb"],
+                         help="write the whole table to a file, or every finished run to W&B")  # fmt: skip
+    results.add_argument("--file", type=Path, metavar="FILE", help="of --to; default results.csv in the study's folder")
+    results.add_argument("--curves", action="store_true", help="--to csv or parquet: the lines of all histories")
+    results.add_argument("--project", metavar="NAME", help="of --to wandb; default: that of the study's tracker")
+    results.add_argument("--entity", metavar="NAME", help="of --to wandb: user or team")
+    sync.add_argument("--jobs", type=whole_number(1), default=4, metavar="N", help="uploads at a time; default 4")
     _add_worker(commands)
     _add_doctor(commands)
     propose = commands.add_parser("propose", help="publish the next trials of a search (workers start it)")

@@ -70,7 +70,8 @@ def claim(
             lease.release(held)
             return None
         retry = marks.read_retry(folder, held.generation - 1)
-        write_run_files(folder, run, threads, retry.micro_batch_size if retry is not None else None)
+        cut = retry.micro_batch_size if retry is not None else None
+        write_run_files(folder, run, threads, cut, study.lock.name)
     except BaseException:
         give_back(held)
         raise

@@ -17,7 +17,7 @@ from experiments.trunks import Trunk, shared_trunks
 from nanogpt.config import canonical_json
 
 # What may differ between two runs of one trunk: none of it changes a bit of the training or a line of the history.
-FREE = ("checkpoint", "out_dir", "data_dir", "resume", "branch_from", "share_trunk")
+FREE = ("checkpoint", "out_dir", "data_dir", "resume", "branch_from", "share_trunk", "tracker")
 NEWEST = 2  # checkpoints of a finished run that stay in any case
 
 

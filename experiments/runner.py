@@ -25,12 +25,14 @@ from experiments.results import check_base, check_columns, check_study_claims
 from experiments.retrying import mark_retries
 from experiments.store import FINISHED, TO_DO, StudyFolder, met_full_disk
 from experiments.study import Study
+from experiments.tracking import check_trackers, tell_offline
 from nanogpt.config import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOOK_SECONDS = 0.5
+HERE = ("local", "inprocess")  # launchers that train on this very machine
 STOP_SECONDS = 90.0
 STOPPING = "\nstopping: the runs save a checkpoint and end (press Ctrl-C again to end at once)"
 Drifted = Literal["stop", "rerun", "keep"]
@@ -130,6 +132,8 @@ class StudyRun:
         self.folder.check_writable()
         launcher = launcher_named(self._job.settings.kind)
         launcher.check(self._job)
+        if self._job.settings.kind in HERE:
+            check_trackers(self.folder)
         self._launcher = launcher
 
     def _may_work(self) -> bool:
@@ -149,6 +153,8 @@ class StudyRun:
         published.discard_if_wrong(self.folder.path, self.folder.folders())
         # Workers that are left to an engine are joined, and not more of them submitted than there is work for.
         if self.to_do() and (self.outlives_driver or not self._is_submitted()):
+            if self._job.settings.kind in HERE:
+                tell_offline(self.folder)
             self._observer = Observer(self.folder)
             launcher = self._launcher or launcher_named(self._job.settings.kind)
             self._told = self._observer.twin()

@@ -65,6 +65,8 @@ def console() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_FAILED
+    if "nanogpt.trackers.mirror" in sys.modules:
+        sys.modules["nanogpt.trackers.mirror"].leave(code)
     sys.exit(code)
 
 

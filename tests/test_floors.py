@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("parametrization", "nanogpt", "experiments")
-DOORS = ("nanogpt.config", "nanogpt.configfile", "nanogpt.record", "nanogpt.describe")
+DOORS = ("nanogpt.config", "nanogpt.configfile", "nanogpt.record", "nanogpt.describe", "nanogpt.trackers")
 HEAVY = ("torch", "pandas", "scipy", "numpy", "matplotlib", "seaborn", "wandb")
 MOST_LINES = 450
 VAGUE = {"utils.py", "helpers.py", "common.py", "misc.py"}

@@ -18,6 +18,7 @@ from experiments.results import study_folder
 from experiments.room import disk_text
 from experiments.store import RunState, StudyFolder
 from experiments.study import Study
+from nanogpt.config import UserError
 
 SUCCESS, CLAIM_FAILED = 0, 3
 # The states in the order in which they need someone.
@@ -127,8 +128,15 @@ def has_changed(study: str, lock: Lock) -> bool:
 
 
 def results(arguments: argparse.Namespace) -> int:
-    """The table of runs, the best first."""
+    """The table of runs, the best first; with `--to`, where other tools read it."""
     from experiments.results import load, table_text
+
+    if arguments.to is not None:
+        from experiments.commands.exporting import export
+
+        return export(folder_of(arguments), arguments)
+    if stray := [flag for flag in ("file", "curves", "project", "entity") if getattr(arguments, flag)]:
+        raise UserError(f"command line: --{stray[0]} belongs to --to csv, parquet or wandb")
 
     table = load(folder_of(arguments)).sort_values("val_loss", na_position="last")
     print(table.to_csv(index=False).rstrip() if arguments.csv else table_text(table))

@@ -43,7 +43,9 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from nanogpt.describe import describe
     from nanogpt.materials import gather
     from nanogpt.runfolder import check_folder, default_folder, next_attempt, reset, write_folder
+    from nanogpt.trackers import check_installed
 
+    check_installed(config.runtime.tracker)
     description = describe(config)
     config = description.config
     given = Path(config.runtime.out_dir) if config.runtime.out_dir else None
@@ -89,6 +91,7 @@ def _run(
     from nanogpt.reporting import Narrator
     from nanogpt.stop import StopRequest, SupersededError, stop_signals, watch_captain, watch_parent
     from nanogpt.team import PeersLostError, is_rank
+    from nanogpt.trackers.mirror import mirrored
 
     if description.config.runtime.nproc > 1 and not is_rank():
         return _lead(description, folder, attempt, arguments, person)
@@ -97,13 +100,16 @@ def _run(
         watch_captain(stop)
     if arguments.parent_fd is not None:
         watch_parent(arguments.parent_fd, stop)
-    narrator = Narrator(description, folder, speaks=os.environ.get("RANK", "0") == "0")
+    leads, loaded = os.environ.get("RANK", "0") == "0", materials.loaded
+    narrator = Narrator(description, folder, speaks=leads)
+    tracker = mirrored(description, folder, attempt, loaded.file.step if loaded is not None else 0, leads)
     fence, points = arguments.fence, arguments.branch_points
     try:
-        with stop_signals(stop, patient=is_rank()):
+        with stop_signals(stop, patient=is_rank()), tracker as mirror:
             narrator.begin()
-            narrator.resumed(materials.loaded, attempt)
+            narrator.resumed(loaded, attempt)
             record = run_attempt(description, materials, folder, attempt, stop, fence, narrator.line, points)
+            mirror.ended(record)
     except (SupersededError, PeersLostError) as error:
         print(f"nanogpt: {error}", file=sys.stderr)
         return EXIT_FAILED

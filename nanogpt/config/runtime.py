@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from nanogpt.config.section import NonNegativeFloat, PositiveInt, Section, Shorthand
+from nanogpt.config.tracker import NoTracker, TrackerSection
 
 MOST_PROCESSES = 4096
 
@@ -51,6 +52,7 @@ class Runtime(Section):
     probe_interval: PositiveInt | None = Field(None, description="Steps between activation and gradient statistics.")
     noise_scale_interval: PositiveInt | None = Field(None, description="Steps between gradient noise measurements.")
     log_interval: PositiveInt = Field(10, description="Steps between lines of history.jsonl.")
+    tracker: TrackerSection = NoTracker()
     out_dir: str | None = Field(None, description="Folder of the run; default results/train/<name>.<id>.")
     data_dir: str | None = Field(None, description="Where prepared corpora lie; default $NANOGPT_DATA_DIR or data/.")
     resume: Literal["auto", "required"] = Field("auto", description="required: an error when nothing can be resumed.")
