@@ -4,8 +4,8 @@
 
 The text is Python's own library, with the files of --text, repeated in another order until it is long enough. Bare is
 tiktoken's `encode_ordinary` on texts that lie in memory, in `workers` processes at once, each with its share; `prepare`
-is the whole command: it starts, reads and hashes the sources, tokenizes, splits, writes and hashes the shards. The sides
-take turns, and a ratio is taken within a turn. Ratios by CPU time do not see what else the machine does.
+is the whole command: it starts, reads and hashes the sources, tokenizes, splits, writes and hashes the shards. The
+sides take turns, and a ratio is taken within a turn. Ratios by CPU time do not see what else the machine does.
 """
 
 import argparse
@@ -118,8 +118,8 @@ def main() -> None:
             by_wall.append(alone.wall / whole.wall)
             by_cpu.append(alone.cpu / whole.cpu)
             print(
-                f"bare {alone.wall:6.1f} s ({alone.cpu:6.1f} s of CPU), prepare {whole.wall:6.1f} s ({whole.cpu:6.1f}), "
-                f"speed of prepare to bare x {arguments.workers}: {by_wall[-1]:.2f} by the clock, {by_cpu[-1]:.2f} by CPU; "
+                f"bare {alone.wall:.1f} s ({alone.cpu:.1f} s of CPU), prepare {whole.wall:.1f} s ({whole.cpu:.1f}); "
+                f"prepare to bare x {arguments.workers}: {by_wall[-1]:.2f} by the clock, {by_cpu[-1]:.2f} by CPU; "
                 f"{whole.tokens:,} tokens, {whole.tokens / whole.wall / 1e6:.2f} M/s",
                 flush=True,
             )

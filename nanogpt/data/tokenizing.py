@@ -5,6 +5,7 @@ not even a guarded `__main__`, and ends with it. With one worker all happens in 
 """
 
 import contextlib
+import functools
 import os
 import queue
 import signal
@@ -190,7 +191,8 @@ def _start(tokenizer: Tokenizer) -> _Worker:
         if pid == 0:
             _be_a_worker(theirs.fileno(), tokenizer)
         theirs.close()
-        return _Worker(pid, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), ours)
+        # A process can be waited for once, and is when it failed and again when all end.
+        return _Worker(pid, functools.cache(lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])), ours)
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-c", f"from nanogpt.data.tokenizing import serve; serve({theirs.fileno()})"]

@@ -52,7 +52,7 @@ def ids(folder: Path, split: str) -> list[int]:
     manifest = read_manifest(folder)
     assert manifest is not None
     files = manifest.splits[split].shards  # type: ignore[index]
-    parts = [np.fromfile(folder / shard.file, dtype=f"<{manifest.dtype[0]}{manifest.dtype[4:]}") for shard in files]
+    parts = [np.fromfile(folder / shard.file, dtype=manifest.dtype) for shard in files]
     return np.concatenate(parts).tolist()
 
 
@@ -118,7 +118,7 @@ def test_a_kill_anywhere_changes_nothing(
     run(name, source, tmp_path / "counted", *more)
     points = killer.count
     assert points > 40
-    for at in range(1, points, 3):
+    for at in range(1, points, 5):
         root = tmp_path / f"killed{at}"
         killer.at, killer.count = at, 0
         with pytest.raises(Killed):
@@ -136,7 +136,7 @@ def test_a_kill_anywhere_changes_nothing(
 def test_a_changed_source_starts_anew(small_pieces: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", texts(24))
     killer = Killer(monkeypatch)
-    killer.at = 60
+    killer.at = 16
     with pytest.raises(Killed):
         run("mine", source, tmp_path / "data")
     killer.at = 10**9
@@ -150,7 +150,7 @@ def test_damage_while_interrupted_is_found(small_pieces: None, monkeypatch: pyte
     source = write_jsonl(tmp_path / "in.jsonl", texts(24))
     whole = contents(run("mine", source, tmp_path / "whole"))
     killer = Killer(monkeypatch)
-    killer.at = 60
+    killer.at = 16
     with pytest.raises(Killed):
         run("mine", source, tmp_path / "data")
     killer.at = 10**9
@@ -163,7 +163,7 @@ def test_every_document_once_and_none_in_both(small_pieces: None, tmp_path: Path
     """Through every kind of file, with documents that occur again in other files."""
     given = texts(60)
     folder = tmp_path / "in"
-    write_jsonl(folder / "a.jsonl", given[:20] + [""])
+    write_jsonl(folder / "a.jsonl", [*given[:20], ""])
     (folder / "b.txt").write_text(given[20], encoding="utf-8")
     (folder / "sub").mkdir()
     (folder / "sub" / "c.txt").write_text("\n<|endoftext|>\n".join(given[21:40]), encoding="utf-8")
@@ -232,7 +232,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     head, tokens = np.fromfile(path, dtype="<i4", count=256), np.fromfile(path, dtype="<u4", offset=1024)
     assert (head[0], head[1], head[2]) == (20240801, 7, len(tokens))
     val = np.fromfile(tmp_path / "big.char" / "big_val_000000.bin", dtype="<u4", offset=1024)
-    assert "".join(characters[token] for token in [*tokens, *val]) == source.read_text(encoding="utf-8", newline="")
+    assert "".join(characters[token] for token in [*tokens, *val]) == source.read_bytes().decode()
 
 
 def test_the_first_shard_validates(small_pieces: None, tmp_path: Path) -> None:
@@ -287,23 +287,21 @@ def test_wikitext_by_article(tmp_path: Path) -> None:
     assert train[1] == " = Two = \n \n End . \n \n"
     assert "".join(train) == (ARTICLES * 30)[2:]
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     tables = tmp_path / "tables"
     tables.mkdir()
     for split in ("train", "validation", "test"):  # as the Hub has them: a line in each row, blank ones empty
         lines = ["" if line == " \n" else line for line in (ARTICLES * 30).splitlines(keepends=True)]
-        pyarrow.parquet.write_table(pyarrow.table({"text": lines}), tables / f"{split}-00000-of-00001.parquet")
+        parquet.write_table(pyarrow.table({"text": lines}), tables / f"{split}-00000-of-00001.parquet")
     again = documents_of(ids(run("wikitext-2", tables, tmp_path / "again"), "train"))
-    assert again == [" \n" + train[0], *train[1:]]
+    assert again == train
 
 
 def test_tables_and_unpacked_lines_agree(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     given = texts(50)
-    pyarrow.parquet.write_table(pyarrow.table({"body": given}), tmp_path / "a.parquet", row_group_size=7)
+    parquet.write_table(pyarrow.table({"body": given}), tmp_path / "a.parquet", row_group_size=7)
     one = run("mine", tmp_path / "a.parquet", tmp_path / "one", "--val-share", "0.2")
     lines = write_jsonl(tmp_path / "a.jsonl", given)
     two = run("mine", lines, tmp_path / "two", "--val-share", "0.2")
