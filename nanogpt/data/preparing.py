@@ -44,7 +44,7 @@ from nanogpt.record import read_json, to_json, write_atomic
 WORK = ".partial"
 PLAN, PROGRESS, REPLACED, LOCK = "plan.json", "progress.json", "replaced.json", "lock"
 OURS = {PLAN, PROGRESS, REPLACED, LOCK, MANIFEST, TOKENIZER, KEYS, "meta.json", "meta.pkl"}
-NOTE_SECONDS = 3.0
+NOTE_SECONDS = 1.0
 TRAINING_BYTES = 2**28  # of text that an encoding is trained on: a quarter of a gigabyte, spread over the corpus
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 GPT2_SIZE = 50257  # what nanoGPT takes a folder without a meta.pkl to hold

@@ -1,12 +1,10 @@
-"""`prepare`: kills at every step, splits without a common document, others' layouts, and what is said of bad input."""
+"""What `prepare` makes: splits without a common document, files that others read, of every kind of source."""
 
 import gzip
-import io
 import json
 import pickle
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,148 +13,12 @@ import pytest
 from nanogpt.__main__ import main
 from nanogpt.config.data import BinFolder, Data
 from nanogpt.config.runtime import Runtime
-from nanogpt.data import opening, pieces, plan, preparing, shards, sources, tokenizing
+from nanogpt.data import opening, preparing
 from nanogpt.data.alphabets import Characters
 from nanogpt.data.manifest import read_manifest
 from nanogpt.data.plan import Request, make_plan
 from nanogpt.data.tokenizers import read_tokenizer, write_tokenizer
-
-EOT = 255  # the byte tokenizer's
-
-
-def texts(count: int = 40, seed: int = 0) -> list[str]:
-    """Documents of 5 to 500 characters, no two alike."""
-    rng = random.Random(seed)
-    words = ["wherefore", "art", "Ω", "thou?", "naïve\n", "7"]
-    return [f"{n} " + " ".join(rng.choices(words, k=rng.randint(1, 80))) for n in range(count)]
-
-
-def write_jsonl(path: Path, documents: list[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in documents), encoding="utf-8")
-    return path
-
-
-def run(name: str, source: Path, root: Path, *more: str) -> Path:
-    """Prepare by bytes, and the folder it went to."""
-    argv = ["prepare", name, "--from", str(source), "--data_dir", str(root), "--tokenizer", "byte", "--workers", "1"]
-    assert main([*argv, *more]) == 0
-    return root / f"{name}.byte"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def ids(folder: Path, split: str) -> list[int]:
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    files = manifest.splits[split].shards  # type: ignore[index]
-    parts = [np.fromfile(folder / shard.file, dtype=manifest.dtype) for shard in files]
-    return np.concatenate(parts).tolist()
-
-
-def documents_of(tokens: list[int]) -> list[str]:
-    assert tokens[0] == EOT
-    return [part.decode() for part in bytes(tokens).split(bytes([EOT]))[1:]]
-
-
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that a few kilobytes make many, and a note after each."""
-    for module in (pieces, sources, plan):
-        monkeypatch.setattr(module, "PIECE", 1000)
-    monkeypatch.setattr(pieces, "WINDOW", 100)
-    monkeypatch.setattr(preparing, "NOTE_SECONDS", 0.0)
-
-
-class Killed(BaseException):
-    """What no code of ours catches, as nothing catches kill -9."""
-
-
-class Killer:
-    """Raises Killed at the `at`-th change of a file, having done half of it where that is possible."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.at, self.count = 10**9, 0
-        killer = self
-
-        class FileIO(io.FileIO):
-            def write(self, data: Any) -> int:
-                if killer.tick():
-                    super().write(data[: len(data) // 2])
-                    raise Killed
-                return super().write(data)
-
-        monkeypatch.setattr(shards, "io", SimpleNamespace(FileIO=FileIO, BytesIO=io.BytesIO))
-        for name in ("replace", "unlink"):
-            self._wrap(monkeypatch, name)
-
-    def _wrap(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        real = getattr(Path, name)
-
-        def act(path: Path, *args: Any, **kwargs: Any) -> Any:
-            if self.tick():
-                raise Killed
-            return real(path, *args, **kwargs)
-
-        monkeypatch.setattr(Path, name, act)
-
-    def tick(self) -> bool:
-        self.count += 1
-        return self.count >= self.at
-
-
-@pytest.mark.parametrize(("name", "more"), [("mine", ["--format", "llmc", "--shard-tokens", "3000"]),
-                                            ("fineweb-edu", ["--shard-tokens", "2000"])])  # fmt: skip
-def test_a_kill_anywhere_changes_nothing(
-    name: str, more: list[str], small_pieces: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    source = write_jsonl(tmp_path / "in.jsonl", texts(24) + texts(4))
-    whole = contents(run(name, source, tmp_path / "whole", *more))
-    killer = Killer(monkeypatch)
-    run(name, source, tmp_path / "counted", *more)
-    points = killer.count
-    assert points > 40
-    for at in range(1, points, 5):
-        root = tmp_path / f"killed{at}"
-        killer.at, killer.count = at, 0
-        with pytest.raises(Killed):
-            run(name, source, root, *more)
-        killer.count = 0  # and again at the same step of what is left, where it has so many
-        try:
-            run(name, source, root, *more)
-        except Killed:
-            killer.at = 10**9
-            run(name, source, root, *more)
-        killer.at = 10**9
-        assert contents(root / f"{name}.byte") == whole, at
-
-
-def test_a_changed_source_starts_anew(small_pieces: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "in.jsonl", texts(24))
-    killer = Killer(monkeypatch)
-    killer.at = 16
-    with pytest.raises(Killed):
-        run("mine", source, tmp_path / "data")
-    killer.at = 10**9
-    write_jsonl(source, texts(24, seed=1))
-    folder = run("mine", source, tmp_path / "data")
-    assert contents(folder) == contents(run("mine", source, tmp_path / "other"))
-
-
-def test_damage_while_interrupted_is_found(small_pieces: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A power failure may leave zeros where a note says that tokens are."""
-    source = write_jsonl(tmp_path / "in.jsonl", texts(24))
-    whole = contents(run("mine", source, tmp_path / "whole"))
-    killer = Killer(monkeypatch)
-    killer.at = 16
-    with pytest.raises(Killed):
-        run("mine", source, tmp_path / "data")
-    killer.at = 10**9
-    begun = tmp_path / "data" / "mine.byte" / preparing.WORK / "train.bin"
-    begun.write_bytes(bytes(1000) + begun.read_bytes()[1000:])
-    assert contents(run("mine", source, tmp_path / "data")) == whole
+from tests.data.preparing import contents, documents_of, ids, run, texts, write_jsonl
 
 
 def test_every_document_once_and_none_in_both(small_pieces: None, tmp_path: Path) -> None:
@@ -332,139 +194,6 @@ def test_shakespeare_is_nanogpts(
     text = (shared_data / "tinyshakespeare.txt").read_text()
     tokenizer = read_tokenizer(tmp_path / "shakespeare.gpt2")
     assert tokenizer.encode(text[: int(len(text) * 0.9)]) == train.tolist()
-
-
-def test_verify_finds_a_flipped_byte_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run("mine", write_jsonl(tmp_path / "in.jsonl", texts()), tmp_path / "data")
-    argv = ["prepare", "mine", "--verify", "--data_dir", str(tmp_path / "data")]
-    assert main(argv) == 0
-    assert "every byte is as it was prepared" in capsys.readouterr().out
-    for path in sorted(folder.iterdir()):
-        whole = path.read_bytes()
-        for at in (0, len(whole) // 2, len(whole) - 1):
-            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-            assert main(argv) in (1, 2), (path, at)
-            assert path.name in capsys.readouterr().err
-        path.write_bytes(whole)
-    assert main(argv) == 0
-
-
-def test_a_truncated_shard_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_jsonl(tmp_path / "in.jsonl", texts())
-    folder = run("mine", source, tmp_path / "data")
-    whole = contents(folder)
-    run("mine", source, tmp_path / "data")
-    assert "already prepared" in capsys.readouterr().out
-    (folder / "train.bin").write_bytes(whole["train.bin"][:-2])
-    assert contents(run("mine", source, tmp_path / "data")) == whole
-    assert "train.bin" in capsys.readouterr().err
-
-
-def test_clean_removes_only_what_it_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = write_jsonl(tmp_path / "in.jsonl", texts())
-    folder = run("mine", source, tmp_path / "data")
-    (folder / "notes.txt").write_text("mine")
-    argv = ["prepare", "mine", "--clean", "--data_dir", str(tmp_path / "data")]
-    assert main(argv) == 0
-    assert list(folder.iterdir()) == [folder / "notes.txt"]
-    assert "left notes.txt" in capsys.readouterr().out
-    killer = Killer(monkeypatch)
-    killer.at = 8
-    with pytest.raises(Killed):
-        run("mine", source, tmp_path / "data")
-    killer.at = 10**9
-    assert main(argv) == 0
-    assert list(folder.iterdir()) == [folder / "notes.txt"]
-    (folder / "train.bin").write_bytes(b"precious")
-    assert (
-        main(["prepare", "mine", "--from", str(source), "--data_dir", str(tmp_path / "data"), "--tokenizer", "byte"])
-        == 2
-    )
-    assert "train.bin lies there, and prepare has not made it" in capsys.readouterr().err
-    assert (folder / "train.bin").read_bytes() == b"precious"
-
-
-BAD: list[tuple[list[str], dict[str, bytes], str]] = [
-    (["wikitext2"], {"a.txt": b"x"}, "did you mean 'wikitext-2'?"),
-    (["mine"], {"a.jsonl": b'{"text": "x"}\n{"text": "y"\n'}, "a.jsonl:2: not JSON"),
-    (
-        ["mine"],
-        {"a.jsonl": b'{"texts": "x"}\n'},
-        "a.jsonl:1: expected an object with 'text', or a text; did you mean 'texts'?",
-    ),
-    (["mine"], {"a.jsonl": b'{"text": 3}\n'}, "a.jsonl:1: text: expected a text, found a int"),
-    (["mine"], {"a.jsonl": b'[{"text": "x"}]\n'}, "expected an object with 'text'"),
-    (["mine"], {"a.txt": b"fine", "b.txt": b"caf\xe9"}, "b.txt: not UTF-8: byte 3 is 0xe9; --encoding-errors replace"),
-    (["mine"], {"a.py": b"x = 1"}, "--glob '*.py' takes others as texts"),
-    (["mine", "--glob", "*.rs"], {"a.py": b"x = 1"}, "no file matches '*.rs'; there are 1 of .py"),
-    (["mine"], {"a.txt": b""}, "the file is empty"),
-    (["mine"], {"a.parquet": b"no table"}, "a.parquet: not a parquet file"),
-    (["mine"], {"a.jsonl": b'{"text": "x"}\n'}, "one document alone"),
-    (["mine", "--shard-tokens", "9", "--format", "nanogpt"], {"a.txt": b"x y z"}, "one file per split"),
-    (["mine", "--val-share", "2"], {"a.txt": b"x y z"}, "between 0 and 1"),
-    (["shakespeare", "--val-share", "0.5"], {"a.txt": b"x y z"}, "has its own split"),
-    (["fineweb-edu"], {"a.txt": b"x y z", "b.txt": b"x"}, "give --shard-tokens 1 or so"),
-    (["wikitext-2"], {"wiki.valid.raw": b"x", "wiki.test.raw": b"y"}, "no file of WikiText's train split"),
-    (["../mine"], {"a.txt": b"x"}, "cannot name a folder"),
-    (["mine", "--tokenizer", "gtp2"], {"a.txt": b"x"}, "did you mean 'gpt2'?"),
-]
-
-
-@pytest.mark.parametrize(("argv", "files", "message"), BAD, ids=[message[:30] for _, _, message in BAD])
-def test_bad_input_is_one_line_and_leaves_nothing(
-    argv: list[str], files: dict[str, bytes], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if "a.parquet" in files:
-        pytest.importorskip("pyarrow")
-    (tmp_path / "in").mkdir()
-    for name, data in files.items():
-        (tmp_path / "in" / name).write_bytes(data)
-    more = ["--from", str(tmp_path / "in"), "--data_dir", str(tmp_path / "data"), "--workers", "1"]
-    more += [] if "--tokenizer" in argv else ["--tokenizer", "byte"]
-    assert main(["prepare", *argv, *more]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-    assert not [path for path in (tmp_path / "data").rglob("*") if path.exists()]
-
-
-def test_without_a_network_nothing_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("wikitext-103", "shakespeare"):
-        assert main(["prepare", name, "--tokenizer", "byte", "--data_dir", str(tmp_path / "data")]) == 2
-        error = capsys.readouterr().err
-        assert "cannot download https://" in error
-        assert "HF_HUB_OFFLINE=1" in error
-        assert "pass --from PATH" in error
-    assert not (tmp_path / "data").exists()
-
-
-def test_a_worker_that_is_killed_costs_nothing(
-    small_pieces: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = write_jsonl(tmp_path / "in.jsonl", texts(60))
-    whole = contents(run("mine", source, tmp_path / "whole"))
-    real = tokenizing.Pool.map
-
-    def map_and_kill(pool: tokenizing.Pool, given: Any) -> Any:
-        import os
-        import signal
-
-        for count, each in enumerate(real(pool, given)):
-            if count == 5:
-                os.kill(pool._workers[0].pid, signal.SIGKILL)
-            yield each
-
-    argv = ["prepare", "mine", "--from", str(source), "--tokenizer", "byte", "--data_dir", str(tmp_path / "data")]
-    monkeypatch.setattr(tokenizing.Pool, "map", map_and_kill)
-    assert main([*argv, "--workers", "2"]) == 2
-    assert "a tokenizing process was ended by SIGKILL; out of memory?" in capsys.readouterr().err
-    monkeypatch.setattr(tokenizing.Pool, "map", real)
-    assert contents(run("mine", source, tmp_path / "data")) == whole
 
 
 def test_the_plan_knows_every_setting(tmp_path: Path) -> None:
