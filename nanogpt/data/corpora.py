@@ -4,6 +4,7 @@ A further one is an entry in CORPORA. What is not here is prepared from a person
 Hugging Face Hub (`hf:OWNER/NAME`).
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -146,11 +147,13 @@ def _article_stream(file: SourceFile) -> Stream:
     def articles(skip: int) -> Iterator[str]:
         lines: list[str] = []
         count = 0
-        for line in batched_rows(file.path):
-            if _TITLE.fullmatch(line) and any(each.strip() for each in lines):
-                if count >= skip:
-                    yield "".join(lines)
-                lines, count = [], count + 1
+        for line, following in itertools.pairwise(itertools.chain(batched_rows(file.path), [""])):
+            if _TITLE.fullmatch(line) and not following.strip():
+                if any(each.strip() for each in lines):
+                    if count >= skip:
+                        yield "".join(lines)
+                    count += 1
+                lines = []
             # The tables have empty rows where the files have a space.
             lines.append(line or " \n")
         if count >= skip and any(each.strip() for each in lines):

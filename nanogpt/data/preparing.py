@@ -6,6 +6,7 @@ happened. In the end they are moved to their place, the manifest last.
 """
 
 import contextlib
+import os
 import pickle
 import sys
 import time
@@ -33,7 +34,7 @@ from nanogpt.data.manifest import (
 )
 from nanogpt.data.pieces import documents
 from nanogpt.data.plan import Plan
-from nanogpt.data.shardwriter import SHARD, Format, SplitWriter, can_go_on
+from nanogpt.data.shardwriter import SHARD, CannotGoOn, Format, SplitWriter
 from nanogpt.data.sources import pieces
 from nanogpt.data.splitting import KEYS, ByFile, ByHash, FirstShard, Splitter
 from nanogpt.data.tokenizers import TOKENIZER, read_tokenizer, train_bpe, train_char, write_tokenizer
@@ -43,7 +44,7 @@ from nanogpt.record import read_json, to_json, write_atomic
 WORK = ".partial"
 PLAN, PROGRESS, REPLACED, LOCK = "plan.json", "progress.json", "replaced.json", "lock"
 OURS = {PLAN, PROGRESS, REPLACED, LOCK, MANIFEST, TOKENIZER, KEYS, "meta.json", "meta.pkl"}
-NOTE_SECONDS = 3.0
+NOTE_SECONDS = 1.0
 TRAINING_BYTES = 2**28  # of text that an encoding is trained on: a quarter of a gigabyte, spread over the corpus
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 GPT2_SIZE = 50257  # what nanoGPT takes a folder without a meta.pkl to hold
@@ -97,6 +98,9 @@ def _make(plan: Plan, work: Path, workers: int) -> tuple[Manifest, bool]:
     while (splitter := _encode_all(plan, work, tokenizer, progress, workers)) is None:
         progress = read_json(work / PROGRESS)
     manifest = _describe(plan, work, tokenizer, splitter)
+    for name in manifest.files[:-1]:
+        with (work / name).open("rb") as file:
+            os.fsync(file.fileno())  # the manifest says that all is whole: not before the disk has it
     write_manifest(work, manifest)
     publish(work, plan.folder)
     return manifest, True
@@ -211,16 +215,17 @@ def _encode_all(
     """Encode and write what is left; None when all has to be done again, as the new note says."""
     how = format_of(plan, tokenizer)
     noted = progress.get("splits", {})
-    keys = 8 * progress.get("splitter", {}).get("keys", 0)
-    is_whole = not keys or ((work / KEYS).is_file() and (work / KEYS).stat().st_size >= keys)
-    if not is_whole or not all(can_go_on(work, note, split, how) for split, note in noted.items()):
-        progress, noted = {}, {}
-    _remove_later_files(work, noted, how)
-    writers = {split: SplitWriter(work, split, how, noted.get(split)) for split in SPLITS}
-    splitter = _splitter(plan, work, progress.get("splitter", {}))
-    run = _Run(plan, work, writers, splitter, progress)
     try:
-        run.encode(Encoding(str(work), how.dtype, plan.separate, plan.reading), workers)
+        writers = {split: SplitWriter(work, split, how, noted.get(split)) for split in SPLITS}
+        splitter = _splitter(plan, work, progress.get("splitter", {}))
+    except CannotGoOn:
+        print(f"{plan.name}: what was begun is damaged: starting anew", file=sys.stderr)
+        progress, writers = {}, {split: SplitWriter(work, split, how) for split in SPLITS}
+        splitter = _splitter(plan, work, {})
+    _remove_later_files(work, progress.get("splits", {}), how)
+    run = _Run(plan, tokenizer, writers, splitter, progress)
+    try:
+        run.encode(work, Encoding(str(work), how.dtype, plan.separate, plan.reading), workers)
     finally:
         for writer in writers.values():
             writer.abandon()
@@ -248,20 +253,25 @@ class _Run:
     """One call's work: pieces into files, noted from time to time."""
 
     def __init__(
-        self, plan: Plan, work: Path, writers: dict[Split, SplitWriter], splitter: Splitter, progress: dict[str, Any]
+        self,
+        plan: Plan,
+        tokenizer: Tokenizer,
+        writers: dict[Split, SplitWriter],
+        splitter: Splitter,
+        progress: dict[str, Any],
     ) -> None:
-        self._plan, self._work, self._writers, self._splitter = plan, work, writers, splitter
+        self._plan, self._tokenizer, self._writers, self._splitter = plan, tokenizer, writers, splitter
         source, place = progress.get("at", (0, 0))
         self._at: tuple[int, int] = (source, place)
         self._weight: int = progress.get("weight", 0)
         self._empty: int = progress.get("empty", 0)
 
-    def encode(self, how: Encoding, workers: int) -> None:
+    def encode(self, work: Path, how: Encoding, workers: int) -> None:
         left = pieces(self._plan.sources, self._plan.reading, self._at)
         tokens = sum(writer.tokens for writer in self._writers.values())
         noted = time.monotonic()
         display = Display(self._plan.folder.name, self._plan.total, self._weight, tokens)
-        with encoding_pool(how, workers) as pool, display, self._noting():
+        with encoding_pool(how, self._tokenizer, workers) as pool, display, self._noting(work):
             for piece, encoded in pool.map(left):
                 dtype = np.dtype(how.dtype)
                 for split, mask in self._splitter.assign(piece, encoded).items():
@@ -277,29 +287,27 @@ class _Run:
                 self._at, self._weight = piece.after, self._weight + piece.weight
                 display.advance(piece.weight, int(encoded.lengths.sum()))
                 if time.monotonic() - noted > NOTE_SECONDS:
-                    self._note()
+                    self._note(work)
                     noted = time.monotonic()
         for writer in self._writers.values():
             writer.close_shard()
-        self._note()
+        self._note(work)
 
     @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _noting(self, work: Path) -> Iterator[None]:
         """Note how far all is good when it stops in between: at Ctrl-C, without a network."""
         try:
             yield
         except (KeyboardInterrupt, Stopped):
-            self._note()
+            self._note(work)
             raise
 
-    def _note(self) -> None:
-        for writer in self._writers.values():
-            writer.sync()
+    def _note(self, work: Path) -> None:
         note = {
             "at": self._at, "weight": self._weight, "empty": self._empty, "splitter": self._splitter.note(),
             "splits": {split: writer.note() for split, writer in self._writers.items()},
         }  # fmt: skip
-        write_atomic(self._work / PROGRESS, to_json(note))
+        write_atomic(work / PROGRESS, to_json(note), durable=False)
 
 
 def _describe(plan: Plan, work: Path, tokenizer: Tokenizer, splitter: Splitter) -> Manifest:

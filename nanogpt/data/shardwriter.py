@@ -6,8 +6,8 @@ llmc      the same names with .bin: 256 int32, of which the first are magic, ver
           ids (llm.c and modded-nanogpt: 20240520, version 1, uint16; llm.c's Llama 3: 20240801, version 7, uint32)
 """
 
+import hashlib
 import io
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,16 @@ class Format:
         return f"{self.prefix}_{split}_{number:06d}.{'npy' if self.layout == 'npy' else 'bin'}"
 
 
+class CannotGoOn(Exception):
+    """The files are not what was noted of them: gone, or damaged when the machine stopped."""
+
+
 class SplitWriter:
-    """Appends a split's tokens to its files. `noted` is where an earlier process had come to; the rest is cut off."""
+    """Appends a split's tokens to its files. `noted` is where an earlier process had come to; the rest is cut off.
+
+    Nothing waits for the disk here: a note has hashes, so what a power failure took is found out.
+    Raises CannotGoOn then.
+    """
 
     def __init__(self, folder: Path, split: Split, how: Format, noted: dict[str, Any] | None = None) -> None:
         self._folder, self._split, self._how = folder, split, how
@@ -74,8 +82,11 @@ class SplitWriter:
         self.documents: int = noted["documents"]
         self.text_bytes: int = noted["text_bytes"]
         self._file: io.FileIO | None = None
+        self._hash = hashlib.sha256()  # of the ids in the file that is being written
+        if any(not _is_as_noted(folder, shard) for shard in self.shards):
+            raise CannotGoOn
         if self.open_tokens:
-            self._open("r+b")
+            self._reopen(noted["digest"])
 
     @property
     def tokens(self) -> int:
@@ -90,38 +101,41 @@ class SplitWriter:
         left = memoryview(ids).cast("B")
         while len(left):
             if self._file is None:
-                self._open("w+b")
+                self._open()
             room = len(left)
             if self._how.shard_tokens is not None:
                 room = (self._how.shard_tokens - self.open_tokens) * self._how.itemsize
             self._write(left[:room])
+            self._hash.update(left[:room])
             self.open_tokens += min(room, len(left)) // self._how.itemsize
             left = left[room:]
             if self.open_tokens == self._how.shard_tokens:
                 self.close_shard()
 
-    def _open(self, mode: str) -> None:
+    def _open(self) -> None:
         # Unbuffered: what was written is the kernel's, whatever becomes of this process.
-        self._file = io.FileIO(self._path, mode)
-        head = header(self._how.layout, self._how.dtype, 0)
-        if mode == "w+b":
-            self._write(memoryview(head))
-            return
-        end = len(head) + self.open_tokens * self._how.itemsize
-        self._file.truncate(end)
-        self._file.seek(end)
+        self._file = io.FileIO(self._path, "w+b")
+        self._hash = hashlib.sha256()
+        self._write(memoryview(header(self._how.layout, self._how.dtype, 0)))
+
+    def _reopen(self, digest: str) -> None:
+        try:
+            self._file = io.FileIO(self._path, "r+b")
+        except OSError:
+            raise CannotGoOn from None
+        head = len(header(self._how.layout, self._how.dtype, 0))
+        self._file.truncate(head + self.open_tokens * self._how.itemsize)
+        self._file.seek(head)
+        self._hash = hashlib.file_digest(self._file, "sha256")
+        if self._hash.hexdigest() != digest:
+            self._file.close()
+            raise CannotGoOn
 
     def _write(self, data: memoryview) -> None:
         assert self._file is not None
         with naming(self._path):
             while len(data):  # a raw file may take less than it is given
                 data = data[self._file.write(data) :]
-
-    def sync(self) -> None:
-        """Wait until all that was written is on the disk."""
-        if self._file is not None:
-            with naming(self._path):
-                os.fsync(self._file.fileno())
 
     def close_shard(self) -> None:
         """Complete the file that is being written, if any."""
@@ -130,11 +144,11 @@ class SplitWriter:
         head = header(self._how.layout, self._how.dtype, self.open_tokens)
         self._file.seek(0)
         self._write(memoryview(head))
-        self.sync()
         self._file.close()
         self._file, path = None, self._path
         size = len(head) + self.open_tokens * self._how.itemsize
-        self.shards.append(Shard(file=path.name, tokens=self.open_tokens, bytes=size, sha256=file_sha256(path)))
+        sha256 = file_sha256(path) if head else self._hash.hexdigest()
+        self.shards.append(Shard(file=path.name, tokens=self.open_tokens, bytes=size, sha256=sha256))
         self.open_tokens = 0
 
     def abandon(self) -> None:
@@ -146,7 +160,8 @@ class SplitWriter:
         """What a later process needs to go on from here."""
         shards = [shard.model_dump() for shard in self.shards]
         return {
-            "shards": shards, "open": self.open_tokens, "documents": self.documents, "text_bytes": self.text_bytes
+            "shards": shards, "open": self.open_tokens, "digest": self._hash.hexdigest() if self.open_tokens else None,
+            "documents": self.documents, "text_bytes": self.text_bytes,
         }  # fmt: skip
 
     def files(self) -> SplitFiles:
@@ -156,11 +171,6 @@ class SplitWriter:
         )
 
 
-def can_go_on(folder: Path, noted: dict[str, Any], split: Split, how: Format) -> bool:
-    """Whether the files that a note speaks of are still there."""
-    sizes = {shard["file"]: shard["bytes"] for shard in noted["shards"]}
-    if any(not (folder / name).is_file() or (folder / name).stat().st_size != size for name, size in sizes.items()):
-        return False
-    path = folder / how.file(split, len(sizes))
-    least = len(header(how.layout, how.dtype, 0)) + noted["open"] * how.itemsize
-    return not noted["open"] or (path.is_file() and path.stat().st_size >= least)
+def _is_as_noted(folder: Path, shard: Shard) -> bool:
+    path = folder / shard.file
+    return path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256

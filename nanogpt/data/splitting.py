@@ -6,8 +6,8 @@ first_shard  the first shard validates, as build-nanogpt and modded-nanogpt have
              documents that come again later are left out of the training split
 """
 
+import hashlib
 import io
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nanogpt.config.errors import UserError
 from nanogpt.data.manifest import Split
 from nanogpt.data.pieces import Piece
+from nanogpt.data.shards import CannotGoOn
 from nanogpt.data.tokenizing import Encoded
 
 Splitting = Literal["files", "hash", "first_shard"]
@@ -94,7 +95,12 @@ class FirstShard(Splitter):
         self.dropped: int = noted.get("dropped", 0)
         self._file = io.FileIO(folder / KEYS, "r+b" if (folder / KEYS).exists() else "w+b")
         self._file.truncate(8 * noted.get("keys", 0))
-        self._keys = set(np.frombuffer(self._file.read(), dtype="<u8").tolist())
+        data = self._file.read()
+        self._hash = hashlib.sha256(data)
+        if noted and self._hash.hexdigest() != noted["digest"]:
+            self._file.close()
+            raise CannotGoOn
+        self._keys = set(np.frombuffer(data, dtype="<u8").tolist())
         self._sorted: NDArray[np.uint64] | None = None
 
     def assign(self, piece: Piece, encoded: Encoded) -> Masks:
@@ -121,7 +127,9 @@ class FirstShard(Splitter):
     def _remember(self, key: int) -> None:
         if key not in self._keys:
             self._keys.add(key)
-            self._file.write(key.to_bytes(8, "little"))
+            data = key.to_bytes(8, "little")
+            self._file.write(data)
+            self._hash.update(data)
 
     def _known(self) -> NDArray[np.uint64]:
         if self._sorted is None:
@@ -129,8 +137,8 @@ class FirstShard(Splitter):
         return self._sorted
 
     def note(self) -> dict[str, Any]:
-        os.fsync(self._file.fileno())
-        return {"tokens": self._tokens, "full": self._full, "dropped": self.dropped, "keys": len(self._keys)}
+        count, digest = len(self._keys), self._hash.hexdigest()
+        return {"tokens": self._tokens, "full": self._full, "dropped": self.dropped, "keys": count, "digest": digest}
 
     def again(self) -> dict[str, Any] | None:
         if not self._full:

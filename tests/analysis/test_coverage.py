@@ -28,6 +28,7 @@ def held_to(shares: dict[str, float]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes on a machine that does other things, too
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("loss", ["lsq", "huber"])
 @pytest.mark.parametrize(("name", "small"), [*((name, False) for name in LAWS), *((name, True) for name in SMALL)])

@@ -58,6 +58,7 @@ def test_one_size_column_is_enough() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes on a machine that does other things, too
 @pytest.mark.parametrize(
     "options", [{"noise": 0.01}, {"noise": 0.01, "seeds": 1}, {"noise": 0.002, "scatter": 0.3}],
     ids=["seeds", "one seed", "off the law"],

@@ -93,6 +93,7 @@ def test_no_bootstrap_gives_no_interval() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes on a machine that does other things, too
 def test_intervals_over_three_seeds_cover_what_was_planted() -> None:
     """60 tables: fewer than 51 covered would happen to honest 95 % intervals less than once in ten thousand times."""
     covered = {"drift": 0, "regret": 0}

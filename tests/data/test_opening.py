@@ -79,7 +79,7 @@ def test_a_download_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["prepare", "shakespear"], "no such corpus 'shakespear'; did you mean 'shakespeare_char'?"),
+        (["prepare", "shakespear"], "no such corpus 'shakespear'; did you mean 'shakespeare'?"),
         (["prepare", "shakespeare_char", "--from", "nowhere.txt"], "nowhere.txt: cannot be read as text"),
         (["prepare", "zipf_mixture", "--from", "nowhere.txt"], "generated, not read"),
     ],
