@@ -23,18 +23,6 @@ def write_tokens(path: Path, tokens: NDArray[Any]) -> None:
         tokens.astype("<u2").tofile(temporary)
 
 
-def read_tokens(path: Path) -> NDArray[np.uint16]:
-    """The file's token ids, memory-mapped and read-only."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if size == 0 or size % 2:
-        raise UserError(f"{path}: not a file of uint16 tokens: {size} bytes")
-    # The plain view of the map: np.memmap's own indexing costs a microsecond per gather for nothing.
-    return np.asarray(np.memmap(path, dtype="<u2", mode="r"))
-
-
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     """Write meta.json, atomically."""
     write_atomic(folder / "meta.json", to_json(meta))
