@@ -123,7 +123,7 @@ def test_training_on_a_mixture_goes_on_where_it_stopped(
         return batch(self, step)
 
     monkeypatch.setattr(MixedStream, "batch", fail_once)
-    every = "--runtime.checkpoint={policy: last, interval_seconds: 0}"
+    every = "--runtime.checkpoint={policy: every_n, every: 3}"
     assert main(["train", str(path), f"--out_dir={tmp_path / 'again'}", every]) != 0
     assert "no more tokens" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "again")]) == 0
