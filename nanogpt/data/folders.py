@@ -9,7 +9,7 @@ from pathlib import Path
 from nanogpt.config.errors import UserError
 from nanogpt.data.binfiles import NANOGPT_VOCAB, has_meta, read_meta
 from nanogpt.data.manifest import MANIFEST, Manifest, Shard, check_sizes, read_manifest
-from nanogpt.data.shards import LLMC_HEADER, TokenFile, read_layout
+from nanogpt.data.tokenfiles import LLMC_HEADER, TokenFile, read_layout
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NEEDED = ("train", "val")

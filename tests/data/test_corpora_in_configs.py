@@ -18,7 +18,7 @@ from nanogpt.data.stream import Batch, MixedStream
 from nanogpt.describe import describe
 from nanogpt.record import read_history, read_record
 from tests.conftest import TINY
-from tests.data.test_shards import cut, llmc, modded, prepared, raw
+from tests.data.test_tokenfiles import cut, llmc, modded, prepared, raw
 
 ZIPF = {"kind": "zipf_mixture", "alphabet_size": 32, "train_tokens": 8192, "val_tokens": 8192}
 

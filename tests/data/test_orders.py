@@ -11,8 +11,8 @@ from nanogpt.config import UserError
 from nanogpt.data.opening import OpenCorpus, OpenMixture, OpenPart
 from nanogpt.data.orders import deal, dealt, expected_unique, random_starts, random_windows
 from nanogpt.data.permutation import draw_keys, permute
-from nanogpt.data.shards import Shards
 from nanogpt.data.stream import MixedStream, Sampling, Stream, TrainStream, make_eval_set
+from nanogpt.data.tokenfiles import Shards
 from tests.data.test_stream import counting
 
 

@@ -18,8 +18,8 @@ from nanogpt.data.binfiles import file_sha256
 from nanogpt.data.folders import MissingCorpus
 from nanogpt.data.manifest import Manifest, Shard, SplitFiles, TokenizerFacts, content_hash, write_manifest
 from nanogpt.data.opening import CorpusFacts, OpenCorpus, facts, open_corpus
-from nanogpt.data.shards import LLMC_EVAL, Shards, TokenFile, read_layout, windows
 from nanogpt.data.stream import TrainStream, make_eval_set
+from nanogpt.data.tokenfiles import LLMC_EVAL, Shards, TokenFile, read_layout, windows
 from nanogpt.data.tokenizers import load_tokenizer, write_tokenizer
 
 TOKENS = np.arange(1000) % 700  # of each shard, as every writer below cuts them
