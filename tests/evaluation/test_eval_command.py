@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nanogpt import checkpoint
-from nanogpt.__main__ import main
+from nanogpt.__main__ import _parser, main
 from nanogpt.configfile import dump_yaml
 from nanogpt.record import read_published
 from tests.evaluation.test_hellaswag import ITEMS
@@ -172,6 +172,13 @@ def test_a_model_of_numbers_cannot_be_asked_in_words(capsys: Capture, tmp_path: 
     found = results(tmp_path / "run", "own")
     assert found["bits_per_byte"] is None
     assert found["loss"] == pytest.approx(read_published(tmp_path / "run").val_loss, abs=0.02)
+
+
+def test_every_flag_is_described() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    described = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `--")}
+    arguments, _ = _parser().parse_known_args(["eval", "run"])
+    assert described == {f"--{name}" for name in vars(arguments)} - {"--command", "--run", "--place", "--names"}
 
 
 def command(*words: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
