@@ -9,7 +9,17 @@ from nanogpt.configfile import build_config, dump_yaml, load_layers
 from nanogpt.record import attempt_folder, attempt_numbers, launch_script, write_atomic
 
 # What a run of ours puts into its folder; --reset removes these and nothing else.
-OURS = ("config.yaml", "launch.sh", "metrics.json", "history.jsonl", "loss.png", "attempts", "evaluations", "lease.*", "released.*")
+OURS = (
+    "config.yaml",
+    "launch.sh",
+    "metrics.json",
+    "history.jsonl",
+    "loss.png",
+    "attempts",
+    "evaluations",
+    "lease.*",
+    "released.*",
+)
 
 
 def default_folder(target: Path, identity: str) -> Path:
