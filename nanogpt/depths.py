@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt.config import UserError
-from nanogpt.data.opening import open_corpus
+from nanogpt.data.opening import open_data
 from nanogpt.data.stream import make_eval_set
 from nanogpt.evaluate import Evaluation, evaluate
 from nanogpt.model import GPT
@@ -40,7 +40,7 @@ def losses_by_depth(run: Path | str, depths: Sequence[str] = (), device: str | N
     for depth in depths:
         _check_depth(model, depth)
     where = next(model.parameters()).device
-    corpus = open_corpus(config.data, config.runtime)
+    corpus = open_data(config.data, config.runtime)
     eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
     autocast = autocast_for(str(config.train.precision), where)
 

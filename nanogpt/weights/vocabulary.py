@@ -1,12 +1,17 @@
 """The tokenizer that lies beside weights of transformers', as the vocabulary of their model."""
 
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt.config import UserError
+from nanogpt.data.opening import CorpusFacts
 from nanogpt.data.tokenizers import MissingRanks, load_tokenizer, read_tokenizer
 from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.weights.place import Place
 from nanogpt.weights.resolving import GPT2_VOCAB
+
+SYNTHETIC = "zipf_mixture"  # whose tokens stand for no text, so that any model may learn them
 
 
 def weights_vocabulary(place: Place, ranks: Path | None = None) -> Vocabulary:
@@ -30,3 +35,47 @@ def weights_vocabulary(place: Place, ranks: Path | None = None) -> Vocabulary:
             raise
         return Vocabulary(size, eot=eot, note=str(problem))
     return Vocabulary(size, eot=eot, note=f"{place.name} has no tokenizer's files")
+
+
+def check_tokenizer(place: Place, corpus: CorpusFacts) -> None:
+    """Raises UserError where the weights are known to speak in other tokens than the corpus.
+
+    What lies beside the weights says so, or that they are GPT-2's; nothing is downloaded for it but those files.
+    """
+    known = _known_tokenizer(place)
+    if known is None or not corpus.tokenizer or corpus.tokenizer == SYNTHETIC:
+        return
+    same = known.fingerprint == corpus.fingerprint if known.fingerprint and corpus.fingerprint else None
+    if same is None:
+        same = known.name == corpus.tokenizer
+    if not same:
+        raise UserError(
+            f"data.corpus: its tokens are those of {corpus.tokenizer}, the weights of {place.name} know those of "
+            f"{known.name}: the same numbers would be other texts; prepare it with --tokenizer {known.how}"
+        )
+
+
+@dataclass(frozen=True)
+class _Known:
+    name: str
+    fingerprint: str | None
+    how: str  # what `prepare --tokenizer` wants
+
+
+def _known_tokenizer(place: Place) -> _Known | None:
+    try:
+        folder = place.tokenizer_folder()
+        if folder is not None:
+            return _of_folder(folder)
+    except UserError:  # of a kind that is not read: nothing is known
+        return None
+    config = place.described()
+    is_gpt2 = config.get("model_type") == "gpt2" and config.get("vocab_size") == GPT2_VOCAB
+    return _Known("gpt2", None, "gpt2") if is_gpt2 else None
+
+
+@functools.cache
+def _of_folder(folder: Path) -> _Known:
+    """Read once: all the runs of a study start from the same weights."""
+    found = read_tokenizer(folder)
+    return _Known(found.name, found.fingerprint, "gpt2" if found.name == "gpt2" else str(folder))
