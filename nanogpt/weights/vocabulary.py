@@ -63,7 +63,7 @@ def check_tokenizer(place: Place, corpus: CorpusFacts) -> None:
         same = known.name == corpus.tokenizer
     if not same:
         raise UserError(
-            f"data.corpus: its tokenizer ({corpus.tokenizer}) is not that of the weights of {place.name} ({known.name}): "
+            f"data.corpus: its tokenizer ({corpus.tokenizer}) is not that of {place.name} ({known.name}): "
             f"the same numbers would be other texts; prepare it with --tokenizer {known.how}"
         )
 

@@ -315,9 +315,7 @@ def test_an_export_brings_its_tokenizer_which_corpora_must_share(tmp_path: Path)
     describe(config_of(tmp_path / "out", **{"data.corpus": corpus}))
     describe(config_of(tmp_path / "out", **{"data.corpus": {**CORPUS, "alphabet_size": 8}}))  # no text, no claim
     other = corpus_of_characters(tmp_path / "german", "Luft, kalt?")
-    with pytest.raises(
-        UserError, match=r"its tokenizer \(char\) is not that of the weights of .*out \(char\): the same"
-    ):
+    with pytest.raises(UserError, match=r"its tokenizer \(char\) is not that of .*out \(char\): the same"):
         describe(config_of(tmp_path / "out", **{"data.corpus": other}))
 
 
