@@ -5,7 +5,8 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def run_attempt(
         surroundings["branched_from"] = result.branch
     if team.size > 1:
         surroundings |= {"nproc": team.size, "data_parallel": config.runtime.data_parallel}
-    record = _record(description, folder, None, surroundings, status=result.status, **_figures(result))
+    record = _record(description, folder, None, surroundings, status=result.status, **_figures(result, materials))
     speed, peak_speed = record.tokens_per_second, peak_flops(str(device))
     mfu = speed * record.flops / record.tokens / (peak_speed * team.size) if peak_speed and speed else None
     found = {"peak_memory_bytes": int(peak), "cpu_seconds": cpu_seconds, "mfu": mfu}
@@ -140,18 +141,18 @@ def _record(
     return Record(**known, **figures)
 
 
-def _figures(result: Result) -> dict[str, Any]:
+def _figures(result: Result, materials: Materials) -> dict[str, Any]:
     progress = result.progress
     # A diverged run has no final validation loss; what it reached before stands in best_val_loss.
     status: Status = result.status
     val_loss = progress.val_loss if status != "diverged" else None
-    per_byte = result.val_bytes_per_token
+    usage = materials.stream.usage(progress.step)
     return {
         "val_loss": val_loss,
         "val_loss_stderr": progress.val_loss_stderr if val_loss is not None else None,
         "val_entropy": result.val_entropy,
         "val_excess_loss": _difference(val_loss, result.val_entropy),
-        "val_bits_per_byte": val_loss / math.log(2) / per_byte if val_loss is not None and per_byte else None,
+        "val_bits_per_byte": _bits(val_loss, result.val_bytes_per_token),
         "best_val_loss": progress.best_val_loss,
         "best_step": progress.best_step,
         "train_loss": progress.train_loss,
@@ -159,12 +160,32 @@ def _figures(result: Result) -> dict[str, Any]:
         "routing": progress.routing,
         "steps": progress.step,
         "tokens": progress.tokens,
+        "epochs": usage.epochs,
+        "unique_tokens": usage.unique_tokens,
+        "mixture": _by_part(materials, progress.step, progress.val_losses if val_loss is not None else None),
         "flops": float(progress.flops),
         "applications": progress.applications / progress.step if progress.step else None,
         "tokens_per_second": progress.tokens / progress.step_seconds if progress.step_seconds else None,
         "wall_seconds": progress.wall_seconds,
         "cpu_seconds": progress.cpu_seconds,
     }
+
+
+def _by_part(materials: Materials, steps: int, losses: Mapping[str, float] | None) -> dict[str, dict[str, Any]] | None:
+    """What a run read of each part of a mixture, and how it does on it; None for a single corpus."""
+    eval_set, usages = materials.eval_set, materials.stream.usage_of_parts(steps)
+    found: dict[str, dict[str, Any]] = {}
+    for part, size in zip(eval_set.parts, eval_set.bytes_of_parts, strict=True):
+        usage, loss = usages[part.name], (losses or {}).get(part.name)
+        loss = loss if loss is not None and math.isfinite(loss) else None
+        measured = {"val_loss": loss, "val_bits_per_byte": _bits(loss, size)}
+        found[part.name] = {"share": part.share, **asdict(usage), **measured}
+    return found or None
+
+
+def _bits(loss: float | None, bytes_per_token: float | None) -> float | None:
+    """A loss in nats per token as bits per byte of text."""
+    return loss / math.log(2) / bytes_per_token if loss is not None and bytes_per_token else None
 
 
 def _difference(loss: float | None, entropy: float | None) -> float | None:

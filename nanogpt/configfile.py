@@ -226,8 +226,10 @@ def build_config(layers: Layers, where: str) -> Config:
 
     The model's shape comes from the weights where the run starts from some.
     """
-    layers = layers.copy()
-    place = _filled_from_weights(layers, where)
+    place = None
+    if "init_from" in layers.tree:
+        layers = layers.copy()  # what the weights say is nothing that was said in a layer
+        place = _filled_from_weights(layers, where)
     tree = layers.settle(_DEFAULTS)
     tree.setdefault("train", {})
     try:

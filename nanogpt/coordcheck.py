@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nanogpt.config import Config, UserError, did_you_mean
 from nanogpt.config.trunks import Recurrent, Shared
-from nanogpt.data.opening import open_corpus
-from nanogpt.data.stream import TrainStream
+from nanogpt.data.opening import open_data
+from nanogpt.data.stream import Stream, make_stream
 from nanogpt.describe import describe, resolve
 from nanogpt.hardware import torch_device
 from nanogpt.model import GPT, build_model
@@ -159,12 +159,12 @@ def run_sweep(
     config = resolve(config)
     models = [(sweep, mode, size) for sweep in sweeps for mode in sweep.modes for size in sweep.sizes]
     configs = [sized(config, *model) for model in models]
-    corpus = open_corpus(config.data, config.runtime)
+    corpus = open_data(config.data, config.runtime)
     before()
     readings: list[Reading] = []
     for number, ((sweep, mode, size), one) in enumerate(zip(models, configs, strict=True), start=1):
         say(f"{number}/{len(models)}: {mode}, {KEYS[sweep.axis]}={size}")
-        stream = TrainStream(corpus, sweep.sequences, config.model.block_size, config.seed)
+        stream = make_stream(corpus, sweep.sequences, config.model.block_size, config.seed, config.data.sampling)
         for seed in range(config.seed, config.seed + sweep.seeds):
             seeded = one.model_copy(update={"seed": seed})
             readings += [
@@ -176,7 +176,7 @@ def run_sweep(
 
 
 def measure(
-    config: Config, stream: TrainStream, steps: int
+    config: Config, stream: Stream, steps: int
 ) -> Iterator[tuple[float | None, dict[str, tuple[float, float]]]]:
     """Train for `steps` steps; before each, and after the last, the training loss and (rms, change) by kind.
 

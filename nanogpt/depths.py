@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt.config import UserError
-from nanogpt.data.opening import open_corpus
+from nanogpt.data.opening import open_data
 from nanogpt.data.stream import make_eval_set
 from nanogpt.evaluate import Evaluation, evaluate
 from nanogpt.model import GPT
@@ -28,17 +28,19 @@ class DepthLoss:
     evaluation: Evaluation
 
 
-def losses_by_depth(run: Path, depths: Sequence[str] = (), device: str | None = None) -> Iterator[DepthLoss]:
+def losses_by_depth(run: Path | str, depths: Sequence[str] = (), device: str | None = None) -> Iterator[DepthLoss]:
     """The loss at the config's own evaluation depth, then at each of `depths`, on the run's own validation windows.
 
     Raises UserError, before anything is evaluated, for a depth that the trunk cannot take.
     """
     trained = load_trained(run, device)
     model, config = trained.model, trained.config
+    if trained.weights is not None:
+        raise UserError(f"eval: {run}: weights without a run have no corpus of their own: name one to evaluate on")
     for depth in depths:
         _check_depth(model, depth)
     where = next(model.parameters()).device
-    corpus = open_corpus(config.data, config.runtime)
+    corpus = open_data(config.data, config.runtime)
     eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
     autocast = autocast_for(str(config.train.precision), where)
 

@@ -10,7 +10,7 @@ from nanogpt.config import Config, UserError, run_id
 from nanogpt.config.ffns import Mixture, TopKMoE
 from nanogpt.config.model import Model
 from nanogpt.config.trunks import Stack
-from nanogpt.weights.resolving import init_from, vocab_size, weights_files
+from nanogpt.weights.resolving import init_from, starts_from, vocab_size, weights_files
 
 if TYPE_CHECKING:
     from nanogpt.data.opening import CorpusFacts
@@ -103,7 +103,7 @@ def describe(config: Config, corpus: "CorpusFacts | None" = None, elsewhere: boo
     `elsewhere` may name a device that this machine lacks.
     """
     corpus = corpus or _corpus_facts(config)
-    weights = weights_files(config)
+    weights = weights_files(config, corpus)
     config = _resolve(config, corpus, weights, elsewhere)
     facts = model_facts(config.model)
     steps = horizon_steps(config, facts, corpus.train_tokens)
@@ -148,7 +148,8 @@ def _describe_or_error(tree: Mapping[str, Any], elsewhere: bool) -> dict[str, An
 
 def resolve(config: Config) -> Config:
     """The config with every `auto` and every content hash filled in for this machine; resolving again is idle."""
-    return _resolve(config, _corpus_facts(config), weights_files(config))
+    corpus = _corpus_facts(config)
+    return _resolve(config, corpus, weights_files(config, corpus))
 
 
 def _corpus_facts(config: Config) -> "CorpusFacts":
@@ -158,6 +159,7 @@ def _corpus_facts(config: Config) -> "CorpusFacts":
 
 
 def _resolve(config: Config, corpus: "CorpusFacts", weights: Mapping[str, str], elsewhere: bool = False) -> Config:
+    from nanogpt.data.opening import with_content
     from nanogpt.hardware import check_experts, resolve_device, resolve_precision
 
     device, precision = config.runtime.device, str(config.train.precision)
@@ -170,25 +172,12 @@ def _resolve(config: Config, corpus: "CorpusFacts", weights: Mapping[str, str], 
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab_size(config, corpus.vocab_size)}),
-            "data": config.data.model_copy(update={"corpus": _with_content(config, corpus)}),
+            "data": config.data.model_copy(update={"corpus": with_content(config.data.corpus, corpus)}),
             "train": config.train.model_copy(update={"precision": precision}),
             "init_from": init_from(config, weights),
             "runtime": config.runtime.model_copy(update={"device": device}),
         }
     )
-
-
-def _with_content(config: Config, corpus: "CorpusFacts") -> Any:
-    section = config.data.corpus
-    if corpus.content is None:
-        return section
-    known = getattr(section, "content", None)
-    if known not in (None, corpus.content):
-        raise UserError(
-            f"data.corpus: the files' content is {corpus.content[:12]}, the config was made for {known[:12]}; "
-            "prepare the corpus again, or take out data.corpus.content"
-        )
-    return section.model_copy(update={"content": corpus.content})
 
 
 def tokens_per_step(config: Config) -> int:
@@ -344,6 +333,7 @@ def format_description(description: Description, missing: str = "") -> str:
             "model": f"{_depth(model)}, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}",
             "trunk": _trunk(d),
             "feed-forward": _feed_forward(model),
+            **starts_from(d.config),
             "corpus": f"{missing}; {model.vocab_size:,} kinds of tokens assumed"
             if missing
             else f"{d.config.data.corpus.kind}, {d.train_tokens:,} training tokens, {model.vocab_size:,} kinds",

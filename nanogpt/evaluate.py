@@ -1,6 +1,7 @@
 """Validation loss on a fixed set of windows, with its standard error."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,15 @@ Autocast = Callable[[], contextlib.AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nats per scored token; `stderr` takes each window as one draw, None where there is one."""
+    """Mean cross-entropy in nats per scored token; `stderr` takes each window as one draw, None where there is one.
+
+    Of a mixture the mean is that of its parts by their shares, and `parts` has the loss of each.
+    """
 
     loss: float
     stderr: float | None
     routing: list[dict[str, Any]] | None = None  # by application, over all windows; None where nothing is routed
+    parts: dict[str, float] | None = None
 
 
 @torch.no_grad()
@@ -55,6 +60,27 @@ def evaluate(model: GPT, eval_set: EvalSet, device: torch.device, autocast: Auto
     routing.reduce(team.add)
     model.train(was_training)
     sum_W, count_W = team.add(sum_W), (y_WT != UNSCORED).sum(dim=1).to(sum_W.dtype)
+    if eval_set.parts:
+        return _over_parts(sum_W, count_W, eval_set, routing.read(dead=True))
+    return Evaluation(*_mean(sum_W, count_W), routing.read(dead=True))
+
+
+def _mean(sum_W: torch.Tensor, count_W: torch.Tensor) -> tuple[float, float | None]:
+    """The mean over tokens, and its standard error over windows."""
     mean_W = sum_W / count_W
     stderr = float(mean_W.std(correction=1)) / len(mean_W) ** 0.5 if len(mean_W) > 1 else None
-    return Evaluation(float(sum_W.sum() / count_W.sum()), stderr, routing.read(dead=True))
+    return float(sum_W.sum() / count_W.sum()), stderr
+
+
+def _over_parts(
+    sum_W: torch.Tensor, count_W: torch.Tensor, eval_set: EvalSet, routing: list[dict[str, Any]] | None
+) -> Evaluation:
+    """The loss on a mixture: what its parts' losses come to by their shares. Their errors are independent."""
+    sizes = [part.windows for part in eval_set.parts]
+    found = [_mean(*rows) for rows in zip(sum_W.split(sizes), count_W.split(sizes), strict=True)]
+    shares = [part.share for part in eval_set.parts]
+    loss = sum(share * mean for share, (mean, _) in zip(shares, found, strict=True))
+    errors = [share * stderr for share, (_, stderr) in zip(shares, found, strict=True) if stderr is not None]
+    stderr = math.hypot(*errors) if len(errors) == len(found) else None
+    parts = {part.name: mean for part, (mean, _) in zip(eval_set.parts, found, strict=True)}
+    return Evaluation(loss, stderr, routing, parts)

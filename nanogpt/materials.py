@@ -7,8 +7,8 @@ from typing import Any
 from nanogpt import checkpoint
 from nanogpt.branch import load_trunk, offered_trunk
 from nanogpt.config import UserError
-from nanogpt.data.opening import OpenCorpus, open_corpus
-from nanogpt.data.stream import EvalSet, TrainStream, make_eval_set
+from nanogpt.data.opening import open_data
+from nanogpt.data.stream import EvalSet, Stream, make_eval_set, make_stream
 from nanogpt.describe import Description
 from nanogpt.weights.initial import initial_state
 
@@ -20,8 +20,7 @@ class Materials:
     `initial` holds the weights to begin with, by name; empty for a start from scratch, and once they are taken.
     """
 
-    corpus: OpenCorpus
-    stream: TrainStream
+    stream: Stream
     eval_set: EvalSet
     loaded: checkpoint.Loaded | None
     initial: dict[str, Any] = field(default_factory=dict)
@@ -36,8 +35,8 @@ def gather(description: Description, folder: Path, trunk: Path | None = None) ->
     or of another run, a branch that cannot be taken, and weights to start from that are not those of the config.
     """
     config = description.config
-    corpus = open_corpus(config.data, config.runtime)
-    stream = TrainStream(corpus, config.train.batch_size, config.model.block_size, config.seed)
+    corpus = open_data(config.data, config.runtime)
+    stream = make_stream(corpus, config.train.batch_size, config.model.block_size, config.seed, config.data.sampling)
     eval_set = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
     loaded = checkpoint.load_latest(folder)
     if loaded is not None and loaded.state["id"] != description.id:
@@ -48,4 +47,4 @@ def gather(description: Description, folder: Path, trunk: Path | None = None) ->
     initial: dict[str, Any] = {}
     if loaded is None and config.init_from != "scratch":
         initial = initial_state(config)
-    return Materials(corpus, stream, eval_set, loaded, initial)
+    return Materials(stream, eval_set, loaded, initial)

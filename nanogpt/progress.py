@@ -23,6 +23,7 @@ class Progress:
     train_loss: float | None = None
     val_loss: float | None = None
     val_loss_stderr: float | None = None
+    val_losses: dict[str, float] | None = None  # of a mixture's parts
     best_val_loss: float | None = None
     best_step: int | None = None
     routing: dict[str, Any] | None = None  # of the last evaluation, see nanogpt/routing.py:summary
@@ -41,9 +42,9 @@ class Progress:
         self.loss_sum, self.loss_count = 0.0, 0
         return self.train_loss
 
-    def note_evaluation(self, loss: float, stderr: float | None) -> bool:
+    def note_evaluation(self, loss: float, stderr: float | None, parts: dict[str, float] | None = None) -> bool:
         """Remember an evaluation; True when it is the lowest so far."""
-        self.val_loss, self.val_loss_stderr = loss, stderr
+        self.val_loss, self.val_loss_stderr, self.val_losses = loss, stderr, parts
         if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):
             self.best_val_loss, self.best_step = loss, self.step
             return True

@@ -48,6 +48,8 @@ class Record(BaseModel):
     diverged_at_step: int | None = None
     steps: int
     tokens: int
+    epochs: float | None = None
+    unique_tokens: int | None = None
     flops: float
     applications: float | None = None
     flops_per_token: int
@@ -66,6 +68,7 @@ class Record(BaseModel):
     factors: dict[str, Any] = {}
     parameters: dict[str, int]
     routing: dict[str, Any] | None = None
+    mixture: dict[str, dict[str, Any]] | None = None
     environment: dict[str, Any]
     error: dict[str, Any] | None = None
 

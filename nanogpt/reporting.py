@@ -9,6 +9,7 @@ from typing import Any
 from nanogpt.checkpoint import Loaded
 from nanogpt.describe import Description
 from nanogpt.record import Record
+from nanogpt.weights.resolving import starts_from
 
 QUIET_SECONDS = 1.0  # lines without an evaluation come at most this often
 
@@ -51,6 +52,9 @@ class Narrator:
             self._print(f"going on from step {loaded.file.step:,} of {loaded.file.path}")
         elif attempt > 1:
             self._print("starting from step 0: no earlier attempt left a checkpoint")
+        if loaded is None:
+            for weights in starts_from(self._description.config).values():
+                self._print(f"starting from the weights of {weights}")
 
     def line(self, line: dict[str, Any]) -> None:
         now = time.monotonic()

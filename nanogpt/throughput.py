@@ -116,8 +116,8 @@ class _Work:
     def __init__(self, config: Config, device: Any) -> None:
         import torch
 
-        from nanogpt.data.opening import open_corpus
-        from nanogpt.data.stream import Batch, TrainStream, make_eval_set
+        from nanogpt.data.opening import open_data
+        from nanogpt.data.stream import Batch, make_eval_set, make_stream
         from nanogpt.model import build_model
         from nanogpt.optim import build_optimizer
         from nanogpt.replica import spread
@@ -126,13 +126,15 @@ class _Work:
         from nanogpt.train import autocast_for
 
         self.config, self.device, self.done = config, device, 0
-        corpus = open_corpus(config.data, config.runtime)
-        self.stream = TrainStream(corpus, config.train.batch_size, config.model.block_size, config.seed)
+        corpus = open_data(config.data, config.runtime)
+        self.stream = make_stream(
+            corpus, config.train.batch_size, config.model.block_size, config.seed, config.data.sampling
+        )
         whole = make_eval_set(corpus, config.model.block_size, config.train.eval_tokens)
         windows = max(1, min(len(whole.batch.x_BT), EVALUATED_TOKENS // config.model.block_size))
         self.evaluations_in_whole = len(whole.batch.x_BT) / windows
         part = Batch(whole.batch.x_BT[:windows], whole.batch.y_BT[:windows])
-        self.eval_set = replace(whole, batch=part)
+        self.eval_set = replace(whole, batch=part, parts=())
         torch.manual_seed(config.seed)
         self.autocast = autocast_for(config.train.precision, device)
         self.model = build_model(config, device)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from nanogpt.config import Config
+from nanogpt.data.prefetch import Prefetcher
 from nanogpt.data.stream import Batch
 from nanogpt.describe import Description
 from nanogpt.evaluate import Autocast, evaluate
@@ -125,12 +126,11 @@ def train(
     def result(status: Literal["completed", "diverged", "interrupted"]) -> Result:
         clock.update()
         failed_at = progress.step if status == "diverged" else None
-        return Result(
-            status, progress, eval_set.entropy, materials.corpus.val_bytes_per_token, resumed_from, branch, failed_at
-        )
+        return Result(status, progress, eval_set.entropy, eval_set.bytes_per_token, resumed_from, branch, failed_at)
 
     lines = attempt_folder(folder, attempt) / "history.jsonl"
-    with HistoryWriter(lines if team.leads else Path(os.devnull), earlier) as history:
+    prefetcher = Prefetcher(stream.batch, progress.step, horizon)
+    with HistoryWriter(lines if team.leads else Path(os.devnull), earlier) as history, prefetcher as batches:
         line_tokens, line_seconds = progress.tokens, progress.step_seconds
         while progress.step < horizon:
             if team.any(bool(stop)):
@@ -142,7 +142,7 @@ def train(
             set_learning_rate(optimizer, learning_rate)
             probes.enabled = _falls_on(settings.probe_interval, progress.step + 1)
             model.at_step(progress.step)
-            batch = stream.batch(progress.step)
+            batch = batches.batch(progress.step)
             accumulate = functools.partial(
                 accumulate_gradients,
                 replica,
@@ -197,9 +197,10 @@ def train(
                 if evaluating:
                     evaluation = evaluate(model, eval_set, device, autocast, team)
                     line["val_loss"] = evaluation.loss
+                    line["val_losses"] = evaluation.parts
                     line["val_routing"] = evaluation.routing
                     progress.routing = summary(line["routing"], evaluation.routing)
-                    best = progress.note_evaluation(evaluation.loss, evaluation.stderr)
+                    best = progress.note_evaluation(evaluation.loss, evaluation.stderr, evaluation.parts)
                 history.write(line)
                 if team.leads:
                     say(line)

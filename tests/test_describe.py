@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nanogpt.config import Config, UserError, run_id
-from nanogpt.data import corpora
+from nanogpt.data import opening
 from nanogpt.data.opening import CorpusFacts
 from nanogpt.describe import (
     _kept_by_autograd,
@@ -38,7 +38,7 @@ def stub_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     found = CorpusFacts(50, 64_000, 6_400, content=CONTENT, files={"train.bin": "f" * 64})
     embedded = CorpusFacts(50, 64_000, 6_400)
     kinds = {"zipf_mixture": embedded, "bin": found, "shakespeare_char": found}
-    monkeypatch.setattr(corpora, "facts", lambda data, runtime: kinds[data.corpus.kind])
+    monkeypatch.setattr(opening, "facts", lambda data, runtime: kinds[data.corpus.kind])
 
 
 def make(**sections: Any) -> Config:

@@ -1,8 +1,8 @@
 """The `data` section: which corpus. A corpus is identified by its content, never by where it lies."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from nanogpt.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section, Shorthand
 
@@ -33,19 +33,72 @@ class ShakespeareChar(Section):
 
 
 class BinFolder(Section):
-    """Any folder with nanoGPT's train.bin and val.bin (uint16) and a meta.json or meta.pkl."""
+    """A folder of token files: a prepared corpus, nanoGPT's train.bin and val.bin, or other people's shards.
+
+    `path` is the folder, or its name below the data directory, with or without the tokenizer at its end.
+    """
 
     kind: Literal["bin"] = "bin"
     path: str
-    content: str | None = Field(None, description="sha256 of the files' manifest; filled in when resolved.")
+    content: str | None = Field(None, description="sha256 of the tokens' files; filled in when resolved.")
+
+
+class CorpusShorthand(Shorthand):
+    """`corpus: zipf_mixture` names a kind; any other text is a folder: `corpus: wikitext-2`."""
+
+    def expand(self, value: Any) -> Any:
+        return super().expand(named_corpus(value))
+
+
+KINDS = ("zipf_mixture", "shakespeare_char", "bin", "mixture")
+
+
+def named_corpus(value: Any) -> Any:
+    """The corpus that a text stands for; anything else, and the name of a kind, stays as it is."""
+    return {"kind": "bin", "path": value} if isinstance(value, str) and value not in KINDS else value
+
+
+SingleCorpus = Annotated[
+    ZipfMixture | ShakespeareChar | BinFolder, Field(discriminator="kind"), CorpusShorthand("kind", "zipf_mixture")
+]
+
+
+class MixturePart(Section):
+    """One corpus of a mixture and its share of the sequences, in proportion to the other parts' weights."""
+
+    corpus: SingleCorpus
+    weight: PositiveFloat = 1.0
+
+
+def _parts(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"expected a list of {{corpus: ..., weight: ...}}, got {value!r}")
+    return tuple(value)
+
+
+class Mixture(Section):
+    """Several corpora in one tokenizer: every batch has its sequences from each in proportion to the weights."""
+
+    kind: Literal["mixture"] = "mixture"
+    parts: Annotated[tuple[MixturePart, ...], BeforeValidator(_parts), Field(min_length=1, max_length=1000)]
 
 
 Corpus = Annotated[
-    ZipfMixture | ShakespeareChar | BinFolder, Field(discriminator="kind"), Shorthand("kind", "zipf_mixture")
+    ZipfMixture | ShakespeareChar | BinFolder | Mixture,
+    Field(discriminator="kind"),
+    CorpusShorthand("kind", "zipf_mixture"),
 ]
 
 
 class Data(Section):
-    """What the model reads."""
+    """What the model reads, and in which order."""
 
     corpus: Corpus = ZipfMixture()
+    tokenizer: str | None = Field(
+        None, description="Which of a corpus's prepared folders is meant, NAME.TOKENIZER; default gpt2."
+    )
+    sampling: Literal["random", "shuffled"] = Field(
+        "random",
+        description="random: windows anywhere, drawn with replacement, as nanoGPT does; shuffled: each window once per "
+        "epoch, shard by shard in a new order.",
+    )

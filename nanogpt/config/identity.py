@@ -14,7 +14,11 @@ COOLDOWN_KEYS = ("decay_iters", "cooldown", "min_lr")
 
 # A field added after ids were first published stands here with the value that older runs had, under its dotted name.
 # It is left out of the canonical form while it has that value, so that old ids survive.
-LATER_FIELDS: dict[str, Any] = {"optimizer.ns_precision": "bf16", "parametrization.base_loops": None}
+LATER_FIELDS: dict[str, Any] = {
+    "optimizer.ns_precision": "bf16",
+    "parametrization.base_loops": None,
+    "data.sampling": "random",
+}
 
 
 def canonical_json(value: Any) -> str:
@@ -26,9 +30,13 @@ def identity(config: Config) -> dict[str, Any]:
     """The identity part of a validated config with every default written out.
 
     The micro-batch enters only where it changes the result, see `why_cut_matters`.
-    A `bin` corpus is known by its content, not by its path, and weights to start from by their sha256.
+    A `bin` corpus is known by its content, not by its path, nor by the tokenizer that helped to find it; weights to
+    start from by their sha256.
     """
     tree = config.model_dump(mode="json", exclude={"runtime"})
+    tree["data"].pop("tokenizer")
+    for part in tree["data"]["corpus"].get("parts", []):
+        part["corpus"].pop("path", None)
     tree["data"]["corpus"].pop("path", None)
     if config.init_from != "scratch":
         tree["init_from"].pop("weights")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from nanogpt.config.aliases import ALIASES
+from nanogpt.config.data import named_corpus
 from nanogpt.config.errors import UserError
 from nanogpt.config.keys import default_kinds, known_paths, resolve_key
 from nanogpt.config.model import kind_of
@@ -13,6 +14,7 @@ from nanogpt.config.training import HORIZONS
 from nanogpt.config.trunks import COUNT_THEIR_OWN
 
 Path = tuple[str, ...]
+CORPUS = ("data", "corpus")
 
 
 @dataclass
@@ -101,6 +103,7 @@ class Layers:
         self, node: dict[str, Any], path: Path, value: Any, source: Path, where: Mapping[Path, str], place: str
     ) -> None:
         key, place = path[-1], where.get(source, place)
+        value = named_corpus(value) if path == CORPUS else value
         self.places.pop(path, None)  # laid again: moves to the end, so that the order says what came last
         self.places[path] = place
         old = node.get(key)

@@ -1,5 +1,6 @@
 """`init_from`: scratch, or weights by where they are to be had and by their sha256."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -49,10 +50,17 @@ InitFrom = Annotated[
 ]
 
 
+@functools.cache
+def _adapter() -> TypeAdapter[Any]:
+    return TypeAdapter(InitFrom)
+
+
 def asked_weights(value: Any) -> Weights | None:
     """The weights that an `init_from` not yet validated names; None for scratch and for what validation refuses."""
+    if value in (None, "scratch"):
+        return None
     try:
-        found = TypeAdapter(InitFrom).validate_python(value)
+        found = _adapter().validate_python(value)
     except ValidationError:
         return None
     return found if isinstance(found, Weights) else None

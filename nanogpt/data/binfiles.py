@@ -14,6 +14,7 @@ from nanogpt.record import read_json, replacing, to_json, write_atomic
 
 SPLITS = ("train", "val")
 NANOGPT_VOCAB = 50304  # nanoGPT takes its padded GPT-2 vocabulary for a folder without a meta file
+MOST_KINDS = 2**31  # of tokens
 
 
 def write_tokens(path: Path, tokens: NDArray[Any]) -> None:
@@ -39,6 +40,11 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     write_atomic(folder / "meta.json", to_json(meta))
 
 
+def has_meta(folder: Path) -> bool:
+    """Whether a meta file says what the tokens are."""
+    return (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """The folder's meta.json, else its meta.pkl (read without executing anything in it), else nanoGPT's default."""
     if (folder / "meta.json").exists():
@@ -48,8 +54,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     else:
         meta = {"vocab_size": NANOGPT_VOCAB}
     size = meta.get("vocab_size")
-    if not isinstance(size, int) or not 0 < size <= 65536:
-        raise UserError(f"{folder}: meta file: vocab_size: expected a whole number up to 65536, got {size!r}")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MOST_KINDS:
+        raise UserError(f"{folder}: meta file: vocab_size: expected a whole number up to {MOST_KINDS}, got {size!r}")
     return meta
 
 

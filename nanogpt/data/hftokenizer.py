@@ -41,8 +41,9 @@ def read_hf(content: Mapping[str, Any], place: Path) -> Bpe:
 
 def _bpe(content: Mapping[str, Any]) -> Bpe:
     model = content["model"]
-    if model.get("type") != "BPE":
-        raise ValueError(f"this is a {model.get('type')} model")
+    kind = model.get("type", "BPE" if "merges" in model else "nameless")  # older files do not say
+    if kind != "BPE":
+        raise ValueError(f"this is a {kind} model")
     if content.get("normalizer"):
         raise ValueError(f"this changes texts first ({content['normalizer'].get('type')})")
     pattern = _pattern(content.get("pre_tokenizer") or {})
@@ -90,7 +91,10 @@ def write_hf(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def hf_content(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of a tokenizer.json that gives the ids of one of our tokenizers."""
+    """The content of a tokenizer.json that gives the ids of one of our tokenizers.
+
+    Raises UserError for ranks that no merges give: a trained BPE has none such, a file of ranks may.
+    """
     if isinstance(tokenizer, Bpe):
         return _of_bpe(tokenizer)
     if isinstance(tokenizer, Bytes):
@@ -104,7 +108,10 @@ def hf_content(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _of_bpe(tokenizer: Bpe) -> dict[str, Any]:
-    merges = [[_written(part) for part in pair] for pair in merges_of(tokenizer.ranks)]
+    try:
+        merges = [[_written(part) for part in pair] for pair in merges_of(tokenizer.ranks)]
+    except ValueError as error:
+        raise UserError(f"{tokenizer.name}: cannot be written in Hugging Face's layout: {error}") from None
     vocabulary = {_written(token): rank for rank, token in enumerate(tokenizer.ranks)} | tokenizer.specials
     if tokenizer.pattern == GPT2_PATTERN:
         cutting: dict[str, Any] = _BYTES | {"use_regex": True}
@@ -135,7 +142,10 @@ def _written(token: bytes) -> str:
 
 
 def merges_of(ranks: Ranks) -> list[tuple[bytes, bytes]]:
-    """The pair that each token beyond the bytes is merged from, in the order of the ranks."""
+    """The pair that each token beyond the bytes is merged from, in the order of the ranks.
+
+    Raises ValueError for a token that its own bytes never become, because merges of smaller rank come in between.
+    """
     rank_of = {token: rank for rank, token in enumerate(ranks)}
     pairs = []
     for rank, token in enumerate(ranks):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,49 +10,87 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanogpt.config.data import BinFolder, Data, ShakespeareChar, ZipfMixture
+from nanogpt.config.data import (
+    KINDS,
+    BinFolder,
+    Data,
+    Mixture,
+    ShakespeareChar,
+    SingleCorpus,
+    ZipfMixture,
+)
 from nanogpt.config.diskfull import os_reason
-from nanogpt.config.errors import UserError
+from nanogpt.config.errors import UserError, did_you_mean
 from nanogpt.config.identity import canonical_json
 from nanogpt.config.runtime import Runtime
 from nanogpt.data import zipf
-from nanogpt.data.binfiles import NANOGPT_VOCAB, SPLITS, file_sha256, read_meta, read_tokens, write_meta, write_tokens
+from nanogpt.data.binfiles import NANOGPT_VOCAB, file_sha256, read_meta, write_meta, write_tokens
+from nanogpt.data.folders import GPT2, CorpusFiles, MissingCorpus, find_files, holds_corpus
+from nanogpt.data.manifest import MANIFEST
+from nanogpt.data.scanned import scan
+from nanogpt.data.shards import Shards, Tokens
+from nanogpt.data.tokensizes import token_sizes
+
+__all__ = ["MissingCorpus"]
 
 SHAKESPEARE_CHARACTERS = 65
+SCANS = ".scans"  # in the data directory: what reading large files of other makers told
 
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """What a run needs to know before it starts. `content` fingerprints prepared files; `files` says which they are."""
+    """What a run needs to know before it starts. `content` fingerprints prepared files; `files` says which they are.
+
+    `tokenizer` and its `fingerprint` are None where they are not known. A mixture has `parts` and no content.
+    """
 
     vocab_size: int
     train_tokens: int
     val_tokens: int
     content: str | None = None
     files: dict[str, str] = field(default_factory=dict)
+    tokenizer: str | None = None
+    fingerprint: str | None = None
+    parts: tuple["CorpusFacts", ...] = ()
 
 
 @dataclass(frozen=True)
 class OpenCorpus:
-    """The two splits as one-dimensional uint16 arrays, and how windows may be cut from them.
+    """The splits as sequences of token ids, and how windows may be cut from them.
 
     `document` is the length of the independent documents that windows must not cross (None: the text is one piece).
     Targets with fewer than `min_context` predecessors in the block are not scored. `log_prob(window)` gives the true
-    ln P of the scored targets of [..., T + 1] tokens where the source is known. `val_bytes_per_token` is None where
-    bits per byte mean nothing.
+    ln P of the scored targets of [..., T + 1] tokens where the source is known. `bytes_V` is the size of each token's
+    text in UTF-8, 0 for those without one, and `val_bytes_per_token` its mean where no more is known; both are None
+    where bits per byte mean nothing.
     """
 
     vocab_size: int
-    train: NDArray[np.uint16]
-    val: NDArray[np.uint16]
+    train: Tokens
+    val: Tokens
     document: int | None = None
     min_context: int = 1
     log_prob: Callable[[NDArray[Any]], NDArray[np.float64]] | None = None
     val_bytes_per_token: float | None = None
+    bytes_V: NDArray[np.int64] | None = None
+    test: Tokens | None = None
 
 
-class MissingCorpus(UserError):
-    """The corpus has not been prepared, or lies elsewhere."""
+@dataclass(frozen=True)
+class OpenPart:
+    """One corpus of a mixture: what it is called, and its share of the sequences; the shares add up to 1."""
+
+    name: str
+    share: float
+    corpus: OpenCorpus
+
+
+@dataclass(frozen=True)
+class OpenMixture:
+    """Several corpora in one vocabulary, which every batch draws on."""
+
+    vocab_size: int
+    parts: tuple[OpenPart, ...]
 
 
 def assumed_facts(data: Data) -> CorpusFacts:
@@ -71,50 +109,200 @@ def data_root(runtime: Runtime) -> Path:
 
 
 def facts(data: Data, runtime: Runtime) -> CorpusFacts:
-    """What is known of a corpus. Raises UserError when it has to be prepared first."""
-    corpus = data.corpus
+    """What is known of a corpus. Raises UserError when it has to be prepared first, or its files are damaged."""
+    if not isinstance(data.corpus, Mixture):
+        return _single_facts(data.corpus, data.tokenizer, runtime)
+    parts = tuple(_single_facts(part.corpus, data.tokenizer, runtime) for part in data.corpus.parts)
+    _check_mixture(data.corpus, parts)
+    first = parts[0]
+    return CorpusFacts(
+        max(part.vocab_size for part in parts),
+        sum(part.train_tokens for part in parts),
+        sum(part.val_tokens for part in parts),
+        files={name: digest for part in parts for name, digest in part.files.items()},
+        tokenizer=first.tokenizer,
+        fingerprint=first.fingerprint,
+        parts=parts,
+    )
+
+
+def _single_facts(corpus: SingleCorpus, tokenizer: str | None, runtime: Runtime) -> CorpusFacts:
     if isinstance(corpus, ZipfMixture):
         train, val = (-(-n // zipf.DOCUMENT) * zipf.DOCUMENT for n in (corpus.train_tokens, corpus.val_tokens))
-        return CorpusFacts(corpus.alphabet_size, train, val)
-    return _folder_facts(corpus_folder(corpus, runtime))
+        return CorpusFacts(corpus.alphabet_size, train, val, tokenizer="zipf_mixture")
+    return _folder_facts(_find(corpus, tokenizer, runtime), data_root(runtime) / SCANS)
+
+
+def _check_mixture(mixture: Mixture, parts: tuple[CorpusFacts, ...]) -> None:
+    """The same number must mean the same text in every part."""
+    names = part_names(mixture)
+    for number, part in enumerate(parts[1:], start=1):
+        if not _one_tokenizer(parts[0], part):
+            first, other = (
+                f"{names[each]} ({parts[each].tokenizer or 'tokens of an unknown kind'}, "
+                f"{parts[each].vocab_size:,} kinds)"
+                for each in (0, number)
+            )
+            raise UserError(
+                f"data.corpus.parts: {first} and {other} are in two tokenizers; prepare them with the same one"
+            )
+
+
+def _one_tokenizer(one: CorpusFacts, other: CorpusFacts) -> bool:
+    if one.fingerprint and other.fingerprint:
+        return one.fingerprint == other.fingerprint
+    same_size = one.vocab_size == other.vocab_size or one.tokenizer == other.tokenizer == GPT2  # which some pad
+    return one.tokenizer == other.tokenizer and same_size
+
+
+def part_names(mixture: Mixture) -> list[str]:
+    """What the parts of a mixture are called: their folders' names or kinds, numbered where two have one."""
+    names = [Path(part.corpus.path).name if isinstance(part.corpus, BinFolder) else part.corpus.kind
+             for part in mixture.parts]  # fmt: skip
+    return [name if names.count(name) == 1 else f"{name}#{number}" for number, name in enumerate(names, start=1)]
+
+
+def open_data(data: Data, runtime: Runtime) -> OpenCorpus | OpenMixture:
+    """Open what a model reads, one corpus or a mixture. Raises UserError for missing files."""
+    if not isinstance(data.corpus, Mixture):
+        return open_corpus(data, runtime)
+    whole = facts(data, runtime)
+    total = sum(part.weight for part in data.corpus.parts)
+    parts = tuple(
+        OpenPart(name, part.weight / total, _open(part.corpus, data.tokenizer, runtime))
+        for name, part in zip(part_names(data.corpus), data.corpus.parts, strict=True)
+    )
+    return OpenMixture(whole.vocab_size, parts)
 
 
 def open_corpus(data: Data, runtime: Runtime) -> OpenCorpus:
-    """Open a corpus for training; an embedded one is generated on first use. Raises UserError for missing files."""
-    corpus = data.corpus
+    """Open one corpus; an embedded one is generated on first use. Raises UserError for missing files, and a mixture."""
+    if isinstance(data.corpus, Mixture):
+        raise UserError(f"data.corpus: a mixture of {', '.join(part_names(data.corpus))}; expected one corpus")
+    return _open(data.corpus, data.tokenizer, runtime)
+
+
+def _open(corpus: SingleCorpus, tokenizer: str | None, runtime: Runtime) -> OpenCorpus:
     if isinstance(corpus, ZipfMixture):
         return _open_zipf(corpus, data_root(runtime))
-    folder = corpus_folder(corpus, runtime)
-    found = _folder_facts(folder)
+    files = _find(corpus, tokenizer, runtime)
+    found = _folder_facts(files, data_root(runtime) / SCANS)
     if corpus.content not in (None, found.content):
-        raise UserError(f"{folder}: its content has changed since this run was set up; prepare it again, or start anew")
-    train, val = (read_tokens(folder / f"{split}.bin") for split in SPLITS)
-    return OpenCorpus(found.vocab_size, train, val, val_bytes_per_token=read_meta(folder).get("val_bytes_per_token"))
+        raise UserError(
+            f"{files.folder}: its content has changed since this run was set up; prepare it again, or start anew"
+        )
+    splits = {split: Shards(paths) for split, paths in files.splits.items()}
+    return OpenCorpus(
+        found.vocab_size,
+        splits["train"],
+        splits["val"],
+        val_bytes_per_token=_mean_bytes(files),
+        bytes_V=token_sizes(files),
+        test=splits.get("test"),
+    )
 
 
-def corpus_folder(corpus: ShakespeareChar | BinFolder, runtime: Runtime) -> Path:
-    """Where the prepared files of a corpus lie."""
+def _mean_bytes(files: CorpusFiles) -> float | None:
+    if files.manifest is None:
+        return read_meta(files.folder).get("val_bytes_per_token")
+    val = files.manifest.splits["val"]
+    return val.text_bytes / val.tokens or None
+
+
+def corpus_folder(corpus: SingleCorpus | Mixture, runtime: Runtime, tokenizer: str | None = None) -> Path:
+    """Where the files of a corpus lie; of a mixture, those of its first part.
+
+    A folder may be given by its path, or by its name below the data directory; NAME also means the NAME.TOKENIZER that
+    `prepare` makes, with GPT-2's tokens unless `tokenizer` (`data.tokenizer`) names others.
+    """
+    if isinstance(corpus, Mixture):
+        return corpus_folder(corpus.parts[0].corpus, runtime, tokenizer)
+    if isinstance(corpus, ZipfMixture):
+        return zipf_folder(corpus, data_root(runtime))
     if isinstance(corpus, ShakespeareChar):
         return data_root(runtime) / "shakespeare_char"
-    given = Path(corpus.path).expanduser()
-    return given if given.is_dir() else data_root(runtime) / given
+    places = list(_places(corpus.path, runtime, tokenizer))
+    below = data_root(runtime) / Path(corpus.path).expanduser()
+    return next((place for place in places if holds_corpus(place)), next(filter(Path.is_dir, places), below))
 
 
-def _folder_facts(folder: Path) -> CorpusFacts:
-    paths = {split: folder / f"{split}.bin" for split in SPLITS}
-    missing = [path.name for path in paths.values() if not path.exists()]
-    if missing:
-        prepare = "; run `python -m nanogpt prepare shakespeare_char`" if folder.name == "shakespeare_char" else ""
-        raise MissingCorpus(f"{folder}: no corpus there ({' and '.join(missing)} missing){prepare}")
-    vocab_size = read_meta(folder)["vocab_size"]
-    for path in paths.values():
-        largest = int(read_tokens(path).max())
-        if largest >= vocab_size:
-            raise UserError(f"{path}: holds the token {largest}, outside its vocabulary of {vocab_size} tokens")
-    hashes = {str(path): file_sha256(path) for path in paths.values()}
-    content = canonical_json({"files": list(hashes.values()), "vocab_size": vocab_size})
-    train, val = (len(read_tokens(path)) for path in paths.values())
-    return CorpusFacts(vocab_size, train, val, hashlib.sha256(content.encode()).hexdigest(), hashes)
+def _places(path: str, runtime: Runtime, tokenizer: str | None) -> Iterator[Path]:
+    """In the order of preference; a tokenizer that was asked for comes before a folder that may have another."""
+    given = Path(path).expanduser()
+    exact = list(dict.fromkeys([given, data_root(runtime) / given]))
+    name = (tokenizer or GPT2).removesuffix("_base")
+    endings = [f".{name}", f".{name}_base"]
+    prepared = [place.with_name(place.name + ending) for place in exact if place.name for ending in endings]
+    yield from (*prepared, *exact) if tokenizer else (*exact, *prepared)
+
+
+def _find(corpus: ShakespeareChar | BinFolder, tokenizer: str | None, runtime: Runtime) -> CorpusFiles:
+    folder = corpus_folder(corpus, runtime, tokenizer)
+    if isinstance(corpus, BinFolder) and not folder.is_dir():
+        raise MissingCorpus(f"{folder}: no corpus there{_nearest(corpus.path, runtime, tokenizer)}")
+    files = find_files(folder)
+    if tokenizer is not None and files.tokenizer is not None:
+        asked, there = (name.removesuffix("_base") for name in (tokenizer, files.tokenizer))
+        if asked != there:
+            raise UserError(f"data.tokenizer: {tokenizer}: {folder} holds tokens of {files.tokenizer}")
+    return files
+
+
+def _nearest(path: str, runtime: Runtime, tokenizer: str | None) -> str:
+    """A misspelt name, or a corpus that is there with another tokenizer's tokens."""
+    root = data_root(runtime)
+    there = sorted(entry.name for entry in root.iterdir() if holds_corpus(entry)) if root.is_dir() else []
+    others = [name.removeprefix(f"{path}.") for name in there if name.startswith(f"{path}.")]
+    if others:
+        return f"; it is prepared with {', '.join(others)}: set data.tokenizer to {' or '.join(others)}"
+    hint = did_you_mean(path, [*KINDS, *there, *(name.rpartition(".")[0] for name in there if "." in name)])
+    if "did you mean" in hint:
+        return hint
+    if "/" in path:
+        return ""
+    return f", nor a {path}.{tokenizer or GPT2}; `python -m nanogpt prepare {path}` makes one"
+
+
+def _folder_facts(files: CorpusFiles, scans: Path) -> CorpusFacts:
+    train, val = files.tokens("train"), files.tokens("val")
+    known = (files.tokenizer, files.fingerprint)
+    if files.manifest is not None:
+        made = files.folder / MANIFEST
+        digests = {str(made): file_sha256(made)}
+        return CorpusFacts(files.vocab_size, train, val, files.manifest.content, digests, *known)
+    paths = [file for split in ("train", "val") for file in files.splits[split]]
+    found = scan(paths, scans)
+    for file, each in zip(paths, found, strict=True):
+        if each.largest >= files.vocab_size:
+            raise UserError(
+                f"{file.path}: holds the token {each.largest}, outside its vocabulary of {files.vocab_size} tokens"
+            )
+    hashes = {str(file.path): each.sha256 for file, each in zip(paths, found, strict=True)}
+    content: dict[str, Any] = {"files": list(hashes.values()), "vocab_size": files.vocab_size}
+    if len(paths) > 2:  # of one file each, the order tells which is which
+        content["train_files"] = len(files.splits["train"])
+    digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return CorpusFacts(files.vocab_size, train, val, digest, hashes, *known)
+
+
+def with_content(section: Any, corpus: CorpusFacts) -> Any:
+    """A corpus's section with the content that its files have; a mixture's with that of each part.
+
+    Raises UserError for one that was made for another content.
+    """
+    if corpus.parts:
+        parts = zip(section.parts, corpus.parts, strict=True)
+        filled = [part.model_copy(update={"corpus": with_content(part.corpus, one)}) for part, one in parts]
+        return section.model_copy(update={"parts": tuple(filled)})
+    if corpus.content is None:
+        return section
+    known = getattr(section, "content", None)
+    if known not in (None, corpus.content):
+        raise UserError(
+            f"data.corpus: the files' content is {corpus.content[:12]}, the config was made for {known[:12]}; "
+            "prepare the corpus again, or take out data.corpus.content"
+        )
+    return section.model_copy(update={"content": corpus.content})
 
 
 def zipf_folder(corpus: ZipfMixture, root: Path) -> Path:
@@ -126,11 +314,11 @@ def zipf_folder(corpus: ZipfMixture, root: Path) -> Path:
 def _open_zipf(corpus: ZipfMixture, root: Path) -> OpenCorpus:
     folder = generate_zipf(corpus, root)
     process = zipf.make_process(corpus)
-    train, val = (read_tokens(folder / f"{split}.bin") for split in SPLITS)
+    found = find_files(folder)
     return OpenCorpus(
         corpus.alphabet_size,
-        train,
-        val,
+        Shards(found.splits["train"]),
+        Shards(found.splits["val"]),
         document=zipf.DOCUMENT,
         min_context=corpus.lags,
         log_prob=lambda window: zipf.log_prob(process, window),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nanogpt import __version__
-from nanogpt.config import UserError, os_reason
+from nanogpt.config import UserError, os_reason, run_id
 from nanogpt.data.alphabets import Tokenizer
 from nanogpt.data.hftokenizer import write_hf
 from nanogpt.trained import Trained
@@ -49,9 +49,13 @@ def export(trained: Trained, folder: Path, dtype: str = "float32", vocab_size: i
     tokenizer, notes = _tokenizer(trained)
     flat = flattened(trained.model, _vocabulary(trained, tokenizer, vocab_size))
     tensors = {name: _cast(name, tensor, dtype) for name, tensor in layout.to_theirs(flat).items()}
-    contents = {CONFIG: config_json(layout, flat, tokenizer, dtype), "generation_config.json": _ends(tokenizer)}
+    origin = {"version": __version__, "run": run_id(trained.config), "step": trained.step}
+    contents = {
+        CONFIG: config_json(layout, flat, tokenizer, dtype) | {"nanogpt_scaling": origin},
+        "generation_config.json": _ends(tokenizer),
+    }
     with _whole(folder) as draft:
-        write_safetensors(draft / SAFETENSORS, tensors, _origin(trained))
+        write_safetensors(draft / SAFETENSORS, tensors)
         for name, content in contents.items():
             (draft / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
@@ -115,10 +119,6 @@ def _cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     return found
 
 
-def _origin(trained: Trained) -> dict[str, str]:
-    return {"made_by": f"nanogpt-scaling {__version__}", "source": trained.name, "step": str(trained.step)}
-
-
 def _check_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"export: {folder}: not empty; give a new folder, nothing is written over")
@@ -134,7 +134,10 @@ def _whole(folder: Path) -> Iterator[Path]:
         raise UserError(f"export: {folder}: cannot be made: {os_reason(error, folder)}") from None
     try:
         yield draft
-        draft.chmod(0o777 & ~_umask())
+        mask = _umask()
+        draft.chmod(0o777 & ~mask)
+        for file in draft.iterdir():  # safetensors makes its own for nobody else
+            file.chmod(0o666 & ~mask)
         if folder.is_dir():
             folder.rmdir()
         os.replace(draft, folder)

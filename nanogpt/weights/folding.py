@@ -15,6 +15,7 @@ Applications of shared blocks become blocks of their own, with copies of the wei
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nanogpt.config.trunks import Stack
@@ -47,25 +48,38 @@ def _outside(gpt: GPT, vocab_size: int) -> Tensors:
     """Embeddings, the final norm, and a head where one tensor cannot be both."""
     enters, leaves = gpt.rules.input_multiplier, gpt.rules.output_multiplier
     table = gpt.embedding.weight.detach()[:vocab_size]
-    tensors = {"embedding.weight": table * enters}
+    tensors = {"embedding.weight": _times(table, enters)}
     if gpt.position is not None:
-        tensors["position.weight"] = gpt.position.weight.detach() * enters
+        tensors["position.weight"] = _times(gpt.position.weight.detach(), enters)
     tensors |= {f"final_norm.{name}": tensor for name, tensor in gpt.final_norm.state_dict().items()}
     if gpt.head is not None:
-        tensors["head.weight"] = gpt.head.weight.detach()[:vocab_size] * leaves
+        tensors["head.weight"] = _times(gpt.head.weight.detach()[:vocab_size], leaves)
     elif enters != leaves:
-        tensors["head.weight"] = table * leaves
+        tensors["head.weight"] = _times(table, leaves)
     return tensors
 
 
 def _folded(name: str, tensor: Tensor, gpt: GPT) -> Tensor:
     if name in BRANCH_ENDS:
-        return tensor * gpt.rules.residual_multiplier
-    if name in QKV:
+        return _times(tensor, gpt.rules.residual_multiplier)
+    if name in QKV and not _is_one(scale := _query_scale(gpt)):
         queries = gpt.config.n_head * gpt.config.head_size
-        tensor = tensor.clone()
-        tensor[:queries] *= gpt.rules.attention_scale * math.sqrt(gpt.config.head_size)
+        tensor = torch.cat((tensor[:queries] * scale, tensor[queries:]))
     return tensor
+
+
+def _query_scale(gpt: GPT) -> float:
+    return gpt.rules.attention_scale * math.sqrt(gpt.config.head_size)
+
+
+def _times(tensor: Tensor, factor: float) -> Tensor:
+    """Without a copy where there is nothing to do: models are large."""
+    return tensor if _is_one(factor) else tensor * factor
+
+
+def _is_one(factor: float) -> bool:
+    """1 / sqrt(K) times sqrt(K) rounds to something else."""
+    return math.isclose(factor, 1.0, rel_tol=1e-12)
 
 
 def _notes(gpt: GPT, flat: Any, vocab_size: int) -> list[str]:
@@ -75,12 +89,11 @@ def _notes(gpt: GPT, flat: Any, vocab_size: int) -> list[str]:
         which = f"{unique} blocks" if unique > 1 else "1 block"
         notes.append(f"trunk {model.trunk.kind} unrolled: {which} of weights applied {applied} times in all, "
                      f"written as {applied} layers that no longer share anything")  # fmt: skip
-    scale = rules.attention_scale * math.sqrt(model.head_size)
     named = {
-        "input": rules.input_multiplier, "attention": scale, "residual": rules.residual_multiplier,
+        "input": rules.input_multiplier, "attention": _query_scale(gpt), "residual": rules.residual_multiplier,
         "output": rules.output_multiplier,
     }  # fmt: skip
-    folded = [f"{name} {value:.6g}" for name, value in named.items() if not math.isclose(value, 1.0, rel_tol=1e-12)]
+    folded = [f"{name} {value:.6g}" for name, value in named.items() if not _is_one(value)]
     if folded:
         notes.append(f"multipliers folded into the weights: {', '.join(folded)}")
     if model.tie_embeddings and not flat.tie_embeddings:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from nanogpt import checkpoint
 from nanogpt.config.errors import UserError, did_you_mean
-from nanogpt.config.weights import HUB
+from nanogpt.config.weights import GPT2_NAMES, HUB
 from nanogpt.record import read_json
 from nanogpt.weights import hub
 from nanogpt.weights.digest import combined, file_sha256, known_sha256
@@ -127,7 +127,8 @@ def _file(name: str, file: Path) -> Place:
 def nearest(name: str, path: Path) -> str:
     """What a name that leads nowhere may have meant: an entry beside it, or a model of the hub."""
     names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-    hint = did_you_mean(path.name, names)
-    if "did you mean" in hint:
-        return hint
+    known = ("scratch", *GPT2_NAMES) if path.name == name else ()
+    hints = [hint for each in (names, known) if "did you mean" in (hint := did_you_mean(path.name, each))]
+    if hints:
+        return hints[0]
     return f"; a model of the hub is written {HUB}{name}" if name.count("/") <= 1 and not path.is_absolute() else ""

@@ -42,15 +42,18 @@ def _read_pickle(file: Path) -> Tensors:
     return found
 
 
-def write_safetensors(file: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write model.safetensors. Raises UserError without the package, OSError for a full disk."""
+def write_safetensors(file: Path, tensors: Tensors) -> None:
+    """Write model.safetensors, the same bytes for the same tensors: more than one entry of metadata has no order there.
+
+    Raises UserError without the package, OSError for a full disk.
+    """
     try:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
         raise UserError(f"export: the package safetensors is missing: {NEEDS}") from None
     try:
-        save_file(_apart(tensors), file, {"format": "pt", **metadata})
+        save_file(_apart(tensors), file, {"format": "pt"})
     except SafetensorError as error:  # how it reports what the file system refused
         raise OSError(f"{file}: {error}") from None
 

@@ -228,8 +228,11 @@ MISTAKES = [
     ("max_iters=", "train: needs exactly one of max_iters, epochs, tokens, tokens_per_param, flops; none is given"),
     ("device=gpu", "command line: runtime.device: no such device 'gpu'; allowed: auto, cpu, mps, cuda, cuda:N"),
     ("mode=mup", "command line: parametrization: mode=mup needs base_n_embd"),
-    ("init_from=gpt9", "command line: init_from: no such value 'gpt9'; allowed: scratch"),
-    ("init_from=[1]", "command line: init_from: no such value [1]; allowed: scratch"),
+    (
+        "init_from=gpt9",
+        "command line: init_from: gpt9: no such run, checkpoint or folder of weights; did you mean 'gpt2'?",
+    ),
+    ("init_from=[1]", "command line: init_from: expected scratch, hf:NAME, a folder of weights or a run, got [1]"),
     ("eval_iters=.nan", "command line: eval_iters: expected a whole number of at least 1, got nan"),
     ("grad_accum_steps=.inf", "command line: grad_accum_steps: expected a whole number of at least 1, got inf"),
     ("dtype=[1]", "command line: dtype: no such value [1]; allowed: float32, bfloat16, float16"),

@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 
 def test_another_encodings_ranks_are_refused(address: Path, tmp_path: Path) -> None:
     assert load_tokenizer("gpt2", ranks=address).name == "gpt2"
-    with pytest.raises(UserError, match=r"short: 258 ranks, but gpt2 has 260: cut off, or another's"):
+    with pytest.raises(UserError, match=r"short: 258 ranks, but gpt2 has 260: cut off, or of another encoding"):
         load_tokenizer("gpt2", ranks=write(tmp_path / "short", tiktoken_file(TOY[:258])))
     with pytest.raises(UserError, match=r"odd: as many ranks as gpt2 has, but not the same: damaged"):
         load_tokenizer("gpt2", ranks=write(tmp_path / "odd", tiktoken_file((*TOY[:259], b"zzz"))))

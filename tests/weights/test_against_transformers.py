@@ -146,7 +146,7 @@ def test_a_bare_model_of_old_with_its_masks(tmp_path: Path) -> None:
     """The hub's own gpt2: no prefix, no head, and causal masks among the tensors."""
     theirs = shaken(transformers.GPT2LMHeadModel(hf_config("gpt2")))
     theirs.config.save_pretrained(tmp_path)
-    state = {name: tensor for name, tensor in theirs.transformer.state_dict().items()}
+    state = dict(theirs.transformer.state_dict())
     state |= {f"h.{n}.attn.bias": torch.ones(1, 1, LENGTH, LENGTH).tril() for n in range(3)}
     state |= {f"h.{n}.attn.masked_bias": torch.tensor(-1e4) for n in range(3)}
     torch.save(state, tmp_path / "pytorch_model.bin")
