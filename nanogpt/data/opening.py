@@ -28,7 +28,7 @@ from nanogpt.data.binfiles import NANOGPT_VOCAB, file_sha256, read_meta, write_m
 from nanogpt.data.folders import GPT2, CorpusFiles, MissingCorpus, find_files, holds_corpus
 from nanogpt.data.manifest import MANIFEST
 from nanogpt.data.scanned import scan
-from nanogpt.data.shards import Shards, Tokens
+from nanogpt.data.tokenfiles import Shards, Tokens
 from nanogpt.data.tokensizes import token_sizes
 
 __all__ = ["MissingCorpus"]
