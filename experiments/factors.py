@@ -44,7 +44,13 @@ def factor_values(config: Config, point: Point, names: Mapping[str, str]) -> dic
         # A flag that combines several keys, as gradient_accumulation_steps does, has no place of its own.
         values[dotted] = point.settings.get(key) if dotted in ALIASES and dotted not in tree else node
     sections = {dotted: value for dotted, value in values.items() if isinstance(value, Mapping)}
-    return {**values, **{dotted: section_text(_explicit(config, dotted)) for dotted in sections}}
+    return {**values, **{dotted: section_text(_explicit(config, dotted)) for dotted in sections}, **_weights(values)}
+
+
+def _weights(values: Mapping[str, Any]) -> dict[str, str]:
+    """Weights to start from go by their name: `init_from=hf:gpt2`, beside `init_from=scratch`."""
+    found = values.get("init_from")
+    return {"init_from": found["weights"]} if isinstance(found, Mapping) else {}
 
 
 def _explicit(config: Config, dotted: str) -> dict[str, Any]:

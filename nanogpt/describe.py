@@ -103,7 +103,7 @@ def describe(config: Config, corpus: "CorpusFacts | None" = None, elsewhere: boo
     `elsewhere` may name a device that this machine lacks.
     """
     corpus = corpus or _corpus_facts(config)
-    weights = weights_files(config)
+    weights = weights_files(config, corpus)
     config = _resolve(config, corpus, weights, elsewhere)
     facts = model_facts(config.model)
     steps = horizon_steps(config, facts, corpus.train_tokens)
@@ -148,7 +148,8 @@ def _describe_or_error(tree: Mapping[str, Any], elsewhere: bool) -> dict[str, An
 
 def resolve(config: Config) -> Config:
     """The config with every `auto` and every content hash filled in for this machine; resolving again is idle."""
-    return _resolve(config, _corpus_facts(config), weights_files(config))
+    corpus = _corpus_facts(config)
+    return _resolve(config, corpus, weights_files(config, corpus))
 
 
 def _corpus_facts(config: Config) -> "CorpusFacts":

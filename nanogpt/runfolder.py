@@ -11,7 +11,7 @@ from nanogpt.record import attempt_folder, attempt_numbers, launch_script, write
 # What a run of ours puts into its folder; --reset removes these and nothing else.
 OURS = (
     "config.yaml", "launch.sh", "metrics.json", "history.jsonl", "loss.png", "attempts", "lease.*", "released.*",
-    "tracker.json", "tensorboard",
+    "evaluations", "tracker.json", "tensorboard",
 )  # fmt: skip
 
 

@@ -43,9 +43,10 @@ def add(command: AddCommand) -> None:
 
 
 def _eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from nanogpt.hardware import calm_threads
+    from nanogpt.hardware import calm_threads, keep_freed_memory
 
     calm_threads()
+    keep_freed_memory()
     if arguments.lm_eval is None and not arguments.names:
         return _depths(arguments)
     _check(arguments)

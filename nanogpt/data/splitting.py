@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nanogpt.config.errors import UserError
 from nanogpt.data.manifest import Split
 from nanogpt.data.pieces import Piece
-from nanogpt.data.shards import CannotGoOn
+from nanogpt.data.shardwriter import CannotGoOn
 from nanogpt.data.tokenizing import Encoded
 
 Splitting = Literal["files", "hash", "first_shard"]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from nanogpt.data.alphabets import Tokenizer
 from nanogpt.evaluation.evaluating import Asked, Subject, about
 from nanogpt.evaluation.results import check_writable, default_file, write_results
 from nanogpt.evaluation.tokenizing import text_tokenizer
+from nanogpt.weights import hub
 
 
 def evaluate_tasks(asked: Asked, subject: Subject, tasks: str, folder: Path | None) -> None:
@@ -48,6 +50,8 @@ def evaluate_tasks(asked: Asked, subject: Subject, tasks: str, folder: Path | No
 
 
 def _run(names: list[str], folder: Path | None, subject: Subject, tokenizer: Tokenizer, asked: Asked) -> dict[str, Any]:
+    if not hub.offline() and not hub.reachable():
+        os.environ[hub.OFFLINE[0]] = "1"  # before it is imported, which asks the network for half a minute else
     import lm_eval
     from lm_eval.tasks import TaskManager
 

@@ -18,6 +18,7 @@ from nanogpt.evaluation.rows import Row
 from nanogpt.model import GPT
 from nanogpt.team import ALONE, Team
 
+CPU_LOGITS_AT_ONCE = 2**22  # 16 MiB, which the C library keeps for the next ones: larger blocks cost page faults
 LOG_PROB, LIKELIEST, SCORED = range(3)  # the columns of a row's sums
 
 
@@ -42,6 +43,10 @@ class Scorer:
         """How many kinds of tokens the model knows, those that only pad its vocabulary included."""
         return self.model.embedding.weight.shape[0]
 
+    @property
+    def _logits_at_once(self) -> int:
+        return CPU_LOGITS_AT_ONCE if self.device.type == "cpu" else LOGITS_AT_ONCE
+
     def rows_at_once(self, longest: int, asked: int | None) -> int:
         """Rows of a batch: what was asked for, else as many as fill the memory that is usual here."""
         return asked or max(1, TOKENS_AT_ONCE // longest)
@@ -55,7 +60,7 @@ class Scorer:
         assert not self.model.training, "scored in the mode of inference"
         x_BT, y_BT = (torch.from_numpy(part).to(self.device) for part in (batch.x_BT, batch.y_BT))
         with self.autocast():
-            found = self.model.likelihoods(x_BT, y_BT, at_once=max(1, LOGITS_AT_ONCE // self.vocab_size))
+            found = self.model.likelihoods(x_BT, y_BT, max(1, self._logits_at_once // self.vocab_size))
         double = DOUBLE.get(self.device.type, torch.float64)
         log_prob_B = found.log_prob_BT.to(double).sum(dim=1)
         columns = (log_prob_B, found.likeliest_BT.all(dim=1).to(double), (y_BT != UNSCORED).sum(dim=1).to(double))

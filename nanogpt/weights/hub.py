@@ -72,7 +72,7 @@ def get(repository: Repository, file: str) -> Path | None:
         if cached is not None:
             return None
         raise UserError(f"{repository.written}: not in {cache_folder()}, and {_set(OFFLINE)} keeps us off the network")
-    if cached is not None and not _reachable():
+    if cached is not None and not reachable():
         return None
     return _download(repository, file)
 
@@ -87,7 +87,7 @@ def _set(variables: tuple[str, ...]) -> str:
 
 
 @functools.cache
-def _reachable() -> bool:
+def reachable() -> bool:
     """One short question, since the hub's own tools repeat theirs for half a minute before they give up."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
@@ -107,7 +107,7 @@ def _download(repository: Repository, file: str) -> Path | None:
         raise UserError(
             f"{repository.written}: not in {cache_folder()}; to download it: pip install 'nanogpt-scaling[hf]'"
         ) from None
-    if not _reachable():
+    if not reachable():
         raise UserError(
             f"{repository.written}: not in {cache_folder()}, and the hub cannot be reached; give a local folder instead"
         )

@@ -13,11 +13,13 @@ from nanogpt.config.model import Model
 from nanogpt.config.parametrization import Parametrization
 from nanogpt.config.weights import Weights
 from nanogpt.configfile import load_layers
+from nanogpt.data.opening import CorpusFacts
 from nanogpt.model import build_model, model_rules
 from nanogpt.weights.filling import conflict, source_sections
 from nanogpt.weights.layouts import layout_of, model_of
 from nanogpt.weights.place import Place, find
 from nanogpt.weights.tensors import read_tensors
+from nanogpt.weights.vocabulary import check_tokenizer
 from parametrization import Rules
 
 # What of the rules is part of the function that the weights were trained to be, and what a person sets it by.
@@ -29,14 +31,16 @@ MULTIPLIERS = {
 }
 
 
-def check_weights(config: Config) -> dict[str, str]:
+def check_weights(config: Config, corpus: CorpusFacts) -> dict[str, str]:
     """The sha256 of each file of the weights that a run starts from, by path. Raises UserError where they do not fit.
 
-    Reads no tensor: what can be told from shapes and rules.
+    Reads no tensor: what can be told from shapes, rules and tokenizers.
     """
     assert isinstance(config.init_from, Weights)
     place = _found(config.init_from)
     _check_function(config, place)
+    if place.kind == "hf":
+        check_tokenizer(place, corpus)
     return {str(path): digest for path, digest in zip(place.files(), place.hashes().values(), strict=True)}
 
 

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import Config, UserError
 from nanogpt.config.weights import Weights
 from nanogpt.weights.digest import combined
 
+if TYPE_CHECKING:
+    from nanogpt.data.opening import CorpusFacts
+
 GPT2_VOCAB, NANOGPT_VOCAB = 50257, 50304  # of the encoding, and padded to a multiple of 64 in nanoGPT's files
 
 
-def weights_files(config: Config) -> dict[str, str]:
+def weights_files(config: Config, corpus: "CorpusFacts") -> dict[str, str]:
     """sha256 of the weights that a run starts from, by path; none for scratch.
 
     A config that knows it asks no file: the weights are looked at when they are loaded, and a run that has a
@@ -21,7 +24,7 @@ def weights_files(config: Config) -> dict[str, str]:
         return {}
     from nanogpt.weights.initial import check_weights  # imports torch
 
-    return check_weights(config)
+    return check_weights(config, corpus)
 
 
 def init_from(config: Config, files: Mapping[str, str]) -> Any:

@@ -1,12 +1,20 @@
 """The tokenizer that lies beside weights of transformers', as the vocabulary of their model."""
 
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt.config import UserError
-from nanogpt.data.tokenizers import MissingRanks, load_tokenizer, read_tokenizer
+from nanogpt.data.alphabets import Bytes, Characters, Tokenizer
+from nanogpt.data.hftokenizer import hf_content
+from nanogpt.data.opening import CorpusFacts
+from nanogpt.data.tokenizers import TOKENIZER, MissingRanks, load_tokenizer, read_tokenizer
 from nanogpt.data.vocabulary import Vocabulary
+from nanogpt.record import read_json
 from nanogpt.weights.place import Place
 from nanogpt.weights.resolving import GPT2_VOCAB
+
+SYNTHETIC = "zipf_mixture"  # whose tokens stand for no text, so that any model may learn them
 
 
 def weights_vocabulary(place: Place, ranks: Path | None = None) -> Vocabulary:
@@ -20,7 +28,7 @@ def weights_vocabulary(place: Place, ranks: Path | None = None) -> Vocabulary:
     try:
         folder = place.tokenizer_folder()
         if folder is not None and ranks is None:
-            return Vocabulary(size, read_tokenizer(folder))
+            return Vocabulary(size, _read(folder))
         if ranks is not None or (config.get("model_type") == "gpt2" and size == GPT2_VOCAB):
             return Vocabulary(size, load_tokenizer("gpt2", ranks=ranks))
     except MissingRanks as problem:
@@ -30,3 +38,57 @@ def weights_vocabulary(place: Place, ranks: Path | None = None) -> Vocabulary:
             raise
         return Vocabulary(size, eot=eot, note=str(problem))
     return Vocabulary(size, eot=eot, note=f"{place.name} has no tokenizer's files")
+
+
+def _read(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder, those among them that our own export writes and that no merges can express."""
+    content = read_json(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else {}
+    model = content.get("model")
+    ours: list[Tokenizer] = [Bytes()]
+    if isinstance(model, dict) and model.get("type") == "WordLevel" and isinstance(model.get("vocab"), dict):
+        ours = [Characters(sorted(model["vocab"], key=lambda word: str(model["vocab"][word]).zfill(9)))]
+    return next((each for each in ours if hf_content(each) == content), None) or read_tokenizer(folder)
+
+
+def check_tokenizer(place: Place, corpus: CorpusFacts) -> None:
+    """Raises UserError where the weights are known to speak in other tokens than the corpus.
+
+    What lies beside the weights says so, or that they are GPT-2's; nothing is downloaded for it but those files.
+    """
+    known = _known_tokenizer(place)
+    if known is None or not corpus.tokenizer or corpus.tokenizer == SYNTHETIC:
+        return
+    same = known.fingerprint == corpus.fingerprint if known.fingerprint and corpus.fingerprint else None
+    if same is None:
+        same = known.name == corpus.tokenizer
+    if not same:
+        raise UserError(
+            f"data.corpus: its tokenizer ({corpus.tokenizer}) is not that of {place.name} ({known.name}): "
+            f"the same numbers would be other texts; prepare it with --tokenizer {known.how}"
+        )
+
+
+@dataclass(frozen=True)
+class _Known:
+    name: str
+    fingerprint: str | None
+    how: str  # what `prepare --tokenizer` wants
+
+
+def _known_tokenizer(place: Place) -> _Known | None:
+    try:
+        folder = place.tokenizer_folder()
+        if folder is not None:
+            return _of_folder(folder)
+    except UserError:  # of a kind that is not read: nothing is known
+        return None
+    config = place.described()
+    is_gpt2 = config.get("model_type") == "gpt2" and config.get("vocab_size") == GPT2_VOCAB
+    return _Known("gpt2", None, "gpt2") if is_gpt2 else None
+
+
+@functools.cache
+def _of_folder(folder: Path) -> _Known:
+    """Read once: all the runs of a study start from the same weights."""
+    found = _read(folder)
+    return _Known(found.name, found.fingerprint, "gpt2" if found.name == "gpt2" else str(folder))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nanogpt import checkpoint
-from nanogpt.__main__ import main
+from nanogpt.__main__ import _parser, main
 from nanogpt.configfile import dump_yaml
 from nanogpt.record import read_published
 from tests.evaluation.test_hellaswag import ITEMS
@@ -174,6 +174,13 @@ def test_a_model_of_numbers_cannot_be_asked_in_words(capsys: Capture, tmp_path: 
     assert found["loss"] == pytest.approx(read_published(tmp_path / "run").val_loss, abs=0.02)
 
 
+def test_every_flag_is_described() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    described = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `--")}
+    arguments, _ = _parser().parse_known_args(["eval", "run"])
+    assert described == {f"--{name}" for name in vars(arguments)} - {"--command", "--run", "--place", "--names"}
+
+
 def command(*words: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "nanogpt", "eval", *map(str, words)],
@@ -182,9 +189,9 @@ def command(*words: str | Path, **environment: str) -> "subprocess.CompletedProc
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(run: Path, capsys: Capture, tmp_path: Path) -> None:
+def test_two_processes_find_what_one_finds(run: Path, tmp_path: Path) -> None:
     words = (run, "hellaswag", "--data", ITEMS, "--batch-size", "16")
-    evaluated(capsys, *words, "--out", tmp_path / "one.json", "--items", tmp_path / "one.jsonl")
+    command(*words, "--out", tmp_path / "one.json", "--items", tmp_path / "one.jsonl")
     done = command(*words, "--nproc", "2", "--out", tmp_path / "two.json", "--items", tmp_path / "two.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
@@ -202,7 +209,10 @@ def test_a_mistake_that_every_process_finds_is_said_once(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lm_evals_tasks_run_from_the_command_line(run: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_lm_evals_tasks_run_from_the_command_line(
+    run: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("lm_eval")
     pytest.importorskip("datasets")
     lines = [json.loads(line) for line in ITEMS.read_text(encoding="utf-8").splitlines()]
@@ -213,14 +223,15 @@ def test_lm_evals_tasks_run_from_the_command_line(run: Path, tmp_path: Path) -> 
         f"dataset_kwargs: {{data_files: {{validation: {tmp_path}/mine.jsonl}}}}\n"
         "doc_to_text: query\ndoc_to_choice: endings\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n"
     )
-    words = ("--lm-eval", "mine", "--include-path", tmp_path)
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    done = command(run, *words, "--out", tmp_path / "one.json", **offline)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("mine  acc  0.")
-    again = command(run, *words, "--nproc", "2", "--out", tmp_path / "two.json", **offline)
-    assert again.stdout.splitlines()[0] == done.stdout.splitlines()[0]
-    refusal = command(run, "--lm-eval", "mien", "--include-path", tmp_path, **offline)
-    assert (refusal.returncode, refusal.stderr.splitlines()[-1]) == (
-        2, "nanogpt: eval: --lm-eval: no such task 'mien'; did you mean 'mine'?",
-    )  # fmt: skip
+    for name, value in {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    words = ("eval", str(run), "--include-path", str(tmp_path), "--lm-eval")
+    assert main([*words, "mine"]) == 0
+    figure = capsys.readouterr().out.splitlines()[0]
+    assert figure.startswith("mine  acc  0.")
+    found = results(run, "lm-eval.mine")
+    assert f"{found['results']['mine']['acc,none']:.4f}" in figure
+    assert main([*words, "mien"]) == 2
+    assert "no such task 'mien'; did you mean 'mine'?" in capsys.readouterr().err
+    shared = command(*words[1:], "mine", "--nproc", "2")
+    assert shared.stdout.splitlines()[0] == figure

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,8 @@ from nanogpt.__main__ import main
 from nanogpt.config import Config, UserError, run_id
 from nanogpt.config.layers import Layers
 from nanogpt.configfile import build_config, dump_yaml
-from nanogpt.data.tokenizers import read_tokenizer, train_char, write_tokenizer
+from nanogpt.data.binfiles import SPLITS, write_meta, write_tokens
+from nanogpt.data.tokenizers import Bytes, Tokenizer, read_tokenizer, train_bpe, train_char, write_tokenizer
 from nanogpt.describe import describe
 from nanogpt.materials import gather
 from nanogpt.record import read_record
@@ -290,18 +292,52 @@ def _disk_full(*_: Any) -> None:
     raise OSError(28, os.strerror(28))
 
 
-def test_an_export_brings_its_tokenizer(tmp_path: Path) -> None:
+def corpus_of_characters(folder: Path, text: str) -> dict[str, Any]:
+    """nanoGPT's files with their meta file; returns the section that names them."""
+    tokenizer = train_char([text])
+    folder.mkdir()
+    for split in SPLITS:
+        write_tokens(folder / f"{split}.bin", np.array(tokenizer.encode(text * 100)))
+    write_meta(folder, {"vocab_size": tokenizer.n_vocab, "itos": list(tokenizer.characters)})
+    return {"kind": "bin", "path": str(folder)}
+
+
+def test_an_export_brings_its_tokenizer_which_corpora_must_share(tmp_path: Path) -> None:
     """A padded vocabulary is cut to the tokenizer's, whose files lie beside the weights and are read back."""
-    corpus = tmp_path / "texts"
-    corpus.mkdir()
-    tokenizer = train_char(["to be, or not to be?\n"])
-    write_tokenizer(tokenizer, corpus)
-    data = {"corpus": {"kind": "bin", "path": str(corpus)}}
-    done = export(random_model(GPT2, data=data), tmp_path / "out")
+    corpus = corpus_of_characters(tmp_path / "english", "to be, or not to be?\n")
+    done = export(random_model(GPT2, data={"corpus": corpus}), tmp_path / "out")
+    tokenizer = read_tokenizer(tmp_path / "english")
     assert any(f"cut from 32 to {tokenizer.n_vocab}" in note for note in done.notes)
-    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text())["model"]["type"] == "WordLevel"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == tokenizer.n_vocab
-    assert read_tokenizer(corpus).encode("to be") == tokenizer.encode("to be")
+    found = load_trained(tmp_path / "out").vocabulary().tokenizer
+    assert found is not None
+    assert found.fingerprint == tokenizer.fingerprint
+    describe(config_of(tmp_path / "out", **{"data.corpus": corpus}))
+    describe(config_of(tmp_path / "out", **{"data.corpus": {**CORPUS, "alphabet_size": 8}}))  # no text, no claim
+    other = corpus_of_characters(tmp_path / "german", "Luft, kalt?")
+    with pytest.raises(UserError, match=r"its tokenizer \(char\) is not that of .*out \(char\): the same"):
+        describe(config_of(tmp_path / "out", **{"data.corpus": other}))
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), train_bpe(["to be, or not to be? " * 9], 262)], ids=["byte", "bpe"])
+def test_tokenizers_come_back_from_an_export(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_tokenizer(tokenizer, folder)
+    model = {**GPT2, "vocab_size": 320}
+    export(random_model(model, data={"corpus": {"kind": "bin", "path": str(folder)}}), tmp_path / "out")
+    found = load_trained(tmp_path / "out").vocabulary()
+    assert found.tokenizer is not None
+    assert (found.tokenizer.fingerprint, found.start) == (tokenizer.fingerprint, tokenizer.eot)
+    assert found.decode(found.encode("to be?")) == "to be?"
+
+
+def test_tokenizers_that_are_not_read_leave_numbers_and_a_reason(tmp_path: Path) -> None:
+    save_hf(tmp_path / "w", LLAMA)
+    (tmp_path / "w" / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}))
+    vocabulary = load_trained(tmp_path / "w").vocabulary()
+    assert vocabulary.decode([1, 2]) == " 1 2"
+    assert "this is a Unigram model" in str(vocabulary.note)
 
 
 def test_the_hub_is_its_cache_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
