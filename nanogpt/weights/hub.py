@@ -102,7 +102,13 @@ def reachable() -> bool:
 def _download(repository: Repository, file: str) -> Path | None:
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
     except ImportError:
         raise UserError(
             f"{repository.written}: not in {cache_folder()}; to download it: pip install 'nanogpt-scaling[hf]'"
@@ -121,6 +127,14 @@ def _download(repository: Repository, file: str) -> Path | None:
         )
     except EntryNotFoundError:
         return None
+    except GatedRepoError:
+        raise UserError(
+            f"{repository.written}: its owner asks for consent first: accept, then `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{repository.written}: no such model on the hub, or a private one: `hf auth login`") from None
+    except RevisionNotFoundError:
+        raise UserError(f"{repository.written}: the model has no revision {repository.revision}") from None
     except HfHubHTTPError as error:
         raise UserError(f"{repository.written}: {_first_line(error)}") from None
     except (OSError, ValueError) as error:
