@@ -81,7 +81,7 @@ def _to_wandb(study: StudyFolder, project: str | None, entity: str | None) -> in
     for run in study.runs():
         if states[run.id].status not in FINISHED:
             continue
-        settings = _settings(tracker_of(run), study.lock.name, project, entity)
+        settings = _settings(tracker_of(run.config["runtime"]), study.lock.name, project, entity)
         try:
             tracker = replay(study.folder(run), settings)
         except Exception as error:

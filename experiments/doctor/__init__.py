@@ -21,6 +21,7 @@ SHARED = ("slurm", "ray")
 class Patient:
     """What is examined: a study where one is given, its launcher, and where its results lie."""
 
+    study: Any
     out: Path
     launcher: str
     settings: Any
@@ -40,19 +41,19 @@ def examine(study: str | None, out: Path, launcher: str | None) -> list[Finding]
         *patient.findings,
         *guarded("results", lambda: folder.results(patient.out, shared)),
         *(guarded(patient.launcher, lambda: launchers.launchers(patient.settings)) if patient.settings else []),
-        ok("tracker", "none is configured: results lie in files alone"),
+        *guarded("tracker", lambda: trackers(patient.study)),
     ]
 
 
 def _patient(study: str | None, out: Path, launcher: str | None) -> Patient:
     """What can be known of it: a study or a launcher's name that cannot be read is a finding, and the rest goes on."""
-    known: dict[str, Any] = {"out": out, "launcher": launcher or "local", "settings": None}
+    known: dict[str, Any] = {"study": None, "out": out, "launcher": launcher or "local", "settings": None}
     section: list[Any] = [None]
 
     def read_study() -> Iterator[Finding]:
         if study is not None:
-            name, section[0], runs, known["out"] = _study(Path(study), out)
-            yield ok("study", f"{name}: {runs} runs")
+            name, section[0], known["study"], known["out"] = _study(Path(study), out)
+            yield ok("study", f"{name}: {len(known['study'])} runs")
 
     def read_launcher() -> Iterator[Finding]:
         from experiments.launchers.settings import chosen_launcher
@@ -65,16 +66,24 @@ def _patient(study: str | None, out: Path, launcher: str | None) -> Patient:
     return Patient(**known, findings=findings)
 
 
-def _study(path: Path, out: Path) -> tuple[str, Any, int, Path]:
-    """Name, launcher section, number of runs and results folder, from a study's file or its results folder."""
+def _study(path: Path, out: Path) -> tuple[str, Any, list[Any], Path]:
+    """Name, launcher section, runtime sections of the runs and results folder, from a study's file or its folder."""
     from experiments.store import StudyFolder
     from experiments.study import Study
 
     if path.is_dir():
         lock = StudyFolder(path).lock
-        return lock.name, lock.launcher, len(lock.runs), path
+        return lock.name, lock.launcher, [run.config["runtime"] for run in lock.runs], path
     study = Study.load(path)
-    return study.name, study.launcher, len(study.runs()), out / study.name
+    runtimes = [run.config.runtime.model_dump() for run in study.runs()]
+    return study.name, study.launcher, runtimes, out / study.name
+
+
+def trackers(runtimes: list[Any] | None) -> Iterator[Finding]:
+    """Whether the trackers of a study are installed, and W&B can be reached from here."""
+    from experiments.tracking import examine_trackers
+
+    yield from examine_trackers(runtimes or [])
 
 
 def report(findings: list[Finding]) -> str:

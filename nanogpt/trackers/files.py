@@ -22,9 +22,11 @@ def tracker_id(folder: Path, run_id: str) -> str:
     Two attempts that make it at once get the same one: it appears by link(2). Raises OSError when it cannot be kept.
     """
     path = folder / NAME
-    if (known := _read(path).get("id")) is not None and str(known).startswith(f"{run_id}-"):
-        return str(known)
-    path.unlink(missing_ok=True)  # damaged, or copied from another run
+    if path.exists():
+        known = str(_read(path).get("id"))
+        if known.startswith(f"{run_id}-"):
+            return known
+        path.unlink(missing_ok=True)  # damaged, or copied from another run
     temporary = folder / f".tracker.{uuid.uuid4().hex[:8]}.tmp"
     try:
         temporary.write_text(json.dumps({"id": f"{run_id}-{uuid.uuid4().hex[:8]}"}) + "\n", encoding="utf-8")

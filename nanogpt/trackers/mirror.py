@@ -22,14 +22,14 @@ from nanogpt.trackers.registry import check_installed, make_tracker
 from nanogpt.trackers.tracker import TrackedRun, Tracker, as_metrics, as_summary
 
 POLL_SECONDS = 1.0
-STANDSTILL_SECONDS = 15.0  # the end of a run waits this long for a tracker that gets nowhere
+STANDSTILL_SECONDS = 20.0  # the end of a run waits this long for a tracker that gets nowhere
 MOST_SECONDS = 60.0  # and this long for one that does
-AGAIN_SECONDS = 1.0  # as the first, where another run of the folder has just met a tracker that hangs
+AGAIN_SECONDS = 3.0  # as the first, where another run of the folder has just met a tracker that hangs
 ASKED_SECONDS = 5.0  # as the first, where someone waits for the process to go
-MARK_SECONDS = 1800.0
+MARK_SECONDS = 600.0
 HUNG_NAME = ".tracker-hung"
 CHUNK = 100  # lines between two signs of life
-STUCK: list[threading.Thread] = []
+LEFT_ALONE = threading.Event()  # set when a tracker of this process was not ended
 
 
 class Mirror:
@@ -40,7 +40,7 @@ class Mirror:
         self._settings = description.config.runtime.tracker
         self._record: Record | None = None
         self._wake = threading.Event()
-        self._over, self._abandoned, self._busy = False, False, True
+        self._over, self._abandoned = False, False
         self._advanced = time.monotonic()
         self._shown = self._held = 0
         self._tracker: Tracker | None = None
@@ -53,15 +53,13 @@ class Mirror:
     def close(self, record: Record) -> None:
         """The run has ended and its outcome is written: show what is left, for as long as that gets on."""
         began, patience = time.monotonic(), self._patience(record)
-        hangs_since = self._advanced if self._busy else began
         self._record, self._over = record, True
         self._wake.set()
         try:
             while self._thread.is_alive():
                 now = time.monotonic()
-                waited, stood = now - began, now - max(self._advanced, hangs_since)
-                if waited > MOST_SECONDS or (stood > patience and waited > AGAIN_SECONDS):
-                    self._give_up(stood)
+                if now - max(self._advanced, began) > patience or now - began > MOST_SECONDS:
+                    self._give_up(now - self._advanced)
                     return
                 self._thread.join(0.02)
         except KeyboardInterrupt:  # whoever waits for it need not
@@ -74,10 +72,8 @@ class Mirror:
         """Leave everything as it is: the attempt was superseded, or broke off without an outcome."""
         self._abandoned = True
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(0.2)
-        if self._thread.is_alive():
-            STUCK.append(self._thread)
+        LEFT_ALONE.set()
+        self._thread.join(0.2)
 
     @property
     def _mark(self) -> Path:
@@ -94,7 +90,7 @@ class Mirror:
 
     def _give_up(self, stood: float) -> None:
         self._abandoned = True
-        STUCK.append(self._thread)
+        LEFT_ALONE.set()
         with contextlib.suppress(OSError):
             self._mark.touch()
         why = f"hangs since {stood:.0f} s, at step {self._shown}"
@@ -105,9 +101,8 @@ class Mirror:
         try:
             self._start()
             while self._turn():
-                self._busy = False
                 self._wake.wait(POLL_SECONDS)
-                self._busy, self._advanced = True, time.monotonic()
+                self._advanced = time.monotonic()
         except BaseException as error:  # some trackers end the process when they have no key
             if not self._abandoned:
                 why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -205,8 +200,8 @@ def mirrored(description: Description, folder: Path, attempt: int, step: int, le
 
 
 def leave(status: int) -> None:
-    """End the process at once where a tracker hangs: what it has registered for the end would hang, too."""
-    if any(thread.is_alive() for thread in STUCK):
+    """End the process at once where a tracker was left alone: what it has registered for the end may hang, too."""
+    if LEFT_ALONE.is_set():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nanogpt.config.tracker import WandB
 from nanogpt.trackers.files import note_unreachable, recently_unreachable
@@ -56,11 +56,12 @@ class WandBRun(Tracker):
             note_unreachable(beside, reason)
         return reason
 
-    def _init(self, run: TrackedRun, settings: WandB, mode: str) -> Any:
+    def _init(self, run: TrackedRun, settings: WandB, mode: Literal["online", "offline"]) -> Any:
         import wandb
 
-        online = mode == "online"
-        among_others = {"reinit": "create_new"} if wandb.run is not None else {}  # a notebook's own run goes on
+        more: dict[str, Any] = {"resume": "allow"} if mode == "online" else {}
+        if wandb.run is not None:
+            more["reinit"] = "create_new"  # a notebook's own run goes on
         return wandb.init(
             id=run.id,
             name=run.name,
@@ -72,8 +73,7 @@ class WandBRun(Tracker):
             config={**run.config, **run.facts},
             dir=str(run.attempt_folder),
             mode=mode,
-            **({"resume": "allow"} if online else {}),
-            **among_others,
+            **more,
             settings=wandb.Settings(
                 init_timeout=INIT_SECONDS, console="off", silent=True, disable_git=True, save_code=False
             ),

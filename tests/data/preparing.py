@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from nanogpt.__main__ import main
-from nanogpt.data import shardwriter
 from nanogpt.data.manifest import read_manifest
 
 EOT = 255  # the byte tokenizer's
