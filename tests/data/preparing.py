@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nanogpt.__main__ import main
+from nanogpt.data import shardwriter
 from nanogpt.data.manifest import read_manifest
 
 EOT = 255  # the byte tokenizer's
@@ -71,7 +72,7 @@ class Killer:
                     raise Killed
                 return super().write(data)
 
-        monkeypatch.setattr(shards, "io", SimpleNamespace(FileIO=FileIO, BytesIO=io.BytesIO))
+        monkeypatch.setattr(shardwriter, "io", SimpleNamespace(FileIO=FileIO, BytesIO=io.BytesIO))
         for name in ("replace", "unlink"):
             self._wrap(monkeypatch, name)
 
