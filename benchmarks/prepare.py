@@ -77,7 +77,11 @@ def bare(path: Path, workers: int) -> Cost:
     for process in processes:
         assert process.stdout is not None
         process.stdout.readline()  # it has the texts
-    told = [process.communicate("\n")[0].split() for process in processes]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    told = [process.communicate()[0].split() for process in processes]
     return Cost(max(float(wall) for wall, _, _ in told), sum(float(cpu) for _, cpu, _ in told),
                 sum(int(tokens) for _, _, tokens in told))  # fmt: skip
 

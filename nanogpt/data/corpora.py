@@ -22,6 +22,7 @@ from nanogpt.data.splitting import Splitting
 OWN_SHARE = 0.01  # of a person's own documents that validate
 SHARD_TOKENS = 100_000_000  # build-nanogpt's and modded-nanogpt's
 FROM_HUB = "hf:"
+_WORDS: dict[Splitting, str] = {"hash": "by a hash of the document", "first_shard": "the first shard validates"}
 _TITLE = re.compile(r" = (?!= ).*(?<! =) = ?\n?")
 
 
@@ -166,9 +167,11 @@ def _from_hub(repository: str, subset: str | None, splitting: Splitting) -> Call
     def find(place: Place) -> Found:
         if place.given is not None:
             files = separate(find_files(place.given, place.glob, splits=False), articles=False)
-            return Found(list(files), splitting, {"splits": splitting})
+            return Found(list(files), splitting, {"splits": _WORDS[splitting]})
         streams, facts = hub_streams(repository, place.subset or subset, place.column)
-        return Found([replace(stream, split=None) for stream in streams], splitting, {"splits": splitting, **facts})
+        return Found(
+            [replace(stream, split=None) for stream in streams], splitting, {"splits": _WORDS[splitting], **facts}
+        )
 
     return find
 

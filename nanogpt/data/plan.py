@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from nanogpt.data.tokenizers import load_tokenizer
 
 VERSION = 1  # of what decides about the bytes: a change there makes other files of the same sources
 DOWNLOADS = ".downloads"
+MUCH = 10**9  # bytes that take more than a moment to read
 NEAR = 0.9  # so alike is a slip of the finger, not a name of one's own
 
 
@@ -205,6 +207,9 @@ def _prefix(corpus: Corpus, name: str) -> str:
 
 def _hash(sources: list[Source], known: Mapping[str, Any], threads: int) -> tuple[list[Source], list[SourceFile]]:
     """The sources with the hashes of their files, and each of these files once."""
+    total = sum(source.size for source in sources if isinstance(source, SourceFile))
+    if total > MUCH:
+        print(f"prepare: reading {total / 1e9:.1f} GB once for its hash", file=sys.stderr)
     lying = [source if isinstance(source, SourceFile) else source.file for source in sources]
     files = {file.path: file for file in lying if file is not None}
     done = dict(zip(files, hashed(list(files.values()), known, max(1, threads)), strict=True))

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from nanogpt.config.diskfull import os_problem
 from nanogpt.config.errors import UserError
 from nanogpt.data.alphabets import Characters, Tokenizer
 from nanogpt.data.binfiles import file_sha256
@@ -71,8 +70,6 @@ def make(plan: Plan, workers: int) -> tuple[Manifest, bool]:
                 raise
     except Timeout:
         raise UserError(f"{plan.folder}: another process is preparing it") from None
-    except OSError as error:
-        raise Stopped(f"{os_problem(error, work)}; the same command goes on where this stopped") from None
     finally:
         tidy(plan.folder)
 
@@ -97,6 +94,7 @@ def _make(plan: Plan, work: Path, workers: int) -> tuple[Manifest, bool]:
     tokenizer = _tokenizer(plan, work)
     while (splitter := _encode_all(plan, work, tokenizer, progress, workers)) is None:
         progress = read_json(work / PROGRESS)
+    _refuse_changed_files(plan)
     manifest = _describe(plan, work, tokenizer, splitter)
     for name in manifest.files[:-1]:
         with (work / name).open("rb") as file:
@@ -104,6 +102,13 @@ def _make(plan: Plan, work: Path, workers: int) -> tuple[Manifest, bool]:
     write_manifest(work, manifest)
     publish(work, plan.folder)
     return manifest, True
+
+
+def _refuse_changed_files(plan: Plan) -> None:
+    for file in plan.files:
+        state = Path(file.path).stat()
+        if (state.st_size, state.st_mtime_ns) != (file.size, file.mtime_ns):
+            raise UserError(f"{file.path}: changed while it was read; run again when it is at rest")
 
 
 def _whole(plan: Plan) -> Manifest | None:

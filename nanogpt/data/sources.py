@@ -30,8 +30,9 @@ from nanogpt.data.pieces import (
     text_column,
 )
 
-TEXTS = (".txt", ".text", ".md")
 LINES = (".jsonl", ".ndjson", ".json")
+USUAL = (".txt", ".text", ".jsonl", ".ndjson", ".parquet")
+BESIDE = (".json", ".md")
 MOST_DOCUMENTS = 4096  # in a piece of a stream
 _WORDS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -88,7 +89,11 @@ def find_files(place: Path, glob: str | None, splits: bool = True) -> list[Sourc
     """
     root = place if place.is_dir() else place.parent
     if place.is_dir():
-        names = [name for name in _walk(place) if _wanted(name, glob)]
+        every = list(_walk(place))
+        # What is usually beside the texts, not one of them, is only taken where there is nothing else.
+        names = [name for name in every if _wanted(name, glob)] or [
+            name for name in every if _wanted(name, glob, BESIDE)
+        ]
         if not names:
             raise UserError(f"{place}: {_nothing(place, glob)}")
     elif place.exists():
@@ -120,11 +125,11 @@ def _walk(folder: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(place, name), folder) for name in names if not name.startswith("."))
 
 
-def _wanted(name: str, glob: str | None) -> bool:
+def _wanted(name: str, glob: str | None, suffixes: tuple[str, ...] = ()) -> bool:
     if glob is not None:
         return Path(name).match(glob)
     suffix = Path(name[: len(name) - len(packing(name))]).suffix.lower()
-    return suffix in (*TEXTS, *LINES, ".parquet")
+    return suffix in (suffixes or USUAL)
 
 
 def _nothing(folder: Path, glob: str | None) -> str:
@@ -132,7 +137,7 @@ def _nothing(folder: Path, glob: str | None) -> str:
     there = f"; there are {', '.join(f'{count} of {suffix}' for suffix, count in suffixes)}" if suffixes else ""
     if glob is not None:
         return f"no file matches {glob!r}{there}"
-    return f"no files of {', '.join((*TEXTS, *LINES, '.parquet'))}{there}; --glob '*.py' takes others as texts"
+    return f"no files of {', '.join((*USUAL, *BESIDE))}{there}; --glob '*.py' takes others as texts"
 
 
 def _file(root: Path, name: str) -> SourceFile:
@@ -205,10 +210,12 @@ def _is_small(source: Source) -> bool:
 def _small_ones(sources: Sequence[Source], number: int) -> list[SourceFile]:
     """The run of small files from `number` on that makes one piece."""
     group: list[SourceFile] = []
+    size = 0
     for source in sources[number : number + MOST_DOCUMENTS]:
         if not isinstance(source, SourceFile) or not _is_small(source) or (group and source.split != group[0].split):
             break
-        if group and sum(file.size for file in group) + source.size > PIECE:
+        size += source.size
+        if group and size > PIECE:
             break
         group.append(source)
     return group

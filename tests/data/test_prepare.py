@@ -170,6 +170,24 @@ def test_tables_and_unpacked_lines_agree(tmp_path: Path) -> None:
     assert ids(one, "train") == ids(two, "train")
 
 
+@pytest.mark.slow  # twenty seconds: imports `datasets`
+def test_a_dataset_of_the_hub_by_its_own_splits(tmp_path: Path) -> None:
+    """The code that streams from the Hub, on a folder of the Hub's layout; and going on in the middle of a stream."""
+    pytest.importorskip("datasets")
+    from nanogpt.data.hub import hub_streams
+
+    given = texts(30)
+    for split, part in (("train", given[:25]), ("validation", given[25:])):
+        write_jsonl(tmp_path / "in" / "stories" / f"{split}.jsonl", part)
+    name = f"hf:{tmp_path / 'in' / 'stories'}"
+    assert main(["prepare", name, "--data_dir", str(tmp_path), "--tokenizer", "byte"]) == 0
+    folder = tmp_path / "stories.byte"
+    assert documents_of(ids(folder, "train")) == given[:25]
+    assert documents_of(ids(folder, "val")) == given[25:]
+    streams, _ = hub_streams(str(tmp_path / "in" / "stories"), None, None)
+    assert list(streams[0].open(7)) == given[7:25]
+
+
 def test_tokenizers_made_of_the_texts(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     source = write_jsonl(tmp_path / "in.jsonl", texts())
