@@ -274,8 +274,11 @@ def _plain_path(loc: tuple[int | str, ...], tree: Mapping[str, Any]) -> tuple[st
     node: Any = tree
     known = set(known_paths().values())
     for part in loc:
-        if isinstance(node, Mapping) and part in node:
-            node = node[part]
+        children = dict(enumerate(node)) if isinstance(node, list) else node
+        if isinstance(children, Mapping) and part in children:
+            node = children[part]
+        elif isinstance(node, Mapping) and path[-1:] and path[-1].isdecimal():  # an item of a list has no tag
+            node = None
         elif (isinstance(node, Mapping) and part == node.get("kind", part) and (*path, str(part)) not in known) or (
             isinstance(node, str) and part == node
         ):

@@ -26,6 +26,11 @@ def arms(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
+def _items(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes that the items of a list may be."""
+    return arms(typing.get_args(annotation)[0]) if typing.get_origin(annotation) is tuple else []
+
+
 def _walk(section: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     for name, field in section.model_fields.items():
         yield (*prefix, name)
@@ -111,9 +116,12 @@ def _section_at(path: tuple[str, ...], tree: Mapping[str, Any]) -> tuple[type[Ba
     candidates: list[type[BaseModel]] = []
     node: Any = tree
     for key in path:
+        if isinstance(node, list | tuple):  # the key is a number, and what stands there is of the section found before
+            node = node[int(key)] if key.isdecimal() and int(key) < len(node) else None
+            continue
         node = node.get(key) if isinstance(node, Mapping) else None
         field = section.model_fields.get(key)
-        candidates = arms(field.annotation) if field is not None else []
+        candidates = arms(field.annotation) or _items(field.annotation) if field is not None else []
         if not candidates:
             return None, []
         kind = node.get("kind") if isinstance(node, Mapping) else node

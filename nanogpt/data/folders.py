@@ -10,6 +10,7 @@ from nanogpt.config.errors import UserError
 from nanogpt.data.binfiles import NANOGPT_VOCAB, has_meta, read_meta
 from nanogpt.data.manifest import MANIFEST, Manifest, Shard, check_sizes, read_manifest
 from nanogpt.data.tokenfiles import LLMC_HEADER, TokenFile, read_layout
+from nanogpt.data.tokenizers import read_tokenizer
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NEEDED = ("train", "val")
@@ -110,8 +111,6 @@ def _foreign(folder: Path) -> CorpusFiles:
     _check_counts(folder, meta, splits)
     vocab_size = meta["vocab_size"] if has_meta(folder) else _customary_vocab(splits["train"][0])
     if meta.get("itos") is not None:
-        from nanogpt.data.tokenizers import read_tokenizer
-
         return CorpusFiles(folder, splits, vocab_size, "char", read_tokenizer(folder).fingerprint, None)
     named_there = meta.get("tokenizer")
     tokenizer = named_there if isinstance(named_there, str) else GPT2 if vocab_size == NANOGPT_VOCAB else None

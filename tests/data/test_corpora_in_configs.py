@@ -34,6 +34,31 @@ def write(path: Path, data: Any, **sections: Any) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            "parts: [{corpus: a, wieght: 2}]",
+            r"yaml:1: data\.corpus\.parts\.0\.wieght: no such key; did you mean 'weight'",
+        ),
+        (
+            "parts: [{corpus: {kind: bin, path: a, lags: 2}}]",
+            r"corpus\.lags: no such key; allowed: kind, path, content",
+        ),
+        ("parts: [{weight: 2}]", r"data\.corpus\.parts\.0\.corpus: is missing"),
+        ("parts: [{corpus: a, weight: 0}]", r"parts\.0\.weight: must be greater than 0, got 0"),
+        ("parts: [{corpus: {kind: mixture, parts: []}}]", r"no such kind 'mixture'"),
+        ("parts: wikitext-2", r"expected a list of \{corpus: \.\.\., weight: \.\.\.\}, got 'wikitext-2'"),
+        ("parts: []", r"data\.corpus\.parts: .* at least 1 item"),
+    ],
+)
+def test_a_mistake_in_a_mixture_is_named(tmp_path: Path, said: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"data: {{corpus: {{kind: mixture, {said}}}}}\ntrain: {{batch_size: 4, max_iters: 1}}\n")
+    with pytest.raises(UserError, match=message):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
     ("said", "corpus"),
     [
         ("corpus=zipf_mixture", {"kind": "zipf_mixture"}),
