@@ -89,7 +89,7 @@ def read_vocabulary(data: Data, runtime: Runtime, ranks: Path | None = None) -> 
     if isinstance(data.corpus, ZipfMixture):
         _refuse(ranks, "the corpus zipf_mixture has no text")
         return Vocabulary(data.corpus.alphabet_size)
-    folder = corpus_folder(data.corpus, runtime)
+    folder = corpus_folder(data.corpus, runtime, data.tokenizer)
     if not folder.is_dir():
         raise MissingCorpus(f"{folder}: no corpus there, whose vocabulary is needed")
     if (folder / TOKENIZER).is_file():

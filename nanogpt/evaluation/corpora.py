@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from nanogpt.config import UserError
-from nanogpt.config.data import BinFolder, Data, ShakespeareChar, ZipfMixture
+from nanogpt.config.data import BinFolder, Data, Mixture, ShakespeareChar, ZipfMixture
 from nanogpt.config.errors import did_you_mean
 from nanogpt.data.alphabets import Tokenizer
-from nanogpt.data.opening import OpenCorpus, corpus_folder, data_root, open_corpus
+from nanogpt.data.opening import OpenCorpus, corpus_folder, data_root, open_corpus, part_names
 from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.evaluation.corpus_loss import Stretch, byte_sizes
 from nanogpt.evaluation.tokenizing import NO_TEXT, check_same, text_tokenizer, vocabulary_of_folder
@@ -44,7 +44,7 @@ def find_corpus(name: str, split: str, trained: Trained, reads: Vocabulary, rank
     if isinstance(data.corpus, ZipfMixture):
         place, written = name, Vocabulary(data.corpus.alphabet_size)
     else:
-        folder = corpus_folder(data.corpus, trained.config.runtime)
+        folder = corpus_folder(data.corpus, trained.config.runtime, data.tokenizer)
         place, written = str(folder), vocabulary_of_folder(folder, ranks)
     check_same(reads, written, place)
     opened = open_corpus(data, trained.config.runtime)
@@ -54,17 +54,34 @@ def find_corpus(name: str, split: str, trained: Trained, reads: Vocabulary, rank
 
 def _data_of(name: str, trained: Trained, tokenizer: Tokenizer | None) -> Data:
     config = trained.config
-    if name == OWN:
-        if trained.weights is not None:
-            raise UserError(
-                f"eval: {trained.name} is no run, and has no corpus of its own: name one, or a file of text"
-            )
-        return config.data
+    if name.partition(":")[0] == OWN:
+        return _own(name, trained)
     if name == "zipf_mixture":
         return Data(corpus=config.data.corpus if isinstance(config.data.corpus, ZipfMixture) else ZipfMixture())
     if name == "shakespeare_char":
         return Data(corpus=ShakespeareChar())
     return Data(corpus=BinFolder(path=str(_folder(name, data_root(config.runtime), tokenizer))))
+
+
+def parts_of(name: str, trained: Trained) -> list[str]:
+    """The names that one name stands for: `own` under a mixture is each of its parts, `own:wikitext-2`."""
+    corpus = trained.config.data.corpus
+    if name == OWN and trained.weights is None and isinstance(corpus, Mixture):
+        return [f"{OWN}:{part}" for part in part_names(corpus)]
+    return [name]
+
+
+def _own(name: str, trained: Trained) -> Data:
+    """What a run was trained on, or one part of it."""
+    if trained.weights is not None:
+        raise UserError(f"eval: {trained.name} is no run, and has no corpus of its own: name one, or a file of text")
+    data, part = trained.config.data, name.partition(":")[2]
+    parts = (
+        dict(zip(part_names(data.corpus), data.corpus.parts, strict=True)) if isinstance(data.corpus, Mixture) else {}
+    )
+    if (part or parts) and part not in parts:
+        raise UserError(f"eval: {name}: the run's corpus has no such part{did_you_mean(part, parts)}")
+    return data.model_copy(update={"corpus": parts[part].corpus}) if part else data
 
 
 def _folder(name: str, root: Path, tokenizer: Tokenizer | None) -> Path:

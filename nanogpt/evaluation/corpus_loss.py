@@ -6,7 +6,6 @@ windows do not overlap, as in training's own evaluations. Every target from the 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,20 +15,13 @@ from torch import Tensor
 from nanogpt.config import UserError
 from nanogpt.data.alphabets import Tokenizer
 from nanogpt.data.stream import UNSCORED, Batch
+from nanogpt.data.tokenfiles import Tokens
 from nanogpt.evaluation.running import Running
 from nanogpt.evaluation.scoring import LOG_PROB, SCORED, Scorer, check_finite, take_turns
 
 BYTES = 3  # the column after those of every row
 COLUMNS = 4
 ORDER_KEY = 0x436F72707573  # any constant: batches come in a fixed shuffled order, so that the figure so far is fair
-
-
-class Tokens(Protocol):
-    """Token ids by their places: an array, or one that lies in several files."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, places: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -72,13 +64,13 @@ class Windows:
         start_B1 = (numbers // self.per_document * self.length)[:, None]
         first_B1 = (numbers % self.per_document * self.stride)[:, None]  # the input of the first scored target
         begin_B1 = np.maximum(0, first_B1 - (self.block_size - self.stride))
-        place_BT = begin_B1 + np.arange(min(self.block_size, self.length - 1))
-        is_input = (place_BT < self.length - 1) & (place_BT < first_B1 + self.stride)
-        inside_BT = start_B1 + np.where(is_input, place_BT, begin_B1)
-        x_BT, y_BT = (np.asarray(tokens[inside_BT + ahead]).astype(np.int64) for ahead in (0, 1))
-        seen_BT = place_BT - begin_B1 + 1  # tokens that the target is predicted from
-        scored_BT = is_input & (place_BT >= first_B1) & (seen_BT >= self.min_context)
-        return Batch(x_BT, np.where(scored_BT, y_BT, UNSCORED))
+        place_BS = begin_B1 + np.arange(min(self.block_size, self.length - 1) + 1)
+        tokens_BS = np.asarray(tokens[start_B1 + np.minimum(place_BS, self.length - 1)]).astype(np.int64)
+        target_BT = place_BS[:, 1:]  # the target's place in its document
+        in_turn_BT = (target_BT > first_B1) & (target_BT <= first_B1 + self.stride) & (target_BT < self.length)
+        seen_BT = target_BT - begin_B1  # tokens that it is predicted from
+        scored_BT = in_turn_BT & (seen_BT >= self.min_context)
+        return Batch(tokens_BS[:, :-1], np.where(scored_BT, tokens_BS[:, 1:], UNSCORED))
 
     @property
     def mean_context(self) -> float:

@@ -11,7 +11,7 @@ from nanogpt.config import UserError, run_id
 from nanogpt.data.binfiles import file_sha256
 from nanogpt.data.opening import data_root
 from nanogpt.data.vocabulary import Vocabulary
-from nanogpt.evaluation.corpora import find_corpus
+from nanogpt.evaluation.corpora import find_corpus, parts_of
 from nanogpt.evaluation.corpus_loss import CorpusLoss, score_corpus
 from nanogpt.evaluation.hellaswag import TEXTS
 from nanogpt.evaluation.hellaswag_file import items_file, read_items
@@ -97,11 +97,14 @@ def _own_precision(trained: Trained, device: str) -> str:
 def evaluate_all(asked: Asked, subject: Subject) -> None:
     """Score everything that was asked for, one after another; only the leader of a team prints and writes."""
     leads = subject.scorer.team.leads
-    files = {name: asked.out or default_file(asked.place, _file_name(name, asked), asked.limit) for name in asked.names}
+    names = [part for name in asked.names for part in parts_of(name, subject.trained)]
+    if asked.out is not None and len(names) > 1:
+        raise UserError(f"eval: --out takes the results of one task; {asked.names[0]} is {', '.join(names)}")
+    files = {name: asked.out or default_file(asked.place, _file_name(name, asked), asked.limit) for name in names}
     for file in [*files.values(), asked.items]:
         if leads and file is not None:
             check_writable(file)
-    for name in asked.names:
+    for name in names:
         started = time.perf_counter()
         score = _hellaswag if name == HELLASWAG else _corpus
         results, lines = score(name, asked, subject)
@@ -118,7 +121,9 @@ def evaluate_all(asked: Asked, subject: Subject) -> None:
 def _file_name(name: str, asked: Asked) -> str:
     if name == HELLASWAG:
         return name
-    return Path(name).name + ("" if asked.split == "val" or Path(name).is_file() else f".{asked.split}")
+    return Path(name).name.replace(":", ".") + (
+        "" if asked.split == "val" or Path(name).is_file() else f".{asked.split}"
+    )
 
 
 def about(asked: Asked, subject: Subject) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The loss on any corpus: every token once, whatever the windows; bits per byte by hand; other tokenizers refused."""
 
+import io
 import itertools
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from nanogpt.data.stream import UNSCORED, make_eval_set
 from nanogpt.data.tokenizers import write_tokenizer
 from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.evaluate import evaluate
+from nanogpt.evaluation import running
 from nanogpt.evaluation.corpus_loss import Stretch, byte_sizes, cut, score_corpus
 from nanogpt.evaluation.tokenizing import check_same, vocabulary_of_folder
 from nanogpt.train import autocast_for
@@ -138,3 +140,28 @@ def test_ranks_share_a_corpus_to_the_last_bit() -> None:
     alone = score_corpus(scorer(model), stretch(), batch_size=3)
     found = in_threads(2, lambda rank: score_corpus(scorer(model, ranks.team(rank)), stretch(), batch_size=3))
     assert found == [alone, alone]
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_figure_so_far_is_one_line_on_a_terminal_and_now_and_then_one_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(running.time, "monotonic", lambda: now)
+    for stream, seconds in ((Screen(), 1.0), (io.StringIO(), 20.0)):
+        shown = running.Running(stream=stream)
+        assert not shown.is_due()
+        now += seconds
+        assert shown.is_due()
+        shown.say(5, 20, "items", "acc 0.4000")
+        assert not shown.is_due()
+        shown.end()
+        line = f"5 of 20 items  acc 0.4000  {3 * seconds:.0f} s left"
+        blank = "\r" + " " * len(line) + "\r"
+        assert stream.getvalue() == (f"\r{line}{blank}" if stream.isatty() else f"{line}\n")
+    now += 100
+    assert not running.Running(speaks=False).is_due()

@@ -11,11 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nanogpt import checkpoint
 from nanogpt.__main__ import _parser, main
 from nanogpt.configfile import dump_yaml
+from nanogpt.data.alphabets import Bytes
+from nanogpt.data.binfiles import write_meta, write_tokens
+from nanogpt.data.tokenizers import write_tokenizer
 from nanogpt.record import read_published
 from tests.evaluation.test_hellaswag import ITEMS
 
@@ -172,6 +176,37 @@ def test_a_model_of_numbers_cannot_be_asked_in_words(capsys: Capture, tmp_path: 
     found = results(tmp_path / "run", "own")
     assert found["bits_per_byte"] is None
     assert found["loss"] == pytest.approx(read_published(tmp_path / "run").val_loss, abs=0.02)
+
+
+def bytes_folder(folder: Path, texts: dict[str, str]) -> None:
+    """A corpus in nanoGPT's files with the tokenizer of bytes."""
+    folder.mkdir(parents=True)
+    for split, text in texts.items():
+        write_tokens(folder / f"{split}.bin", np.array([Bytes.eot, *Bytes().encode(text)]))
+    write_meta(folder, {"vocab_size": 256})
+    write_tokenizer(Bytes(), folder)
+
+
+def test_a_mixture_is_scored_part_by_part_and_other_corpora_by_name(capsys: Capture, tmp_path: Path) -> None:
+    for name, text in {"one": "abc abd. ", "two": "Zwölf Boxkämpfer. "}.items():
+        bytes_folder(tmp_path / f"{name}.byte", dict.fromkeys(("train", "val"), text * 30))
+    bytes_folder(tmp_path / "three.byte", {"train": "x" * 99, "val": "y" * 99, "test": "z" * 40})
+    parts = [{"corpus": "one", "weight": 3}, {"corpus": "two"}]
+    data = {"corpus": {"kind": "mixture", "parts": parts}, "tokenizer": "byte"}
+    runtime = {"device": "cpu", "threads": 1, "data_dir": str(tmp_path)}
+    (tmp_path / "config.yaml").write_text(dump_yaml(TREE | {"data": data, "runtime": runtime}))
+    run = tmp_path / "run"
+    assert main(["train", str(tmp_path / "config.yaml"), f"--out_dir={run}"]) == 0
+    evaluated(capsys, run, "own")
+    first, second = results(run, "own.one"), results(run, "own.two")
+    assert (first["tokens"], second["tokens"]) == (30 * 9, 30 * 20)
+    assert (first["bytes"], second["bytes"]) == (30 * 9, 30 * 20)
+    assert evaluated(capsys, run, "own:two").splitlines()[-2].endswith("(600 bytes)")
+    assert evaluated(capsys, run, "three", "--split", "test").startswith("three, split test: 40 tokens in 2 windows")
+    assert results(run, "three.test")["data"]["corpus"] == str(tmp_path / "three.byte")
+    assert "own:tow: the run's corpus has no such part; did you mean 'two'?" in refused(capsys, run, "own:tow")
+    assert "--out takes the results of one task" in refused(capsys, run, "own", "--out", tmp_path / "x")
+    assert "did you mean 'three" in refused(capsys, run, "thre")
 
 
 def test_every_flag_is_described() -> None:
