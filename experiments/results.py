@@ -33,9 +33,10 @@ RESULTS = Path("results")
 # Columns in this order first; the varied factors come after, under their dotted names.
 COLUMNS = (
     "id", "label", "status", "seed", "n_params", "n_params_non_embedding", "n_params_active", "n_params_applied",
-    "tokens", "flops", "val_loss", "val_loss_stderr", "val_entropy", "val_excess_loss", "val_bits_per_byte",
-    "best_val_loss", "best_step", "train_loss", "diverged_at_step", "steps", "flops_per_token", "applications",
-    "tokens_per_second", "mfu", "wall_seconds", "cpu_seconds", "peak_memory_bytes", "attempts", "excluded",
+    "tokens", "epochs", "unique_tokens", "flops", "val_loss", "val_loss_stderr", "val_entropy", "val_excess_loss",
+    "val_bits_per_byte", "best_val_loss", "best_step", "train_loss", "diverged_at_step", "steps", "flops_per_token",
+    "applications", "tokens_per_second", "mfu", "wall_seconds", "cpu_seconds", "peak_memory_bytes", "attempts",
+    "excluded",
 )  # fmt: skip
 _FROM_LOCK = ("flops_per_token", "n_params", "n_params_non_embedding", "n_params_active", "n_params_applied")
 

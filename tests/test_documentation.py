@@ -241,7 +241,7 @@ def test_record_fields_are_all_described() -> None:
     metrics, history = text.split("## history.jsonl")
     assert set(rows(metrics)) == set(Record.model_fields)
     keys = "step tokens flops train_loss val_loss learning_rate grad_norm tokens_per_second probes routing val_routing"
-    assert {*keys.split(), "gradient_square", "gradient_variance"} == set(rows(history))
+    assert {*keys.split(), "val_losses", "gradient_square", "gradient_variance"} == set(rows(history))
 
 
 def test_study_keys_laws_and_figures_are_all_described() -> None:

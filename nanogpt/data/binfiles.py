@@ -6,7 +6,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt.config.errors import UserError
@@ -21,18 +20,6 @@ def write_tokens(path: Path, tokens: NDArray[Any]) -> None:
     """Write token ids as raw little-endian uint16, atomically."""
     with replacing(path) as temporary:
         tokens.astype("<u2").tofile(temporary)
-
-
-def read_tokens(path: Path) -> NDArray[np.uint16]:
-    """The file's token ids, memory-mapped and read-only."""
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if size == 0 or size % 2:
-        raise UserError(f"{path}: not a file of uint16 tokens: {size} bytes")
-    # The plain view of the map: np.memmap's own indexing costs a microsecond per gather for nothing.
-    return np.asarray(np.memmap(path, dtype="<u2", mode="r"))
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from nanogpt.config.errors import UserError
 from nanogpt.data.binfiles import NANOGPT_VOCAB, has_meta, read_meta
 from nanogpt.data.manifest import MANIFEST, Manifest, Shard, check_sizes, read_manifest
-from nanogpt.data.shards import LLMC_HEADER, TokenFile, read_layout
+from nanogpt.data.tokenfiles import LLMC_HEADER, TokenFile, read_layout
+from nanogpt.data.tokenizers import read_tokenizer
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NEEDED = ("train", "val")
@@ -106,11 +107,10 @@ def _foreign(folder: Path) -> CorpusFiles:
     meta = read_meta(folder)
     raw = "<u4" if meta["vocab_size"] > 2**16 else "<u2"
     splits = {split: tuple(read_layout(path, raw) for path in found) for split, found in paths.items() if found}
+    _check_alike(splits)
     _check_counts(folder, meta, splits)
     vocab_size = meta["vocab_size"] if has_meta(folder) else _customary_vocab(splits["train"][0])
     if meta.get("itos") is not None:
-        from nanogpt.data.tokenizers import read_tokenizer
-
         return CorpusFiles(folder, splits, vocab_size, "char", read_tokenizer(folder).fingerprint, None)
     named_there = meta.get("tokenizer")
     tokenizer = named_there if isinstance(named_there, str) else GPT2 if vocab_size == NANOGPT_VOCAB else None
@@ -155,6 +155,16 @@ def _check_row(paths: list[Path]) -> None:
             prefix = path.stem.rstrip("0123456789")
             lost = f"{prefix}{before + 1:0{len(path.stem) - len(prefix)}d}{path.suffix}"
             raise UserError(f"{path.with_name(lost)}: missing, though shards before and after it are there")
+
+
+def _check_alike(splits: Mapping[str, tuple[TokenFile, ...]]) -> None:
+    """A file without a header among others with one is no file of raw tokens."""
+    for files in splits.values():
+        for file in files:
+            if (file.dtype, file.offset > 0) != (files[0].dtype, files[0].offset > 0):
+                raise UserError(
+                    f"{file.path}: of another kind than {files[0].path.name}: damaged, or of another corpus"
+                )
 
 
 def _check_counts(folder: Path, meta: Mapping[str, object], splits: Mapping[str, tuple[TokenFile, ...]]) -> None:

@@ -1,8 +1,7 @@
 """What is known of a corpus before training, and how its tokens are opened."""
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt.config.data import (
-    KINDS,
     BinFolder,
     Data,
     Mixture,
@@ -20,18 +18,22 @@ from nanogpt.config.data import (
     ZipfMixture,
 )
 from nanogpt.config.diskfull import os_reason
-from nanogpt.config.errors import UserError, did_you_mean
+from nanogpt.config.errors import UserError
 from nanogpt.config.identity import canonical_json
 from nanogpt.config.runtime import Runtime
 from nanogpt.data import zipf
 from nanogpt.data.binfiles import NANOGPT_VOCAB, file_sha256, read_meta, write_meta, write_tokens
-from nanogpt.data.folders import GPT2, CorpusFiles, MissingCorpus, find_files, holds_corpus
+from nanogpt.data.folders import GPT2, CorpusFiles, MissingCorpus, find_files
 from nanogpt.data.manifest import MANIFEST
+from nanogpt.data.places import corpus_folder, data_root, find_corpus, zipf_folder
 from nanogpt.data.scanned import scan
-from nanogpt.data.shards import Shards, Tokens
+from nanogpt.data.tokenfiles import Shards, Tokens
 from nanogpt.data.tokensizes import token_sizes
 
-__all__ = ["MissingCorpus"]
+__all__ = [
+    "CorpusFacts", "MissingCorpus", "OpenCorpus", "OpenMixture", "OpenPart", "assumed_facts", "corpus_folder",
+    "data_root", "facts", "generate_zipf", "open_corpus", "open_data", "part_names", "with_content", "zipf_folder",
+]  # fmt: skip
 
 SHAKESPEARE_CHARACTERS = 65
 SCANS = ".scans"  # in the data directory: what reading large files of other makers told
@@ -99,15 +101,6 @@ def assumed_facts(data: Data) -> CorpusFacts:
     return CorpusFacts(vocab_size, train_tokens=0, val_tokens=0)
 
 
-def data_root(runtime: Runtime) -> Path:
-    """The folder of prepared corpora: `runtime.data_dir`, else $NANOGPT_DATA_DIR, else data/ of the checkout."""
-    given = runtime.data_dir or os.environ.get("NANOGPT_DATA_DIR")
-    if given:
-        return Path(given).expanduser()
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout / "data" if (checkout / "pyproject.toml").exists() else Path.cwd() / "data"
-
-
 def facts(data: Data, runtime: Runtime) -> CorpusFacts:
     """What is known of a corpus. Raises UserError when it has to be prepared first, or its files are damaged."""
     if not isinstance(data.corpus, Mixture):
@@ -130,7 +123,7 @@ def _single_facts(corpus: SingleCorpus, tokenizer: str | None, runtime: Runtime)
     if isinstance(corpus, ZipfMixture):
         train, val = (-(-n // zipf.DOCUMENT) * zipf.DOCUMENT for n in (corpus.train_tokens, corpus.val_tokens))
         return CorpusFacts(corpus.alphabet_size, train, val, tokenizer="zipf_mixture")
-    return _folder_facts(_find(corpus, tokenizer, runtime), data_root(runtime) / SCANS)
+    return _folder_facts(find_corpus(corpus, tokenizer, runtime), data_root(runtime) / SCANS)
 
 
 def _check_mixture(mixture: Mixture, parts: tuple[CorpusFacts, ...]) -> None:
@@ -185,7 +178,7 @@ def open_corpus(data: Data, runtime: Runtime) -> OpenCorpus:
 def _open(corpus: SingleCorpus, tokenizer: str | None, runtime: Runtime) -> OpenCorpus:
     if isinstance(corpus, ZipfMixture):
         return _open_zipf(corpus, data_root(runtime))
-    files = _find(corpus, tokenizer, runtime)
+    files = find_corpus(corpus, tokenizer, runtime)
     found = _folder_facts(files, data_root(runtime) / SCANS)
     if corpus.content not in (None, found.content):
         raise UserError(
@@ -207,60 +200,6 @@ def _mean_bytes(files: CorpusFiles) -> float | None:
         return read_meta(files.folder).get("val_bytes_per_token")
     val = files.manifest.splits["val"]
     return val.text_bytes / val.tokens or None
-
-
-def corpus_folder(corpus: SingleCorpus | Mixture, runtime: Runtime, tokenizer: str | None = None) -> Path:
-    """Where the files of a corpus lie; of a mixture, those of its first part.
-
-    A folder may be given by its path, or by its name below the data directory; NAME also means the NAME.TOKENIZER that
-    `prepare` makes, with GPT-2's tokens unless `tokenizer` (`data.tokenizer`) names others.
-    """
-    if isinstance(corpus, Mixture):
-        return corpus_folder(corpus.parts[0].corpus, runtime, tokenizer)
-    if isinstance(corpus, ZipfMixture):
-        return zipf_folder(corpus, data_root(runtime))
-    if isinstance(corpus, ShakespeareChar):
-        return data_root(runtime) / "shakespeare_char"
-    places = list(_places(corpus.path, runtime, tokenizer))
-    below = data_root(runtime) / Path(corpus.path).expanduser()
-    return next((place for place in places if holds_corpus(place)), next(filter(Path.is_dir, places), below))
-
-
-def _places(path: str, runtime: Runtime, tokenizer: str | None) -> Iterator[Path]:
-    """In the order of preference; a tokenizer that was asked for comes before a folder that may have another."""
-    given = Path(path).expanduser()
-    exact = list(dict.fromkeys([given, data_root(runtime) / given]))
-    name = (tokenizer or GPT2).removesuffix("_base")
-    endings = [f".{name}", f".{name}_base"]
-    prepared = [place.with_name(place.name + ending) for place in exact if place.name for ending in endings]
-    yield from (*prepared, *exact) if tokenizer else (*exact, *prepared)
-
-
-def _find(corpus: ShakespeareChar | BinFolder, tokenizer: str | None, runtime: Runtime) -> CorpusFiles:
-    folder = corpus_folder(corpus, runtime, tokenizer)
-    if isinstance(corpus, BinFolder) and not folder.is_dir():
-        raise MissingCorpus(f"{folder}: no corpus there{_nearest(corpus.path, runtime, tokenizer)}")
-    files = find_files(folder)
-    if tokenizer is not None and files.tokenizer is not None:
-        asked, there = (name.removesuffix("_base") for name in (tokenizer, files.tokenizer))
-        if asked != there:
-            raise UserError(f"data.tokenizer: {tokenizer}: {folder} holds tokens of {files.tokenizer}")
-    return files
-
-
-def _nearest(path: str, runtime: Runtime, tokenizer: str | None) -> str:
-    """A misspelt name, or a corpus that is there with another tokenizer's tokens."""
-    root = data_root(runtime)
-    there = sorted(entry.name for entry in root.iterdir() if holds_corpus(entry)) if root.is_dir() else []
-    others = [name.removeprefix(f"{path}.") for name in there if name.startswith(f"{path}.")]
-    if others:
-        return f"; it is prepared with {', '.join(others)}: set data.tokenizer to {' or '.join(others)}"
-    hint = did_you_mean(path, [*KINDS, *there, *(name.rpartition(".")[0] for name in there if "." in name)])
-    if "did you mean" in hint:
-        return hint
-    if "/" in path:
-        return ""
-    return f", nor a {path}.{tokenizer or GPT2}; `python -m nanogpt prepare {path}` makes one"
 
 
 def _folder_facts(files: CorpusFiles, scans: Path) -> CorpusFacts:
@@ -303,12 +242,6 @@ def with_content(section: Any, corpus: CorpusFacts) -> Any:
             "prepare the corpus again, or take out data.corpus.content"
         )
     return section.model_copy(update={"content": corpus.content})
-
-
-def zipf_folder(corpus: ZipfMixture, root: Path) -> Path:
-    """Where the generated text lies; the name changes with everything that changes the text."""
-    key = canonical_json(corpus.model_dump(mode="json"))
-    return root / f"zipf_mixture-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def _open_zipf(corpus: ZipfMixture, root: Path) -> OpenCorpus:

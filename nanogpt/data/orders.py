@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt.data.permutation import U64, draw_keys, permute
-from nanogpt.data.shards import Shards, Tokens
+from nanogpt.data.tokenfiles import Shards, Tokens
 
 WHOLE = 2**32  # weights are counted in parts of this
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from nanogpt.config.errors import UserError
-from nanogpt.data.shards import TokenFile
+from nanogpt.data.tokenfiles import TokenFile
 from nanogpt.record import read_json, to_json, write_atomic
 
 REMEMBERED_FROM = 2**24  # bytes: smaller files are read in less time than it takes to be clever

@@ -19,7 +19,7 @@ from nanogpt.data.orders import (
     random_starts,
     random_windows,
 )
-from nanogpt.data.shards import Shards, Tokens, windows
+from nanogpt.data.tokenfiles import Shards, Tokens, windows
 
 UNSCORED = -1  # the target that the loss leaves out
 

@@ -56,7 +56,7 @@ def read_layout(path: Path, raw: str = "<u2") -> TokenFile:
         with path.open("rb") as file:
             if path.suffix == ".npy":
                 return _npy(path, file, size)
-            head = np.frombuffer(file.read(LLMC_HEADER)[: 12 if size >= LLMC_HEADER else 0], dtype="<i4")
+            head = np.frombuffer(file.read(12 if size >= 12 else 0), dtype="<i4")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(head) and int(head[0]) in LLMC:
