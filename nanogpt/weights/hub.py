@@ -2,8 +2,7 @@
 
 import functools
 import os
-import urllib.error
-import urllib.request
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +87,21 @@ def _set(variables: tuple[str, ...]) -> str:
 
 @functools.cache
 def reachable() -> bool:
-    """One short question, since the hub's own tools repeat theirs for half a minute before they give up."""
+    """One short question, since the hub's own tools repeat theirs for half a minute before they give up.
+
+    In a thread: looking up a name knows no time limit.
+    """
+    answers: list[bool] = []
+    asking = threading.Thread(target=lambda: answers.append(_answers()), daemon=True)
+    asking.start()
+    asking.join(REACH_SECONDS)
+    return bool(answers) and answers[0]
+
+
+def _answers() -> bool:
+    import urllib.error  # with ssl and email behind it: too much for commands that ask no network
+    import urllib.request
+
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=REACH_SECONDS).close()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,10 +283,22 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     trained.model.embedding.weight.data[0, 0] = 1e6
     with pytest.raises(UserError, match=r"export: transformer.wte.weight: float16 cannot hold its values"):
         export(trained, tmp_path / "new", dtype="float16")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "safetensors", None)
+        with pytest.raises(UserError, match=r"the package safetensors is missing: pip install 'nanogpt-scaling\[hf\]'"):
+            export(trained, tmp_path / "new")
     monkeypatch.setattr("nanogpt.weights.export.write_safetensors", _disk_full)
     with pytest.raises(UserError, match=r"export: .*new: cannot be written: No space left on device"):
         export(trained, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_half_precision_is_written_and_read_as_float32(tmp_path: Path) -> None:
+    trained = random_model(LLAMA)
+    export(trained, tmp_path / "out", dtype="bfloat16")
+    found, given = load_trained(tmp_path / "out").model.state_dict(), trained.model.state_dict()
+    assert all(torch.equal(found[name], tensor.bfloat16().float()) for name, tensor in given.items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def _disk_full(*_: Any) -> None:
@@ -398,18 +411,21 @@ def test_a_study_starts_from_weights_and_sees_them_change(tmp_path: Path, monkey
     from experiments.study import Study
 
     monkeypatch.setattr(engine, "describe", lambda configs, elsewhere=False: engine.describe_here(configs))
-    save_hf(tmp_path / "w"), save_hf(tmp_path / "other", seed=1)
+    for seed, name in enumerate(("w", "other", "third")):
+        save_hf(tmp_path / name, seed=seed)
     study = tmp_path / "tune.yaml"
     study.write_text(
-        f"question: What?\nhypothesis: That.\nconfig:\n  init_from: {tmp_path / 'w'}\n"
+        "question: What?\nhypothesis: That.\nconfig:\n"
         "  train: {batch_size: 2, max_iters: 2, precision: fp32}\n  runtime: {device: cpu}\n"
-        f"  data: {json.dumps({'corpus': CORPUS})}\nsweep: {{grid: {{learning_rate: [1.0e-3, 2.0e-3]}}}}\n"
+        f"  data: {json.dumps({'corpus': CORPUS})}\n"
+        f"sweep: {{grid: {{init_from: [{tmp_path / 'w'}, {tmp_path / 'other'}]}}}}\n"
     )
     lock = resolve(Study.load(study))
     assert {run.config["model"]["n_embd"] for run in lock.runs} == {16}
+    assert [run.factors["init_from"] for run in lock.runs] == [str(tmp_path / "w"), str(tmp_path / "other")]
     assert holds(lock, Study.load(study))
-    (tmp_path / "w" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    (tmp_path / "w" / "model.safetensors").write_bytes((tmp_path / "third" / "model.safetensors").read_bytes())
     assert not holds(lock, Study.load(study))
     new = resolve(Study.load(study), lock)
     found = drifts(lock, new, {run.id: tmp_path for run in lock.runs})
-    assert [set(drift.differences()) for drift in found] == [{"init_from.sha256"}] * 2
+    assert [set(drift.differences()) for drift in found] == [{"init_from.sha256"}]
