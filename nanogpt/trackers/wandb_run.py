@@ -52,6 +52,7 @@ class WandBRun(Tracker):
                 self._run = self._init(run, settings, "online")
             except Exception as error:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
+                _forget_failed()
         if reason is not None:
             note_unreachable(beside, reason)
         return reason
@@ -95,6 +96,14 @@ class WandBRun(Tracker):
         if status == "interrupted":
             self._run.mark_preempting()  # with an exit status, W&B calls it preempted: it is to go on
         self._run.finish(exit_code={"failed": EXIT_FAILED, "interrupted": EXIT_INTERRUPTED}.get(status, 0))
+
+
+def _forget_failed() -> None:
+    """wandb's own process keeps the id of a run that it could not begin, and refuses it from then on."""
+    import wandb
+
+    if wandb.run is None:  # else a notebook has a run of its own in that process
+        wandb.teardown(EXIT_FAILED)
 
 
 def _place(run: Any, folder: Path) -> str:

@@ -44,6 +44,7 @@ class FakeWandB(ModuleType):
         self.is_away, self.server, self.folders = is_away, {}, {}
         self.inits: list[dict[str, Any]] = []
         self.runs: list[RecordedRun] = []
+        self.in_use: set[str] = set()
         self._count = itertools.count()
 
     def Settings(self, **settings: Any) -> SimpleNamespace:
@@ -52,7 +53,10 @@ class FakeWandB(ModuleType):
     def init(self, **asked: Any) -> RecordedRun:
         self.inits.append(asked)
         online = asked["mode"] == "online"
+        if asked["id"] in self.in_use:
+            raise RuntimeError(f"run ID {asked['id']} is in use")
         if online and self.is_away:
+            self.in_use.add(asked["id"])  # as wandb 0.31 does
             raise RuntimeError("Run initialization has timed out after 10.0 sec.")
         kind = "run" if online else "offline-run"
         place = Path(asked["dir"]) / "wandb" / f"{kind}-{next(self._count)}-{asked['id']}"
@@ -67,6 +71,9 @@ class FakeWandB(ModuleType):
             run = RecordedRun(points, place, summary, known)
         self.runs.append(run)
         return run
+
+    def teardown(self, exit_code: int) -> None:
+        self.in_use.clear()
 
 
 class FakeTrackio(ModuleType):
