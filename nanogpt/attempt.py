@@ -13,6 +13,7 @@ from typing import Any
 from nanogpt.config import UserError
 from nanogpt.describe import Description
 from nanogpt.hardware import (
+    choice_of,
     enable_fast_float32_matmul,
     environment,
     keep_freed_memory,
@@ -49,7 +50,7 @@ def run_attempt(
     device = local_device(torch_device(config.runtime.device, config.runtime.threads))
     keep_freed_memory()
     matmul = enable_fast_float32_matmul() if device.type == "cpu" else None
-    surroundings = environment(str(device)) | {"micro_batch_size": config.micro_batch_size}
+    surroundings = environment(str(device)) | {"micro_batch_size": config.micro_batch_size, "device": choice_of(config)}
     if matmul is not None:
         surroundings["float32_matmul"] = matmul.describe()
     outcome = attempt_folder(folder, attempt) / "outcome.json"

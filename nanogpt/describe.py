@@ -160,14 +160,14 @@ def _corpus_facts(config: Config) -> "CorpusFacts":
 
 def _resolve(config: Config, corpus: "CorpusFacts", weights: Mapping[str, str], elsewhere: bool = False) -> Config:
     from nanogpt.data.opening import with_content
-    from nanogpt.hardware import check_experts, resolve_device, resolve_precision
+    from nanogpt.hardware import check_experts, is_sharded, resolve_device, resolve_precision
 
     device, precision = config.runtime.device, str(config.train.precision)
     if not elsewhere or device == "auto":
         device = resolve_device(device)
-        precision = resolve_precision(precision, device)
+        precision = resolve_precision(precision, device, config.runtime.nproc, is_sharded(config))
     elif precision == "auto":
-        precision = "fp32" if device == "cpu" else "bf16"
+        precision = "bf16" if device.startswith("cuda") else "fp32"
     check_experts(config, device, precision, elsewhere)
     return config.model_copy(
         update={

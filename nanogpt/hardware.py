@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanogpt.config import Config, UserError
 from nanogpt.config.ffns import TopKMoE
@@ -51,6 +51,7 @@ PEAK_BF16_FLOPS: dict[str, float] = {
 }
 # Words that turn the name of a GPU above into that of another, or of a slice of it: no peak is better than a wrong one.
 OTHER_SILICON = {"laptop", "max", "ti", "d", "super", "mig"}
+BF16_CAPABILITY = (8, 0)  # Ampere, the first of NVIDIA's GPUs that multiply it
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MATMUL_TOLERANCE = 1e-5  # relative error against float64: true float32 reaches 1e-6, bf16 4e-3, TF32 5e-4
 
@@ -85,16 +86,69 @@ def torch_device(name: str, threads: int | None = None) -> "torch.device":
     return device
 
 
-def resolve_precision(name: str, device: str) -> str:
-    """`auto` is bf16 where the hardware multiplies it fast, else fp32. Raises UserError where `name` cannot run."""
+def resolve_precision(name: str, device: str, nproc: int = 1, sharded: bool = False) -> str:
+    """`auto` is what the hardware multiplies fast: bf16, on older GPUs fp16 with a loss scaler, else fp32.
+
+    It suits the oldest GPU of `nproc` processes; `sharded` runs have no loss scaler. Raises UserError where `name`
+    cannot run.
+    """
     kind = device.partition(":")[0]
     if name == "auto":
-        return "bf16" if _has_fast_bf16(device) else "fp32"
+        return _auto_precision(device, nproc, sharded).precision
     if name == "fp16" and kind == "cpu":
         raise UserError("train.precision: fp16 does not train on a CPU; use bf16 or fp32")
-    if name == "bf16" and kind == "cuda" and not _has_fast_bf16(device):
+    if name == "bf16" and kind == "cuda" and not _has_fast_bf16(device, nproc):
         raise UserError(f"train.precision: {_gpu_name(device)} has no bf16 (it needs 8.0 or newer); use fp16 or fp32")
     return name
+
+
+class _Chosen(NamedTuple):
+    precision: str
+    why: str
+
+
+def _auto_precision(device: str, nproc: int, sharded: bool) -> _Chosen:
+    if _has_fast_bf16(device, nproc):
+        return _Chosen("bf16", "which it multiplies fast")
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        return _Chosen("fp32", "the CPU has no instructions for bf16")
+    if kind == "mps":
+        return _Chosen("fp32", "nobody has tried bf16 on MPS")
+    old = f"before {'.'.join(map(str, BF16_CAPABILITY))} there is no bf16"
+    if sharded:
+        return _Chosen("fp32", f"{old}, and fp16 does not go with fsdp2")
+    return _Chosen("fp16", f"with a loss scaler: {old}")
+
+
+def is_sharded(config: Config) -> bool:
+    """Whether each process of the run holds a part of the model only."""
+    return config.runtime.nproc > 1 and config.runtime.data_parallel == "fsdp2"
+
+
+def choice_of(config: Config) -> str:
+    """What the run of a resolved config computes on and in, and why, in one line: for its first lines and its record.
+
+    What is not as `auto` takes it on this machine was asked for.
+    """
+    device, precision, nproc = config.runtime.device, config.train.precision, config.runtime.nproc
+    kind, best = device.partition(":")[0], resolve_device("auto")
+    why = {"cuda": "a GPU is there", "mps": "its GPU is there", "cpu": "no GPU is there"}[kind]
+    auto = _auto_precision(device, nproc, is_sharded(config))
+    chosen = auto.why if precision == auto.precision else f"as asked; auto takes {auto.precision}"
+    place = why if kind == best else f"as asked; auto takes {best}"
+    return f"device {device}{_particulars(device, nproc)}: {place}; precision {precision}, {chosen}"
+
+
+def _particulars(device: str, nproc: int) -> str:
+    """` (NVIDIA T4, compute capability 7.5, 1 of 2 GPUs)`; nothing for what has no such facts."""
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    used = f"{nproc} of {torch.cuda.device_count()} GPU(s)"
+    return f" ({_gpu_name(device)}, compute capability {capability}, {used})"
 
 
 def check_experts(config: Config, device: str, precision: str, elsewhere: bool) -> None:
@@ -116,11 +170,12 @@ def check_experts(config: Config, device: str, precision: str, elsewhere: bool) 
         raise UserError(f"runtime.expert_matmul: grouped: {missing}; use auto or loop")
 
 
-def _has_fast_bf16(device: str) -> bool:
+def _has_fast_bf16(device: str, nproc: int = 1) -> bool:
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        used = [device] if nproc == 1 else range(min(nproc, torch.cuda.device_count()))
+        return all(torch.cuda.get_device_capability(each) >= BF16_CAPABILITY for each in used)
     return device == "cpu" and bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from nanogpt.checkpoint import Loaded
 from nanogpt.describe import Description
+from nanogpt.hardware import choice_of
 from nanogpt.record import Record
 from nanogpt.weights.resolving import starts_from
 
@@ -43,6 +44,7 @@ class Narrator:
             f"{d.flops:.3g} FLOPs, {d.config.train.precision} on {runtime.device}"
             + (f", {runtime.nproc} processes ({runtime.data_parallel})" if runtime.nproc > 1 else "")
         )
+        self._print(choice_of(d.config))
 
     def resumed(self, loaded: Loaded | None, attempt: int) -> None:
         """Say where a later attempt goes on from, and what had to be passed over."""

@@ -60,7 +60,8 @@ def next_tokens(logits_BV: Tensor, seen_BV: Tensor, how: Sampling, generators: l
     if how.is_greedy:
         return logits_BV.argmax(dim=-1)
     uniform_B = torch.stack([torch.rand((), dtype=torch.float64, generator=each) for each in generators])
-    return draw(distribution(logits_BV, seen_BV, how), uniform_B)
+    # The rows' generators are the CPU's, so that every device draws alike; and not every device has float64.
+    return draw(distribution(logits_BV.cpu(), seen_BV.cpu(), how), uniform_B).to(logits_BV.device)
 
 
 def distribution(logits_BV: Tensor, seen_BV: Tensor, how: Sampling) -> Tensor:

@@ -55,10 +55,12 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic", preci
     errors; float32 (`precision` fp32) costs four times as much on CPUs that multiply bfloat16.
     """
     coefficients, margin = FAMILIES[family]
-    # In float32 the squares of entries below 1e-23 are lost, and a momentum without gradients gets there in a thousand
-    # steps: experts that no token reaches, layers that died.
-    norm = torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True, dtype=torch.float64)
-    inverse = (norm * margin).reciprocal_().clamp_(max=LARGEST_INVERSE).to(_at_least_float32(update))
+    inverse = (
+        (_norm(update, update.device.type != "mps") * margin)
+        .reciprocal_()
+        .clamp_(max=LARGEST_INVERSE)
+        .to(_at_least_float32(update))
+    )
     # Rounded once, after the scaling: rounding before it, too, adds a quarter to the error on ill-conditioned updates.
     x = (update * inverse).to(_working_type(update, precision))
     stack, x = x.shape, x.flatten(0, -3) if x.dim() > 3 else x
@@ -77,6 +79,17 @@ def orthogonalize(update: Tensor, steps: int = 5, family: str = "quintic", preci
         add_product(x, left, right, beta=a, out=spare)
         x, spare = spare, x
     return x.view(stack)
+
+
+def _norm(update: Tensor, has_float64: bool) -> Tensor:
+    """The Frobenius norm of each matrix, also of entries below 1e-23, whose squares are lost in float32.
+
+    A momentum without gradients gets there in a thousand steps: experts that no token reaches, layers that died.
+    """
+    if has_float64:
+        return torch.linalg.vector_norm(update, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+    largest = update.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(update.dtype).tiny)
+    return largest * torch.linalg.vector_norm(update / largest, dim=(-2, -1), keepdim=True)
 
 
 def _working_type(x: Tensor, precision: str) -> torch.dtype:

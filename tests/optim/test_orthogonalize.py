@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanogpt.optim.muon import FAMILIES, Muon, orthogonalize
+from nanogpt.optim.muon import FAMILIES, Muon, _norm, orthogonalize
 
 any_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -62,3 +62,11 @@ def test_a_matrix_whose_gradient_stops_stays_finite(normuon: float | None) -> No
             weight.grad = torch.zeros(8, 16)
     assert torch.isfinite(weight).all()
     assert all(torch.isfinite(value).all() for value in optimizer.state[weight].values())
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e15])
+def test_the_norm_without_float64_is_the_one_with_it(size: float) -> None:
+    """Devices without float64 lose nothing, though 1e-30 squared is 0 in float32."""
+    update = size * torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(_norm(update, False).double(), _norm(update, True), rtol=1e-5, atol=0)
+    assert torch.isfinite(_norm(torch.zeros(2, 3), False)).all()
