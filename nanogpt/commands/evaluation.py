@@ -47,6 +47,15 @@ def _eval(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     calm_threads()
     keep_freed_memory()
+    try:
+        return _as_asked(arguments)
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # after the figure so far
+        return EXIT_STOPPED
+
+
+def _as_asked(arguments: argparse.Namespace) -> int:
     if arguments.lm_eval is None and not arguments.names:
         return _depths(arguments)
     _check(arguments)
@@ -114,9 +123,6 @@ def _work(asked: "Asked", arguments: argparse.Namespace) -> int:
             _evaluate(asked, subject.shared_by(team), arguments)
     except torch.OutOfMemoryError as error:
         raise UserError(f"eval: {str(error).splitlines()[0]} A smaller --batch-size needs less memory") from None
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return EXIT_STOPPED
     return 0
 
 
