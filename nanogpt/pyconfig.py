@@ -9,7 +9,7 @@ from typing import Any
 
 from nanogpt.config.errors import UserError
 
-# Flags of nanoGPT's train.py that say nothing about the run itself: there is no tracker and no process group here.
+# Flags of nanoGPT's train.py that say nothing about the run itself; a tracker is asked for by runtime.tracker.
 IGNORED = ("wandb_log", "wandb_project", "wandb_run_name", "backend")
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

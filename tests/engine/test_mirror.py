@@ -1,6 +1,6 @@
 """A run beside its tracker: what a checkpoint confirms is shown, and nothing a tracker does costs the run anything.
 
-Slow part, with the real wandb and processes that are killed: under 90 s.
+Slow part, with the real wandb and processes that are killed: about 60 s.
 """
 
 import json
@@ -352,3 +352,23 @@ def wait_for_minutes(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_left_for_a_folder(tiny: Make, tmp_path: Path) -> None:
+    """The real wandb with a key and an open port: its own patience would be minutes."""
+    config = tiny(train={"max_iters": 20}, runtime={"tracker": "wandb"})
+    (tmp_path / "c.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "nanogpt", "train", str(tmp_path / "c.yaml"), f"--out_dir={tmp_path / 'run'}"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        settings = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": url, "WANDB_MODE": "online"}
+        environment = {**os.environ, **settings}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0
+    assert done.stderr.count("nanogpt: tracker wandb: offline, because") == 1
+    state = read_states(tmp_path / "run")[1]
+    assert (state["state"], state["step"], state["upload"]) == ("finished", 20, "later")
+    assert len(wandb_lines(attempt_folder(tmp_path / "run", 1) / state["place"])) == len(
+        read_history(tmp_path / "run" / "history.jsonl")
+    )
