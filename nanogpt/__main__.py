@@ -15,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr and status 2."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "words"):  # a command that takes words anywhere; argparse has them side by side only
+        arguments.words = [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
     overrides = [text for text in rest if "=" in text]
     if len(overrides) < len(rest) or (overrides and not hasattr(arguments, "target")):
         unknown = next(text for text in rest if text not in overrides or not hasattr(arguments, "target"))
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _nearest_flag(unknown: str, arguments: argparse.Namespace) -> str:
-    flags = [f"--{name}" for name in vars(arguments) if name not in ("command", "run", "target", "place")]
+    flags = [f"--{name}" for name in vars(arguments) if name not in ("command", "run", "target", "place", "words")]
     word = unknown.partition("=")[0].lstrip("-").replace("-", "_")
     hint = did_you_mean(f"--{word}", flags) if unknown.startswith("-") else ""
     return hint if "did you mean" in hint else "; settings are written --key=value"

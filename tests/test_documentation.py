@@ -117,7 +117,18 @@ def defined(path: Path) -> set[str]:
 def test_every_extension_is_described() -> None:
     """Each registry is named on the page that says how to add to it."""
     page = (ROOT / "docs" / "extending.md").read_text()
-    for registry in ("FFNS", "TRUNKS", "SHAPES", "LAWS", "FIGURES", "LAUNCHERS", "ALIASES", "MODES"):
+    for registry in (
+        "FFNS",
+        "TRUNKS",
+        "SHAPES",
+        "LAWS",
+        "FIGURES",
+        "LAUNCHERS",
+        "ALIASES",
+        "MODES",
+        "KINDS",
+        "PUBLISHED",
+    ):
         assert f":{registry}`" in page
 
 

@@ -96,6 +96,30 @@ def test_five_samples_keep_the_prompt_and_differ_and_the_seed_repeats_them(run: 
     assert sampled(capsys, run, "--prompt", "Speak", "--max_new_tokens", "40", "--seed", "7") == bodies[0]
 
 
+def test_a_prompt_may_stand_without_its_flag_wherever_it_is(run: Path, capsys: Capture) -> None:
+    expected = sampled(capsys, run, "--prompt", "All:\nSpe", "--max_new_tokens", "20", "--seed", "3")
+    words = ("--max_new_tokens", "20", "--seed", "3")
+    for spelled in ((run, "All:\nSpe", *words), (*words, run, "All:\nSpe"), (run, *words, "All:\nSpe")):
+        assert sampled(capsys, *spelled) == expected
+    assert sampled(capsys, f"--pretrained={run}", *words, "All:\nSpe") == expected
+    assert sampled(capsys, "All:\nSpe", "--pretrained", run, *words) == expected
+
+
+def test_a_length_with_the_prompt_in_it(run: Path, capsys: Capture) -> None:
+    for flag in ("--max_length", "--max-length"):
+        text = sampled(capsys, run, "Speak", flag, "30", "--num_samples", "5", "--seed=42")
+        bodies = [part.partition(" ---\n")[2] for part in text.split("--- sample ")[1:]]
+        assert [len(body) for body in bodies] == [30 + 1] * 5
+        assert all(body.startswith("Speak") for body in bodies)
+    assert sampled(capsys, run, "Speak", "--max_length", "25") == sampled(
+        capsys, run, "Speak", "--max_new_tokens", "20"
+    )
+    assert len(sampled(capsys, run, "--max_length", "1")) == 1 + 1  # what an empty prompt starts from is not counted
+    assert "max_length: 5 leaves no room after the prompt's 5 tokens" in refused(
+        capsys, run, "Speak", "--max_length", "5"
+    )
+
+
 def test_samples_beyond_one_batch(run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (run, "--num_samples", "5", "--max_new_tokens", "10")
     at_once = sampled(capsys, *words)
@@ -220,6 +244,12 @@ def test_a_depth_is_chosen_where_the_trunk_lets_one(
         (["--recurrent_depth", "4"], "sample: --recurrent_depth 4: "),
         (["--topk", "3"], "--topk: not understood; did you mean '--top_k'?"),
         (["--max-new-tokens=3"], "did you mean '--max_new_tokens'?"),
+        (["--max_length", "9", "--max_new_tokens", "9"], "--max_new_tokens: not allowed with argument --max_length"),
+        (["--max_length", "0"], "--max_length/--max-length: expected a whole number of at least 1, got '0'"),
+        (["Speak", "up"], "sample: one prompt was expected, got 'Speak' 'up'; put it between quotes"),
+        (["Speak", "--prompt", "up"], "sample: two prompts: 'Speak' and --prompt 'up'; give one of them"),
+        (["--pretrained", "gpt2", "Speak"], "sample: one prompt was expected"),
+        (["--ranks", "vocab.bpe"], "nanogpt: --ranks vocab.bpe: no use for them: "),
     ],
 )
 def test_mistakes_are_one_line(run: Path, capsys: Capture, words: list[str], message: str) -> None:
@@ -249,11 +279,16 @@ def test_a_corpus_without_characters_is_written_as_ids(capsys: Capture, tmp_path
     assert "'32' is no token id" in refused(capsys, tmp_path / "run", "--prompt", "32")
 
 
+def test_without_a_run_one_is_asked_for(capsys: Capture) -> None:
+    assert "sample: name a run, one of its checkpoints, or weights" in refused(capsys)
+    assert "hf:gpt2-medum" in refused(capsys, "--pretrained=gpt2-medum", "Hello")
+
+
 def test_every_flag_is_described() -> None:
     text = (ROOT / "docs" / "generation.md").read_text()
     described = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `--")}
     arguments, _ = _parser().parse_known_args(["sample", "run"])
-    flags = {f"--{name}" for name in vars(arguments)} - {"--command", "--run", "--place"}
+    flags = {f"--{name}" for name in vars(arguments)} - {"--command", "--run", "--place", "--prefix", "--words"}
     assert described == flags
 
 

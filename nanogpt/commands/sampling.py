@@ -4,6 +4,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from nanogpt.trained import Trained
 
 
+NEW_TOKENS = 200  # unless a length is asked for
+GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
 def add(command: AddCommand) -> None:
     """Add the command."""
     _add_sample(command("sample", _sample, "text from a trained model"))
@@ -23,16 +28,22 @@ def add(command: AddCommand) -> None:
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or one of its checkpoint-*.pt files")
-    add("--prompt", default="", metavar="TEXT", help="how the text begins (token ids where there are no characters)")
+    parser.set_defaults(words=[])
+    add("place", nargs="?", metavar="RUN_OR_CHECKPOINT",
+        help="a run's folder, one of its checkpoint-*.pt files, or weights (hf:gpt2, a local folder)")  # fmt: skip
+    # argparse takes positional arguments only side by side: a prompt that stands apart comes by `words`.
+    add("prefix", nargs="?", metavar="PROMPT", help="how the text begins, as --prompt")
+    add("--prompt", metavar="TEXT", help="how the text begins (token ids where the corpus has no text); default: empty")
+    add("--pretrained", metavar="NAME", help="weights in place of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, "
+        "any hf:NAME, or a local folder")  # fmt: skip
     add("--num_samples", type=whole_number(1), default=1, metavar="N", help="default %(default)s")
-    add(
-        "--max_new_tokens",
-        type=whole_number(1),
-        default=200,
-        metavar="N",
-        help="length beyond the prompt; default %(default)s",
-    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--max_new_tokens", type=whole_number(1), metavar="N",
+                        help=f"length beyond the prompt; default {NEW_TOKENS}")  # fmt: skip
+    length.add_argument("--max_length", "--max-length", type=whole_number(1), metavar="N",
+                        help="length with the prompt, in tokens")  # fmt: skip
+    add("--ranks", type=Path, metavar="FILE", help="GPT-2's ranks (vocab.bpe or r50k_base.tiktoken) or a folder with "
+        "them, where the corpus has no tokenizer of its own")  # fmt: skip
     add("--temperature", type=number, metavar="T", help="default 1; 0 always takes the likeliest token")
     add("--top_k", type=whole_number(0), metavar="K", help="draw among the K likeliest; 0 is off, the default")
     add(
@@ -61,8 +72,16 @@ def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from nanogpt.samples import Wanted, write_samples
     from nanogpt.trained import load_trained
 
-    wanted = Wanted(arguments.prompt, arguments.num_samples, arguments.seed, _sampling(arguments))
-    trained = load_trained(arguments.place, arguments.device)
+    asked = _asked(arguments)
+    wanted = Wanted(
+        asked.prompt,
+        arguments.num_samples,
+        arguments.seed,
+        _sampling(arguments),
+        max_length=arguments.max_length,
+        ranks=arguments.ranks,
+    )
+    trained = load_trained(asked.place, arguments.device)
     for note in trained.damaged:
         print(f"nanogpt: passed over: {note}", file=sys.stderr)
     if arguments.recurrent_depth is not None:
@@ -78,6 +97,33 @@ def _sample(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Asked:
+    place: Path
+    prompt: str
+
+
+def _asked(arguments: argparse.Namespace) -> _Asked:
+    """What the words without a flag mean: a place and perhaps a prompt; after --pretrained, a prompt alone."""
+    words = [word for word in (arguments.place, arguments.prefix) if word is not None] + arguments.words
+    place = words.pop(0) if arguments.pretrained is None and words else arguments.pretrained
+    if place is None:
+        raise UserError("sample: name a run, one of its checkpoints, or weights: --pretrained=gpt2")
+    if len(words) > 1:
+        raise UserError(f"sample: one prompt was expected, got {' '.join(map(repr, words))}; put it between quotes")
+    if words and arguments.prompt is not None:
+        raise UserError(f"sample: two prompts: {words[0]!r} and --prompt {arguments.prompt!r}; give one of them")
+    if arguments.pretrained is not None:
+        place = _weights(place)
+    return _Asked(Path(place), words[0] if words else arguments.prompt or "")
+
+
+def _weights(name: str) -> str:
+    """The place that --pretrained names: a folder that is there, else a name on the Hugging Face Hub."""
+    is_folder = name not in GPT2_SIZES and Path(name).is_dir()
+    return name if is_folder or name.startswith("hf:") else f"hf:{name}"
+
+
 def _sampling(arguments: argparse.Namespace) -> "Sampling":
     """The settings that the flags say. A greedy choice leaves the others out of account, and says which were given."""
     from nanogpt.sampling import Sampling
@@ -87,7 +133,9 @@ def _sampling(arguments: argparse.Namespace) -> "Sampling":
     filters = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     given = {name: getattr(arguments, name) for name in filters if getattr(arguments, name) is not None}
     how = Sampling(
-        arguments.max_new_tokens, do_sample=not arguments.greedy and arguments.do_sample is not False, **given
+        arguments.max_new_tokens or NEW_TOKENS,
+        do_sample=not arguments.greedy and arguments.do_sample is not False,
+        **given,
     )
     idle = [f"--{name}" for name in given if name != "temperature" or how.temperature > 0]
     if how.is_greedy and idle:

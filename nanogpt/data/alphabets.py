@@ -55,6 +55,12 @@ class Tokenizer(ABC):
         facts = {key: value for key, value in self.facts().items() if key != "name"}
         return hashlib.sha256(canonical_json({"kind": self.kind, **facts}).encode()).hexdigest()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     def encode_batch(self, texts: Iterable[str]) -> list[Ids]:
         """The ids of each text, in order; in the caller's thread alone, so that processes may share the work."""
         return [self.encode(text) for text in texts]

@@ -118,7 +118,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Bpe:
 def bpe_size(spec: str) -> int | None:
     """The size that `bpe4096` asks for; None for the name of another tokenizer."""
     digits = spec.removeprefix("bpe")
-    return int(digits) if digits != spec and digits.isascii() and digits.isdecimal() else None
+    is_size = digits != spec and digits.isascii() and digits.isdecimal() and not digits.startswith("0")
+    return int(digits) if is_size else None
 
 
 def printable_bytes() -> dict[str, int]:

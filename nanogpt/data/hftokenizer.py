@@ -41,8 +41,9 @@ def read_hf(content: Mapping[str, Any], place: Path) -> Bpe:
 
 def _bpe(content: Mapping[str, Any]) -> Bpe:
     model = content["model"]
-    if model.get("type") != "BPE":
-        raise ValueError(f"this is a {model.get('type')} model")
+    kind = model.get("type", "BPE" if "merges" in model else "nameless")  # older files do not say
+    if kind != "BPE":
+        raise ValueError(f"this is a {kind} model")
     if content.get("normalizer"):
         raise ValueError(f"this changes texts first ({content['normalizer'].get('type')})")
     pattern = _pattern(content.get("pre_tokenizer") or {})
@@ -51,7 +52,7 @@ def _bpe(content: Mapping[str, Any]) -> Bpe:
     if set(ids) != set(range(len(ids))):
         raise ValueError("its tokens are not numbered 0, 1, 2, ... apart from special ones")
     ranks = checked_ranks([ids[token] for token in range(len(ids))])
-    _check_order(model["merges"], ranks)
+    _check_merges(model["merges"], ranks)
     return Bpe(f"bpe{len(ids) + len(specials)}", ranks, pattern, specials)
 
 
@@ -69,18 +70,11 @@ def _pattern(cutting: Mapping[str, Any]) -> str:
     raise ValueError("this one cuts texts in another way")
 
 
-def _check_order(merges: list[Any], ranks: Ranks) -> None:
-    """Raises ValueError unless the merges come in the order of the ids they make, which is all that ranks know."""
-    rank_of = {token: rank for rank, token in enumerate(ranks)}
-    last, made = -1, set[bytes]()
-    for merge in merges:
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        token = b"".join(unprintable(word) for word in parts)
-        rank = rank_of.get(token)
-        if rank is None or (token not in made and rank < last):
-            raise ValueError("the order of its merges is not that of its ids")
-        last = max(rank, last)
-        made.add(token)
+def _check_merges(merges: list[Any], ranks: Ranks) -> None:
+    """Raises ValueError unless the merges are those that tiktoken does by the ranks: each token by one, in order."""
+    pairs = [tuple(map(unprintable, merge.split(" ") if isinstance(merge, str) else merge)) for merge in merges]
+    if pairs != merges_of(ranks):
+        raise ValueError("the merges of this one are not in the order of its ids")
 
 
 def write_hf(tokenizer: Tokenizer, folder: Path) -> None:
@@ -97,7 +91,10 @@ def write_hf(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def hf_content(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of a tokenizer.json that gives the ids of one of our tokenizers."""
+    """The content of a tokenizer.json that gives the ids of one of our tokenizers.
+
+    Raises UserError for ranks that no merges give: a trained BPE has none such, a file of ranks may.
+    """
     if isinstance(tokenizer, Bpe):
         return _of_bpe(tokenizer)
     if isinstance(tokenizer, Bytes):
@@ -111,7 +108,10 @@ def hf_content(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _of_bpe(tokenizer: Bpe) -> dict[str, Any]:
-    merges = [[_written(part) for part in pair] for pair in merges_of(tokenizer.ranks)]
+    try:
+        merges = [[_written(part) for part in pair] for pair in merges_of(tokenizer.ranks)]
+    except ValueError as error:
+        raise UserError(f"{tokenizer.name}: cannot be written in Hugging Face's layout: {error}") from None
     vocabulary = {_written(token): rank for rank, token in enumerate(tokenizer.ranks)} | tokenizer.specials
     if tokenizer.pattern == GPT2_PATTERN:
         cutting: dict[str, Any] = _BYTES | {"use_regex": True}
@@ -142,7 +142,10 @@ def _written(token: bytes) -> str:
 
 
 def merges_of(ranks: Ranks) -> list[tuple[bytes, bytes]]:
-    """The pair that each token beyond the bytes is merged from, in the order of the ranks."""
+    """The pair that each token beyond the bytes is merged from, in the order of the ranks.
+
+    Raises ValueError for a token that its own bytes never become, because merges of smaller rank come in between.
+    """
     rank_of = {token: rank for rank, token in enumerate(ranks)}
     pairs = []
     for rank, token in enumerate(ranks):

@@ -122,6 +122,7 @@ def recognised(ranks: Ranks) -> Bpe:
 
 def _given(name: str, published: Published, given: Path) -> Ranks:
     """The ranks of a file or folder that a person named."""
+    given = given.expanduser()
     if given.is_dir():
         found = next((path for path, _ in _candidates(published, given) if path.is_file()), None)
         if found is None:
@@ -130,7 +131,10 @@ def _given(name: str, published: Published, given: Path) -> Ranks:
         given = found
     ranks = read_ranks(given)
     if len(ranks) != published.n_ranks:
-        raise UserError(f"{given}: {len(ranks):,} ranks, but {name} has {published.n_ranks:,}: cut off, or another's")
+        raise UserError(
+            f"{given}: {len(ranks):,} ranks, but {name} has {published.n_ranks:,}: cut off, or of another encoding "
+            "(which is named by the file itself, in place of a name)"
+        )
     if ranks_sha256(ranks) != published.ranks_sha256:
         raise UserError(f"{given}: as many ranks as {name} has, but not the same: damaged")
     return ranks
@@ -176,9 +180,10 @@ def _downloaded(name: str, published: Published) -> Ranks:
                 _keep(data, folder, file)
                 return parse_ranks(data, file.url)
             reason = f"what came from {file.url} is not the published file"
+    there = "there under that name or its own" if folder else "into a folder that TIKTOKEN_CACHE_DIR names"
     raise MissingRanks(
         f"{name}: its ranks are not in {_told(published, folder)}, and cannot be downloaded: {reason}; "
-        f"fetch {file.url} elsewhere and put it there under that name or its own, or pass --ranks FILE"
+        f"fetch {file.url} elsewhere and put it {there}, or pass --ranks FILE"
     )
 
 

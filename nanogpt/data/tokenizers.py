@@ -15,7 +15,7 @@ from nanogpt.record import read_json, to_json, write_atomic
 
 __all__ = [
     "NAMES", "TOKENIZER", "Bpe", "Bytes", "Characters", "MissingRanks", "TextStream", "Tokenizer", "bpe_size",
-    "load_tokenizer", "read_tokenizer", "train_bpe", "train_char", "write_tokenizer",
+    "load_tokenizer", "read_tokenizer", "recognised", "train_bpe", "train_char", "write_tokenizer",
 ]  # fmt: skip
 
 TOKENIZER = "tokenizer.json"
@@ -47,9 +47,13 @@ def load_tokenizer(spec: str, *, ranks: Path | None = None) -> Tokenizer:
     if path.is_dir():
         return read_tokenizer(path)
     if not path.is_file():
-        raise UserError(f"tokenizer: no such tokenizer or file {spec!r}{did_you_mean(spec, (*NAMES, *SHORT))}")
+        raise UserError(f"tokenizer: no such tokenizer or file {spec!r}{_nearest(spec)}")
     content = _json_object(path)
     return recognised(read_ranks(path)) if content is None else _from_content(content, path)
+
+
+def _nearest(spec: str) -> str:
+    return did_you_mean(spec, (*NAMES, *SHORT, "bpe4096", "a corpus's folder", "a file of ranks"))
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
@@ -57,11 +61,19 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     if path.suffix != ".json":
         return None
     content = read_json(path)
-    return content if "kind" in content or isinstance(content.get("model"), dict) else None
+    return content if _is_ours(content) or _is_hf(content) else None
+
+
+def _is_ours(content: Mapping[str, Any]) -> bool:
+    return isinstance(content.get("kind"), str)  # a number where `kind` is a token: GPT-2's vocab.json
+
+
+def _is_hf(content: Mapping[str, Any]) -> bool:
+    return isinstance(content.get("model"), dict)
 
 
 def _from_content(content: Mapping[str, Any], path: Path) -> Tokenizer:
-    if "kind" not in content and isinstance(content.get("model"), dict):
+    if _is_hf(content) and not _is_ours(content):
         return _by_its_published_name(read_hf(content, path))
     try:
         if content["format"] != FORMAT:
@@ -85,6 +97,14 @@ def _by_its_published_name(tokenizer: Bpe) -> Bpe:
     return known if known.fingerprint == tokenizer.fingerprint else tokenizer
 
 
+def _published_alone(path: Path) -> Tokenizer:
+    """An older layout of Hugging Face's does not say how texts are cut: it is told by the ranks, if they are known."""
+    tokenizer = recognised(read_ranks(path))
+    if tokenizer.name not in PUBLISHED:
+        raise UserError(f"{path}: how texts are cut is not told: a tokenizer.json beside it would")
+    return tokenizer
+
+
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json into a folder, atomically: all that is needed to have this tokenizer again, offline."""
     content = {"format": FORMAT, "kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, **tokenizer.facts()}
@@ -94,14 +114,15 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a prepared corpus: its tokenizer.json, else the characters in nanoGPT's meta file.
 
-    Reads Hugging Face's tokenizer.json (or merges.txt) in the same place, too. Raises UserError where there is none,
-    and for a damaged one.
+    Reads Hugging Face's tokenizer.json in the same place, too, or GPT-2's vocab.json or merges.txt. Raises UserError
+    where there is none, and for a damaged one.
     """
     path = folder / TOKENIZER if folder.is_dir() else folder
     if path.is_file() or not folder.is_dir():
         return _from_content(read_json(path), path)
-    if (folder / "merges.txt").is_file():
-        return recognised(read_ranks(folder / "merges.txt"))
+    for name in ("vocab.json", "merges.txt"):
+        if (folder / name).is_file():
+            return _published_alone(folder / name)
     itos = read_meta(folder).get("itos")
     if itos is None:
         raise UserError(f"{folder}: no tokenizer there: neither tokenizer.json nor a meta file with characters")

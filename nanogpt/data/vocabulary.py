@@ -1,6 +1,6 @@
-"""Between text and token ids: the characters of a corpus where it has them, else the ids themselves."""
+"""What a model's token ids mean: the text of a corpus's tokenizer, or only numbers where there is none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,77 +10,117 @@ from nanogpt.config.errors import UserError
 from nanogpt.config.runtime import Runtime
 from nanogpt.data.binfiles import NANOGPT_VOCAB, read_meta
 from nanogpt.data.opening import MissingCorpus, corpus_folder
+from nanogpt.data.ranks import read_ranks
+from nanogpt.data.tokenizers import (
+    TOKENIZER,
+    MissingRanks,
+    TextStream,
+    Tokenizer,
+    load_tokenizer,
+    read_tokenizer,
+    recognised,
+)
 
-SHOWN = 128  # characters in a message
+GPT2_TOKENS = 50257  # 50,000 merges, 256 bytes and the end of a text, which also begins one
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`characters[i]` is what token i stands for; None where tokens stand for no text, and are written as numbers.
+    """Token ids below `size` and what they mean: without a `tokenizer` nothing, and they are written as numbers.
 
-    `size` counts the kinds of tokens, with those that only pad it. `start` is the token that an empty prompt means.
+    `size` counts the kinds of tokens, with those that only pad it. `eot` is the id that stands between texts where no
+    tokenizer tells. `note` says why there is no tokenizer where a person would expect one.
     """
 
     size: int
-    characters: tuple[str, ...] | None = None
-    start: int = 0
+    tokenizer: Tokenizer | None = None
+    eot: int | None = None
+    note: str | None = None
 
     @property
     def meaningful(self) -> int:
         """The ids below this stand for something."""
-        return self.size if self.characters is None else min(self.size, len(self.characters))
+        return self.size if self.tokenizer is None else min(self.size, self.tokenizer.n_vocab)
+
+    @property
+    def start(self) -> int:
+        """The token that an empty prompt means: the end of the text before, where texts have one."""
+        eot = self.eot if self.tokenizer is None else self.tokenizer.eot
+        return 0 if eot is None or eot >= self.size else eot
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Raises UserError naming what the vocabulary lacks."""
-        if self.characters is None:
-            return [self._number(word) for word in text.split()]
-        index = {character: position for position, character in enumerate(self.characters)}
-        unknown = sorted(set(text) - set(index))
-        if unknown:
-            allowed = repr("".join(sorted(index))) if len(index) <= SHOWN else f"the {len(index)} of the corpus"
-            found = " ".join(map(repr, unknown[:5]))
-            raise UserError(f"characters outside the vocabulary: {found}; allowed: {allowed}")
-        return [index[character] for character in text]
+        if self.tokenizer is not None:
+            return self.tokenizer.encode(text)
+        return [self._number(word) for word in text.split()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; without characters, numbers with a space before each."""
-        if self.characters is None:
-            return "".join(f" {token}" for token in ids)
-        # A padded vocabulary may have ids that no character stands for.
-        return "".join(self.characters[token] if token < len(self.characters) else "\ufffd" for token in ids)
+        """The text of token ids; without a tokenizer, numbers with a space before each."""
+        stream = self.stream()
+        return "".join([stream.push(int(token)) for token in ids]) + stream.flush()
+
+    def stream(self) -> "TextStream | NumberStream":
+        """For ids that come one at a time: whole characters as soon as they are complete."""
+        return NumberStream() if self.tokenizer is None else TextStream(self.tokenizer)
 
     def _number(self, word: str) -> int:
         if not (word.isascii() and word.isdecimal()) or int(word) >= self.size:
-            raise UserError(f"{word!r} is no token id: this corpus has no characters, only ids below {self.size}")
+            why = self.note or f"this corpus has no text, only ids below {self.size}"
+            raise UserError(f"{word!r} is no token id: {why}")
         return int(word)
 
 
-GPT2_TOKENS = 50257  # 50,000 merges, 256 bytes and the end of a text, which also begins one
-GPT2 = Vocabulary(GPT2_TOKENS, start=GPT2_TOKENS - 1)
+class NumberStream:
+    """Ids written as numbers, a space before each."""
+
+    def push(self, token: int) -> str:
+        return f" {token}"
+
+    def flush(self) -> str:
+        return ""
 
 
-def read_vocabulary(data: Data, runtime: Runtime) -> Vocabulary:
-    """The vocabulary of a config's corpus, as its meta file has it (nanoGPT's `itos`, a list or a mapping)."""
+def read_vocabulary(data: Data, runtime: Runtime, ranks: Path | None = None) -> Vocabulary:
+    """The vocabulary of a config's corpus: its tokenizer.json, the characters of its meta file (nanoGPT's `itos`), or
+    GPT-2's where it has neither, its ranks from `ranks` or from wherever they can be had.
+
+    Raises UserError where the corpus is missing, its files are damaged, or `ranks` are given and have no use.
+    """
     if isinstance(data.corpus, ZipfMixture):
+        _refuse(ranks, "the corpus zipf_mixture has no text")
         return Vocabulary(data.corpus.alphabet_size)
-    folder = corpus_folder(data.corpus, runtime)
+    folder = corpus_folder(data.corpus, runtime, data.tokenizer)
     if not folder.is_dir():
         raise MissingCorpus(f"{folder}: no corpus there, whose vocabulary is needed")
+    if (folder / TOKENIZER).is_file():
+        _refuse(ranks, f"{folder / TOKENIZER} has its own")
+        tokenizer = read_tokenizer(folder)
+        return Vocabulary(tokenizer.n_vocab, tokenizer)
     meta = read_meta(folder)
-    itos = meta.get("itos")
-    if itos is None:
-        # A folder without a meta file has nanoGPT's padded vocabulary: GPT-2's tokens, and ids that stand for nothing.
-        return GPT2 if meta["vocab_size"] == NANOGPT_VOCAB else Vocabulary(meta["vocab_size"])
-    return Vocabulary(meta["vocab_size"], _characters(folder, itos))
+    if meta.get("itos") is not None:
+        _refuse(ranks, f"{folder} has its characters")
+        return Vocabulary(meta["vocab_size"], read_tokenizer(folder))
+    return _without_a_tokenizer(meta, ranks)
 
 
-def _characters(folder: Path, itos: Any) -> tuple[str, ...]:
-    """The characters in the order of their ids. Raises UserError for ids that are not 0, 1, 2, ..."""
-    if isinstance(itos, Mapping):
-        by_id = {int(key) if str(key).isdecimal() else key: text for key, text in itos.items()}
-        if by_id.keys() != set(range(len(by_id))):
-            raise UserError(f"{folder}: meta file: itos: expected the ids 0 to {len(by_id) - 1}, each once")
-        itos = [by_id[token] for token in range(len(by_id))]
-    if not isinstance(itos, list | tuple) or not all(isinstance(text, str) for text in itos):
-        raise UserError(f"{folder}: meta file: itos: expected a list of texts, or a mapping from ids to texts")
-    return tuple(itos)
+def _without_a_tokenizer(meta: dict[str, Any], ranks: Path | None) -> Vocabulary:
+    """A folder without a meta file has nanoGPT's padded vocabulary: GPT-2's tokens, and ids that stand for nothing."""
+    size = meta["vocab_size"]
+    if size == NANOGPT_VOCAB or meta.get("tokenizer") == "gpt2":
+        try:
+            return Vocabulary(GPT2_TOKENS, load_tokenizer("gpt2", ranks=ranks))
+        except MissingRanks as error:
+            return Vocabulary(GPT2_TOKENS, eot=GPT2_TOKENS - 1, note=str(error))
+    if ranks is None:
+        return Vocabulary(size)
+    tokenizer = recognised(read_ranks(ranks))
+    if tokenizer.n_vocab > size:
+        raise UserError(
+            f"{ranks}: {tokenizer.n_vocab:,} tokens, but the corpus has {size:,}: another tokenizer made it"
+        )
+    return Vocabulary(size, tokenizer)
+
+
+def _refuse(ranks: Path | None, why: str) -> None:
+    if ranks is not None:
+        raise UserError(f"--ranks {ranks}: no use for them: {why}")

@@ -19,7 +19,7 @@ from nanogpt.config.runtime import Runtime
 from nanogpt.data import opening
 from nanogpt.data.binfiles import read_meta, write_tokens
 from nanogpt.data.stream import TrainStream, make_eval_set
-from nanogpt.data.vocabulary import Vocabulary
+from nanogpt.data.tokenizers import read_tokenizer
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler ünder Ω\n" * 40
 
@@ -45,9 +45,9 @@ def test_shakespeare_is_nanogpts_format(source: Path, tmp_path: Path) -> None:
     assert np.fromfile(folder / "val.bin", dtype="<u2").tolist() == ids[split:]
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["vocab_size"] == len(characters)
-    vocabulary = Vocabulary(meta["vocab_size"], tuple(meta["itos"]))
-    assert vocabulary.encode(TEXT) == ids
-    assert vocabulary.decode(ids) == TEXT
+    tokenizer = read_tokenizer(folder)
+    assert tokenizer.encode(TEXT) == ids
+    assert tokenizer.decode(ids) == TEXT
 
 
 def test_shakespeare_as_published(shared_data: Path, tmp_path: Path) -> None:
