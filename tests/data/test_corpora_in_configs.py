@@ -15,6 +15,7 @@ from nanogpt.config.runtime import Runtime
 from nanogpt.configfile import load_config
 from nanogpt.data.opening import corpus_folder, facts, open_corpus
 from nanogpt.data.stream import Batch, MixedStream
+from nanogpt.data.vocabulary import read_vocabulary
 from nanogpt.describe import describe
 from nanogpt.record import read_history, read_record
 from tests.conftest import TINY
@@ -199,3 +200,13 @@ def test_bits_per_byte_of_nanogpts_characters(tmp_path: Path) -> None:
     opened = open_corpus(Data(corpus=BinFolder(path=str(tmp_path))), Runtime())
     assert opened.bytes_V is not None
     assert opened.bytes_V.tolist() == [1, 2, 3]
+
+
+def test_the_vocabulary_is_that_of_the_chosen_folder(tmp_path: Path) -> None:
+    """`sample` finds the tokenizer where training found the tokens; of a mixture all parts have one."""
+    prepared(tmp_path / "web.byte", "npy", "<u2")
+    modded(tmp_path / "web.gpt2")
+    runtime = Runtime(data_dir=str(tmp_path))
+    parts = Mixture.model_validate(mixture(("web", 1), (str(tmp_path / "web.byte"), 1)))
+    for data in (Data(corpus=BinFolder(path="web"), tokenizer="byte"), Data(corpus=parts, tokenizer="byte")):
+        assert read_vocabulary(data, runtime).encode("ü") == list("ü".encode())

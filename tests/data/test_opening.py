@@ -1,5 +1,6 @@
 """Corpora on disk: nanoGPT's files, shakespeare_char, safe pickles, and what is answered when something is missing."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from nanogpt.config.data import BinFolder, Data, ShakespeareChar, ZipfMixture
 from nanogpt.config.runtime import Runtime
 from nanogpt.data import opening
 from nanogpt.data.binfiles import read_meta, write_tokens
+from nanogpt.data.stream import TrainStream, make_eval_set
 from nanogpt.data.tokenizers import read_tokenizer
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler ünder Ω\n" * 40
@@ -179,3 +181,18 @@ def test_an_unwritable_data_folder_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         opening.open_corpus(Data(), Runtime(data_dir=str(tmp_path / "file")))
+
+
+def test_nanogpts_folders_keep_their_content_and_their_batches(tmp_path: Path) -> None:
+    """Golden values from before there were shards: published runs on such files stay what they are."""
+    for split, tokens in (("train", 9000), ("val", 1000)):
+        write_tokens(tmp_path / f"{split}.bin", np.arange(tokens) * 7 % 65)
+    (tmp_path / "meta.json").write_text('{"vocab_size": 65}')
+    data = Data(corpus=BinFolder(path=str(tmp_path)))
+    content = "be7d2890a09fe6f56dfeadd954fb3294833332467e22a4b45376894909f50d95"
+    assert opening.facts(data, Runtime()).content == content
+    corpus = opening.open_corpus(data, Runtime())
+    stream, digest = TrainStream(corpus, 12, 64, seed=1337), hashlib.sha256()
+    for batch in [*(stream.batch(step * 997) for step in range(50)), make_eval_set(corpus, 64, 640).batch]:
+        digest.update(batch.x_BT.tobytes() + batch.y_BT.tobytes())
+    assert digest.hexdigest()[:16] == "3f81ff149a2137c5"
