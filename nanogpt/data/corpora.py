@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config.errors import UserError
-from nanogpt.data.hub import batched_rows, download, hub_streams
-from nanogpt.data.pieces import Reading, decode
+from nanogpt.data.hub import download, hub_streams
+from nanogpt.data.pieces import Reading, decode, table_rows
 from nanogpt.data.shakespeare import TRAIN_SHARE, URL
 from nanogpt.data.shardwriter import Layout
 from nanogpt.data.sources import Source, SourceFile, Stream, find_files, separate, split_of
@@ -148,7 +148,7 @@ def _article_stream(file: SourceFile) -> Stream:
     def articles(skip: int) -> Iterator[str]:
         lines: list[str] = []
         count = 0
-        for line, following in itertools.pairwise(itertools.chain(batched_rows(file.path), [""])):
+        for line, following in itertools.pairwise(itertools.chain(table_rows(file.path, None), [""])):
             if _TITLE.fullmatch(line) and not following.strip():
                 if any(each.strip() for each in lines):
                     if count >= skip:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import itertools
 import os
 import threading
 import urllib.request
@@ -171,12 +170,3 @@ def _one_line(repository: str, during: bool = False) -> Iterator[None]:
         if during:
             raise Stopped(f"hf:{repository}: the download stopped: {reason}; the same command goes on") from None
         raise UserError(f"hf:{repository}: cannot be downloaded: {reason}; pass local files with --from PATH") from None
-
-
-def batched_rows(path: str) -> Iterator[str]:
-    """The texts of a parquet file, row by row."""
-    from nanogpt.data.pieces import open_table, text_column
-
-    column = text_column(path, None)
-    batches = open_table(path).iter_batches(columns=[column], batch_size=4096)
-    return itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)

@@ -22,6 +22,7 @@ from nanogpt.data.manifest import Split
 
 PIECE = 2**20  # bytes of a source: a tenth of a second of tokenizing
 PACKED = (".gz", ".bz2", ".xz", ".zst")
+LARGE_GROUP = 2**25  # bytes of text in a table's row group
 WINDOW = 2**16  # how far beside an offset a place to cut is looked for
 Kind = Literal["text", "jsonl", "parquet"]
 END_OF_TEXT = b"<|endoftext|>"
@@ -99,7 +100,7 @@ def documents(piece: Piece, reading: Reading) -> Iterator[Document]:
         yield Document(text, text_key(text))
     for part in piece.parts:
         if part.kind == "parquet":
-            found: Iterator[str] = _rows(part, reading)
+            found: Iterator[str] = table_rows(part.path, reading.column, part.start)
         elif part.boundary is None:
             yield Document(_stretch(part, reading), part.key, begins=part.start <= part.first)
             continue
@@ -199,12 +200,23 @@ def _from_json(data: bytes, offset: int, path: str, reading: Reading) -> str:
     return text
 
 
-def _rows(part: Part, reading: Reading) -> Iterator[str]:
-    table = open_table(part.path)
-    column = text_column(part.path, reading.column)
-    for batch in table.iter_batches(row_groups=[part.start], columns=[column], batch_size=1024):
+def table_rows(path: str, given: str | None, group: int | None = None) -> Iterator[str]:
+    """The texts of a table, or of one of its row groups."""
+    groups = None if group is None else [group]
+    table, column = open_table(path), text_column(path, given)
+    for batch in table.iter_batches(row_groups=groups, columns=[column], batch_size=1024):
         for text in batch.column(0).to_pylist():
             yield text or ""
+
+
+def has_large_groups(path: str, given: str | None) -> bool:
+    """Whether a row group has more text than a worker should have in memory."""
+    facts, column = open_table(path).metadata, text_column(path, given)
+    number = open_table(path).schema_arrow.get_field_index(column)
+    names = [facts.schema.column(n).path for n in range(facts.num_columns)]
+    number = names.index(column) if column in names else number
+    sizes = (facts.row_group(n).column(number).total_uncompressed_size for n in range(facts.num_row_groups))
+    return any(size > LARGE_GROUP for size in sizes)
 
 
 @lru_cache(maxsize=1)

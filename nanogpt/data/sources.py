@@ -23,10 +23,12 @@ from nanogpt.data.pieces import (
     Piece,
     Reading,
     documents,
+    has_large_groups,
     key_of,
     open_source,
     open_table,
     packing,
+    table_rows,
     text_column,
 )
 
@@ -190,6 +192,9 @@ def pieces(sources: Sequence[Source], reading: Reading, at: tuple[int, int] = (0
         source = sources[number]
         if isinstance(source, Stream) or source.packed:
             yield from _of_stream(_stream(source, reading), number, place)
+        elif source.kind == "parquet" and has_large_groups(source.path, reading.column):
+            # One group is all that some writers make: too much for a worker at once, so its rows come one by one.
+            yield from _of_stream(_rows_of(source, reading), number, place)
         elif source.kind == "parquet":
             yield from _of_table(source, reading, number, place)
         elif place == 0 and _is_small(source):
@@ -255,6 +260,13 @@ def _of_stream(stream: Stream, number: int, place: int) -> Iterator[Piece]:
             texts, size = [], 0
     # The last piece comes even without texts: it is what says that the source is done.
     yield Piece((number + 1, 0), texts=tuple(texts), split=stream.split, weight=size)
+
+
+def _rows_of(file: SourceFile, reading: Reading) -> Stream:
+    def texts(skip: int) -> Iterator[str]:
+        return itertools.islice(table_rows(file.path, reading.column), skip, None)
+
+    return Stream(file.name, texts, file.split, file.size)
 
 
 def _stream(source: Source, reading: Reading) -> Stream:

@@ -28,6 +28,7 @@ from nanogpt.data.pieces import Piece, Reading, documents
 from nanogpt.data.shardwriter import Dtype
 from nanogpt.data.tokenizers import read_tokenizer
 
+THREADED = {"datasets", "pyarrow", "tokenizers", "torch"}  # have threads of their own, which a fork would lose
 AHEAD = 2  # pieces that a worker has at a time, so that it never waits for the next one
 WINDOW = 6  # pieces per worker that may wait for an earlier one
 
@@ -186,7 +187,7 @@ class Pool:
 def _start(tokenizer: Tokenizer) -> _Worker:
     """A worker by fork where that is safe, for it saves the half second that a new Python needs; else a new Python."""
     ours, theirs = Pipe()
-    if sys.platform == "linux" and threading.active_count() == 1:
+    if sys.platform == "linux" and threading.active_count() == 1 and not THREADED & set(sys.modules):
         pid = os.fork()
         if pid == 0:
             _be_a_worker(theirs.fileno(), tokenizer)

@@ -13,7 +13,7 @@ import pytest
 from nanogpt.__main__ import main
 from nanogpt.config.data import BinFolder, Data
 from nanogpt.config.runtime import Runtime
-from nanogpt.data import opening, preparing
+from nanogpt.data import opening, pieces, preparing
 from nanogpt.data.alphabets import Characters
 from nanogpt.data.manifest import read_manifest
 from nanogpt.data.plan import Request, make_plan
@@ -159,7 +159,7 @@ def test_wikitext_by_article(tmp_path: Path) -> None:
     assert again == train
 
 
-def test_tables_and_unpacked_lines_agree(tmp_path: Path) -> None:
+def test_tables_and_unpacked_lines_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     given = texts(50)
@@ -168,6 +168,9 @@ def test_tables_and_unpacked_lines_agree(tmp_path: Path) -> None:
     lines = write_jsonl(tmp_path / "a.jsonl", given)
     two = run("mine", lines, tmp_path / "two", "--val-share", "0.2")
     assert ids(one, "train") == ids(two, "train")
+    monkeypatch.setattr(pieces, "LARGE_GROUP", 10)  # so that it is read row by row
+    three = run("mine", tmp_path / "a.parquet", tmp_path / "three", "--val-share", "0.2", "--workers", "2")
+    assert ids(three, "train") == ids(two, "train")
 
 
 @pytest.mark.slow  # twenty seconds: imports `datasets`
