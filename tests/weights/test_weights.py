@@ -20,7 +20,7 @@ from nanogpt.data.binfiles import SPLITS, write_meta, write_tokens
 from nanogpt.data.tokenizers import Bytes, Tokenizer, read_tokenizer, train_bpe, train_char, write_tokenizer
 from nanogpt.describe import describe
 from nanogpt.materials import gather
-from nanogpt.record import read_record
+from nanogpt.record import Record, read_record
 from nanogpt.trained import load_trained
 from nanogpt.weights import digest, hub
 from nanogpt.weights.export import export
@@ -45,6 +45,14 @@ def config_of(weights: Path | str, **settings: Any) -> Config:
             "eval_tokens": 64, "eval_interval": None, "device": "cpu", "threads": 1}  # fmt: skip
     layers.lay({**tree, **settings}, {}, "here.yaml:3")
     return build_config(layers, "here.yaml")
+
+
+def trained_in(folder: Path, config: Config, attempt: int = 1) -> Record:
+    """The record of an attempt in a run's folder, as a worker trains it: nothing is published or drawn."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
+    assert main(["train", str(folder), "--attempt", str(attempt), "--fence", str(folder / "fence")]) == 0
+    return read_record(folder / "attempts" / str(attempt) / "outcome.json")
 
 
 def logits(gpt: torch.nn.Module) -> torch.Tensor:
@@ -111,12 +119,8 @@ def test_fields_that_would_make_another_function_are_refused(tmp_path: Path) -> 
 
 def test_a_run_of_ours_is_another_start(tmp_path: Path) -> None:
     """Also under muP, whose multipliers come with the weights, and from one of its checkpoints."""
-    mup = {"parametrization.mode": "mup", "parametrization.base_n_embd": 8}
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8}
-    start = tmp_path / "start.yaml"
-    start.write_text(dump_yaml({**shape, **mup, "data.corpus": CORPUS, "max_iters": 2, "batch_size": 2,
-                                "eval_tokens": 64, "device": "cpu", "precision": "fp32"}))  # fmt: skip
-    assert main(["train", str(start), f"--out_dir={tmp_path / 'run'}"]) == 0
+    trained_in(tmp_path / "run", describe(config_of("scratch", **shape, mode="mup", base_n_embd=8)).config)
     file = checkpoint.listed(tmp_path / "run")[0].path
     for place in (tmp_path / "run", file):
         config = describe(config_of(place, block_size=4)).config
@@ -167,10 +171,8 @@ def test_the_first_loss_is_that_of_the_weights(tmp_path: Path) -> None:
     expected = load_trained(tmp_path / "w", "cpu").model.loss(
         torch.from_numpy(batch.x_BT), torch.from_numpy(batch.y_BT)
     )
-    path = tmp_path / "c.yaml"
-    path.write_text(dump_yaml(description.config.model_dump(mode="json")))
-    assert main(["train", str(path), f"--out_dir={tmp_path / 'run'}"]) == 0
-    assert read_record(tmp_path / "run" / "metrics.json").train_loss == pytest.approx(expected.item(), abs=1e-6)
+    record = trained_in(tmp_path / "run", description.config)
+    assert record.train_loss == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_the_weights_are_part_of_the_identity_and_their_place_is_not(tmp_path: Path) -> None:
@@ -186,13 +188,11 @@ def test_the_weights_are_part_of_the_identity_and_their_place_is_not(tmp_path: P
 
 def test_a_run_with_a_checkpoint_needs_its_weights_no_more(tmp_path: Path) -> None:
     save_hf(tmp_path / "w")
-    path, run = tmp_path / "c.yaml", tmp_path / "run"
-    path.write_text(dump_yaml(config_of(tmp_path / "w").model_dump(mode="json")))
-    assert main(["train", str(path), f"--out_dir={run}"]) == 0
+    run, config = tmp_path / "run", describe(config_of(tmp_path / "w")).config
+    trained_in(run, config)
     (tmp_path / "w").rename(tmp_path / "gone")
-    (run / "metrics.json").unlink()
     assert load_trained(run).step == 3
-    assert main(["train", str(run)]) == 0
+    assert trained_in(run, config, attempt=2).steps == 3
     with pytest.raises(UserError, match=r"no such run, checkpoint or folder of weights"):
         gather(describe(load_trained(run).config), tmp_path / "new")
 
