@@ -7,19 +7,19 @@ import logging
 import os
 import signal
 import sys
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nanogpt.commands.parser import EXIT_FAILED, EXIT_INTERRUPTED
 from nanogpt.config import UserError
 from nanogpt.describe import Description
 from nanogpt.record import Record, attempt_folder, read_record, write_record
+from nanogpt.stop import watch_parent
 from nanogpt.team import CAPTAIN_VARIABLE
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
 GRACE_SECONDS = 60  # for a last checkpoint, once the ranks are asked to stop
 
 
@@ -59,7 +59,9 @@ def lead(
     words = ["-m", "nanogpt", "train", str(folder), "--attempt", str(attempt)]
     words += [*(["--fence", str(fence)] if fence is not None else []), *options]
     _quieten_torchrun()
-    with _surroundings(config.runtime.threads, config.runtime.nproc), _watched(parent_fd):
+    if parent_fd is not None:
+        watch_parent(parent_fd, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with _surroundings(config.runtime.threads, config.runtime.nproc):
         try:
             elastic_launch(launch, sys.executable)(*words)
         except ChildFailedError as error:
@@ -105,20 +107,6 @@ def _surroundings(threads: int | None, nproc: int) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
-
-
-@contextmanager
-def _watched(parent_fd: int | None) -> Iterator[None]:
-    """Ask ourselves to stop when the process that started this one is gone."""
-    if parent_fd is not None:
-        threading.Thread(target=_await_end, args=(parent_fd,), daemon=True, name="parent-watch").start()
-    yield
-
-
-def _await_end(descriptor: int) -> None:
-    while os.read(descriptor, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _settle(
