@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import time
 import traceback
 from collections.abc import Collection, Mapping
@@ -22,9 +21,10 @@ from nanogpt.hardware import (
     torch_device,
 )
 from nanogpt.materials import Materials
+from nanogpt.ranks import rank, ranks_started
 from nanogpt.record import Record, Status, attempt_folder, attempt_numbers, read_history, write_record
 from nanogpt.stop import StopRequest, SupersededError
-from nanogpt.team import joined, leave_to_captain, local_device, ranks_started
+from nanogpt.team import joined, leave_to_captain, local_device
 from nanogpt.train import Result, Say, train
 
 TRACEBACK_LINES = 30
@@ -43,8 +43,7 @@ def run_attempt(
     """Train one attempt and write its outcome.json; returns the record.
 
     A UserError or a lost lease passes through and leaves no outcome, and so does the loss of other ranks where a
-    captain writes why. Anything else that goes wrong in training is a
-    failed outcome that carries the error.
+    captain writes why. Anything else that goes wrong in training is a failed outcome that carries the error.
     """
     config, started = description.config, time.perf_counter()
     device = local_device(torch_device(config.runtime.device, config.runtime.threads))
@@ -89,7 +88,7 @@ def run_attempt(
 def _explain(problem: Exception) -> dict[str, Any]:
     lines = traceback.format_exception(problem)
     tail = "".join(lines).splitlines()[-TRACEBACK_LINES:]
-    where = f"rank {os.environ['RANK']}: " if ranks_started() > 1 else ""
+    where = f"rank {rank()}: " if ranks_started() > 1 else ""
     return {"class": type(problem).__name__, "message": f"{where}{problem}", "traceback_tail": tail}
 
 

@@ -8,19 +8,19 @@ import logging
 import os
 import signal
 import sys
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nanogpt.commands.parser import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER
 from nanogpt.config import UserError
 from nanogpt.describe import Description
 from nanogpt.record import Record, attempt_folder, read_record, write_record
+from nanogpt.stop import watch_parent
 from nanogpt.team import CAPTAIN_VARIABLE
 
-EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 75
 GRACE_SECONDS = 60  # for a last checkpoint, once the ranks are asked to stop
 
 
@@ -72,7 +72,9 @@ def start_ranks(
         event_log_handler="null",
     )
     _quieten_torchrun()
-    with _surroundings(threads, nproc), _watched(parent_fd):
+    if parent_fd is not None:
+        watch_parent(parent_fd, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with _surroundings(threads, nproc):
         try:
             elastic_launch(launch, sys.executable)("-m", "nanogpt", *words)
         except ChildFailedError as error:
@@ -118,20 +120,6 @@ def _surroundings(threads: int | None, nproc: int) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
-
-
-@contextmanager
-def _watched(parent_fd: int | None) -> Iterator[None]:
-    """Ask ourselves to stop when the process that started this one is gone."""
-    if parent_fd is not None:
-        threading.Thread(target=_await_end, args=(parent_fd,), daemon=True, name="parent-watch").start()
-    yield
-
-
-def _await_end(descriptor: int) -> None:
-    while os.read(descriptor, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _settle(

@@ -130,8 +130,16 @@ def _sentence(verdict: Verdict) -> str:
     return f"{outcome}; the steepest is {worst.slope:+.2f} ({what})"
 
 
-def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
-    """Run the sweeps, showing progress on stderr, write the files, and return the table for people.
+@dataclass(frozen=True)
+class Checked:
+    """The table for people, and whether every parametrization passed on every axis."""
+
+    text: str
+    passed: bool
+
+
+def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> Checked:
+    """Run the sweeps, showing progress on stderr, and write the files.
 
     `coord_check.csv` holds every reading, `slopes.csv` every slope, `coord_check.txt` the table, and
     `coord_check_<axis>.png` a figure per axis. Raises UserError before anything is trained or written.
@@ -154,7 +162,8 @@ def check(config: Config, sweeps: Sequence[Sweep], folder: Path) -> str:
             draw_check(mine, [slope for slope in found if slope.axis == one.axis], FLAT, name, notes[one.axis], folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {os_reason(error, folder)}") from None
-    return f"{text}\n\n{folder}: written in {time.perf_counter() - started:.0f} s"
+    written = f"{text}\n\n{folder}: written in {time.perf_counter() - started:.0f} s"
+    return Checked(written, all(verdict.passed for verdict in verdicts(found)))
 
 
 def _make(folder: Path) -> None:

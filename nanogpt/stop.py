@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -52,13 +52,13 @@ def stop_signals(request: StopRequest, patient: bool = False) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def watch_parent(descriptor: int, request: StopRequest) -> None:
-    """Ask for a stop when the pipe's other end closes: the parent is gone, whatever killed it."""
+def watch_parent(descriptor: int, gone: Callable[[], None]) -> None:
+    """Call `gone`, from a thread, when the pipe's other end closes: the parent is gone, whatever killed it."""
 
     def wait() -> None:
         while os.read(descriptor, 1):
             pass
-        request.ask("parent process gone")
+        gone()
 
     threading.Thread(target=wait, daemon=True, name="parent-watch").start()
 

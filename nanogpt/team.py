@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.data.stream import Batch
+from nanogpt.ranks import is_rank, local_rank, rank, ranks_started
 
 # A rank that waits this long for another gives the run up; a dead one is noticed at once, by its closed connection.
 PATIENCE = timedelta(minutes=30)
@@ -87,16 +88,6 @@ class Team:
 ALONE = Team()
 
 
-def is_rank() -> bool:
-    """Whether torchrun started this process."""
-    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
-
-
-def ranks_started() -> int:
-    """How many processes torchrun started for this run; 1 where it started none."""
-    return int(os.environ["WORLD_SIZE"]) if is_rank() else 1
-
-
 def leave_to_captain(problem: Exception) -> None:
     """Raises PeersLostError for a problem that is only that of having lost the others, where a captain sees to it.
 
@@ -109,14 +100,14 @@ def leave_to_captain(problem: Exception) -> None:
 
         get_error_handler().record_exception(problem)
         first = str(problem).splitlines()[0]
-        raise PeersLostError(f"rank {os.environ['RANK']}: lost the run's other processes: {first}") from problem
+        raise PeersLostError(f"rank {rank()}: lost the run's other processes: {first}") from problem
 
 
 def local_device(device: torch.device) -> torch.device:
     """The device of this rank: each has a GPU of its own."""
     if device.type != "cuda" or not is_rank():
         return device
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device("cuda", local_rank())
 
 
 @contextmanager
@@ -126,7 +117,7 @@ def joined(device: torch.device) -> Iterator[Team]:
     Ranks that have met already stay together afterwards.
     """
     if not is_rank():
-        yield Team()
+        yield ALONE
         return
     if torch.distributed.is_initialized():
         yield Team(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)

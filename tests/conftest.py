@@ -16,20 +16,12 @@ from typing import Any
 import pytest
 
 from nanogpt.config import Config
+from tests.tiny import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 # Corpora that tests generate are made once per machine and user, not once per test.
 DATA_DIR = Path(tempfile.gettempdir()) / f"nanogpt-scaling-test-data-{os.getuid()}"
 os.environ["NANOGPT_DATA_DIR"] = str(DATA_DIR)
-
-TINY: dict[str, Any] = {
-    "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": False},
-    "data": {"corpus": {"kind": "zipf_mixture", "alphabet_size": 32, "train_tokens": 65536, "val_tokens": 8192}},
-    "optimizer": {"learning_rate": 1e-2},
-    "schedule": {"kind": "cosine", "warmup_iters": 2},
-    "train": {"batch_size": 4, "max_iters": 12, "precision": "fp32", "eval_interval": 4, "eval_tokens": 1024},
-    "runtime": {"device": "cpu", "threads": 1, "log_interval": 2},
-}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

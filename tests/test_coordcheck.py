@@ -30,13 +30,25 @@ def config_file(tiny: Make, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("flat", "status", "said"), [(100.0, 0, "passes"), (0.0, 1, "FAILS")])
+def test_a_verdict_that_fails_is_the_exit_status(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    flat: float, status: int, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("nanogpt.coordreport.FLAT", flat)
+    words = ["--widths=8,16", "--modes=mup", "--steps=1", "--seeds=1", "--sequences=2", f"--out={tmp_path / 'out'}"]
+    assert main(["coord-check", str(config_file), *words]) == status
+    assert f"{said}: " in capsys.readouterr().out
+
+
 def test_the_command_leaves_a_table_readings_and_figures(
     config_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     words = ["--widths=8,16", "--depths", "1,2", "--modes=sp,mup", "--steps=2", "--seeds=2", f"--out={out}"]
-    assert main(["coord-check", str(config_file), *words, "--n_layer=1"]) == 0
+    status = main(["coord-check", str(config_file), *words, "--n_layer=1"])
     printed = capsys.readouterr()
+    assert status == ("FAILS" in printed.out)
     assert sorted(path.name for path in out.iterdir()) == [
         "coord_check.csv",
         "coord_check.txt",

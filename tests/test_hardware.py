@@ -140,7 +140,7 @@ def test_ranks_have_a_gpu_each_or_none_starts(monkeypatch: pytest.MonkeyPatch) -
     check_devices("cuda", 2)
     with pytest.raises(UserError, match="3 processes want a GPU each; this machine has 2"):
         check_devices("cuda", 3)
-    monkeypatch.setattr(team, "is_rank", lambda: True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert team.local_device(torch.device("cuda")) == torch.device("cuda:1")
     assert team.local_device(torch.device("cpu")) == torch.device("cpu")

@@ -20,16 +20,9 @@ from nanogpt.configfile import dump_yaml
 from nanogpt.model import build_model
 from nanogpt.model.trunks import Application, Stack
 from nanogpt.trained import load_trained
+from tests.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY: dict[str, Any] = {
-    "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": False},
-    "data": {"corpus": {"kind": "zipf_mixture", "alphabet_size": 32, "train_tokens": 65536, "val_tokens": 8192}},
-    "optimizer": {"learning_rate": 1e-2},
-    "schedule": {"kind": "cosine", "warmup_iters": 2},
-    "train": {"batch_size": 4, "max_iters": 12, "precision": "fp32", "eval_interval": 4, "eval_tokens": 1024},
-    "runtime": {"device": "cpu", "threads": 1, "log_interval": 2},
-}
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, Caf\u00e9.\n\n" * 60
 Capture = pytest.CaptureFixture[str]
 

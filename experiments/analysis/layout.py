@@ -165,7 +165,9 @@ def _end_at(axes: Axes, low: float, high: float) -> None:
 
 def _within_slot(axes: Axes, renderer: Any, place: Bbox) -> Bbox:
     """`place` made smaller until title and labels keep out of the neighbours'."""
-    slot, inverse = _slot(axes), axes.get_figure(root=False).transSubfigure.inverted()  # type: ignore[union-attr]
+    figure = axes.get_figure(root=False)
+    assert figure is not None
+    slot, inverse = _slot(axes), figure.transSubfigure.inverted()
     box = axes.get_tightbbox(renderer, call_axes_locator=False)
     if box is None:
         return place

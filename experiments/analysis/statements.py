@@ -93,31 +93,31 @@ class HeldOutError(Statement):
 
 
 @dataclass(frozen=True)
-class Drift(Statement):
-    """How far the optimum of one column moves from the smallest value of another, in octaves."""
+class OfOptima(Statement):
+    """Of where one column is best at each value of another."""
 
     of: str
     per: str
     bound: Bound
-    pattern = rf"(?:optimal|best) (?P<of>\S+) drifts {BOUND} octaves? in (?P<per>\S+)"
-    example = "optimal learning_rate drifts under 1 octave in n_layer"
 
     def columns(self) -> list[str]:
         return [self.of, self.per]
 
 
 @dataclass(frozen=True)
-class OptimumExponent(Statement):
+class Drift(OfOptima):
+    """How far the optimum of one column moves from the smallest value of another, in octaves."""
+
+    pattern = rf"(?:optimal|best) (?P<of>\S+) drifts {BOUND} octaves? in (?P<per>\S+)"
+    example = "optimal learning_rate drifts under 1 octave in n_layer"
+
+
+@dataclass(frozen=True)
+class OptimumExponent(OfOptima):
     """The exponent of a hyper-parameter's power law in a size."""
 
-    of: str
-    per: str
-    bound: Bound
     pattern = rf"exponent of (?:optimal|best) (?P<of>\S+) in (?P<per>\S+) {BOUND}"
     example = "exponent of optimal learning_rate in n_params between -0.5 and -0.1"
-
-    def columns(self) -> list[str]:
-        return [self.of, self.per]
 
 
 @dataclass(frozen=True)

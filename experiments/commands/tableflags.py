@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nanogpt.config.errors import whole_number
+
 DELTA = 1e-3
 
 
@@ -20,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--delta", type=float, help=f"threshold of huber; default {DELTA:g}")
     table.add_argument("--residual", default="log", choices=["log", "loss"],
                        help="misses of ln L (default), or of L itself (by lsq, unless --loss-fn)")  # fmt: skip
-    table.add_argument("--bootstrap", type=not_negative, default=None, metavar="B", help="resamples; default 1000")
+    table.add_argument("--bootstrap", type=whole_number(0), default=None, metavar="B", help="resamples; default 1000")
     table.add_argument("--resample", choices=["residual", "pairs"], help="default: residual; pairs with --cluster")
     table.add_argument("--cluster", metavar="COL", help="rows of equal value are drawn together")
     table.add_argument("--intervals", choices=["bootstrap", "profile"],
@@ -30,17 +32,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--drop", action="append", default=[], metavar="EXPR", help="not the rows for which this holds")
     table.add_argument("--trust-units", action="store_true", help="fit although units seem to be mixed in a column")
     table.add_argument(
-        "--rollout", type=not_negative, default=5, metavar="CUTS", help="cuts of the held-out error; 0 for none"
+        "--rollout", type=whole_number(0), default=5, metavar="CUTS", help="cuts of the held-out error; 0 for none"
     )
     table.add_argument("--holdout", metavar="CUT", help="one cut, as in largest=3 or below=1e21,by=C")
     table.add_argument("--predict", action="append", default=[], metavar="N=..,D=..", help="the loss there; repeatable")
     table.add_argument("--json", type=Path, metavar="OUT", help="everything, for programs; - for standard output")
     table.add_argument("--figure", type=Path, metavar="OUT.png", help="fit, residuals and held-out rows; png, svg, pdf")
     table.add_argument("--corner", type=Path, metavar="OUT.png", help="the draws of all parameters, in pairs")
-
-
-def not_negative(text: str) -> int:
-    """A count that may be 0, as a type of argparse."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text!r}")
-    return int(text)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanogpt.commands.parser import AddCommand, load
+from nanogpt.commands.parser import EXIT_FAILED, AddCommand, load
 from nanogpt.config import Config, UserError
 from nanogpt.config.errors import number, whole_number
 
@@ -84,8 +84,9 @@ def _coord_check(arguments: argparse.Namespace, overrides: Sequence[str]) -> int
         raise UserError("coord-check: takes --learning_rate, its own, which replaces that of the config")
     config = load(arguments.target, overrides)
     name = arguments.target.resolve().name if arguments.target.is_dir() else arguments.target.stem
-    print(check(config, sweeps_from(arguments, config), arguments.out or Path("results") / "coord_check" / name))
-    return 0
+    checked = check(config, sweeps_from(arguments, config), arguments.out or Path("results") / "coord_check" / name)
+    print(checked.text)
+    return 0 if checked.passed else EXIT_FAILED
 
 
 def _throughput(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -1,7 +1,6 @@
 """`train`: one run from a config file or a run's folder; for a worker, one attempt."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from nanogpt.commands.parser import EXIT_FAILED, EXIT_INTERRUPTED, AddCommand, l
 from nanogpt.config import Config, UserError
 from nanogpt.config.errors import whole_number
 from nanogpt.configfile import with_nproc
+from nanogpt.ranks import is_rank, rank, ranks_started
 
 
 def add(command: AddCommand) -> None:
@@ -65,10 +65,9 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _processes(arguments: argparse.Namespace) -> int | None:
     """How many processes are asked for on the command line, or were started by a person's own torchrun."""
-    started = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
-    if started is not None and arguments.attempt is None:
+    if is_rank() and arguments.attempt is None:
         raise UserError("train: torchrun is not needed: --nproc N starts the processes")
-    return started or arguments.nproc
+    return ranks_started() if is_rank() else arguments.nproc
 
 
 def _train_for_worker(arguments: argparse.Namespace, config: Config) -> int:
@@ -90,7 +89,7 @@ def _run(
     from nanogpt.record import PUBLISHED, publish
     from nanogpt.reporting import Narrator
     from nanogpt.stop import StopRequest, SupersededError, stop_signals, watch_captain, watch_parent
-    from nanogpt.team import PeersLostError, is_rank
+    from nanogpt.team import PeersLostError
     from nanogpt.trackers.mirror import mirrored
 
     if description.config.runtime.nproc > 1 and not is_rank():
@@ -99,8 +98,8 @@ def _run(
     if is_rank():
         watch_captain(stop)
     if arguments.parent_fd is not None:
-        watch_parent(arguments.parent_fd, stop)
-    leads, loaded = os.environ.get("RANK", "0") == "0", materials.loaded
+        watch_parent(arguments.parent_fd, lambda: stop.ask("parent process gone"))
+    leads, loaded = rank() == 0, materials.loaded
     narrator = Narrator(description, folder, speaks=leads)
     tracker = mirrored(description, folder, attempt, loaded.file.step if loaded is not None else 0, leads)
     fence, points = arguments.fence, arguments.branch_points

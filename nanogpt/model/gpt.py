@@ -21,7 +21,7 @@ from nanogpt.model.dense import FeedForward
 from nanogpt.model.experts import Experts, Path
 from nanogpt.model.layers import TRAINING, Embedding, Layer, Linear, Norm, Rotation, rotation_table
 from nanogpt.model.router import Router
-from nanogpt.model.trunks import TRUNKS, Application
+from nanogpt.model.trunks import TRUNKS, Application, Schedule
 from parametrization import Role, Rules, Shape, scaling_rules
 
 IGNORED = -1  # a target that is not scored
@@ -150,7 +150,7 @@ class GPT(nn.Module):
         tied = model.tie_embeddings
         self.head = None if tied else Linear(model.n_embd, model.vocab_size, Role.READOUT, bias=False)
         self.routers = self._number_routers(expert_matmul)
-        self._known_costs: dict[frozenset[tuple[Application, float]], StepCost] = {}
+        self._known_costs: dict[Schedule, StepCost] = {}
         self._keep_constants()
         self.initialize(seed)
 
@@ -279,12 +279,8 @@ class GPT(nn.Module):
         """Name the optimizer step that is about to be trained (from 0): trunks may draw their schedule from it."""
         self.trunk.step = step
 
-    def loss_sums(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """The cross-entropy of each sequence, summed over its scored targets, (B,): what a standard error needs."""
-        return self.scores(idx_BT, targets_BT).loss_sum_B
-
     def scores(self, idx_BT: Tensor, targets_BT: Tensor) -> Scores:
-        """What an evaluation adds up."""
+        """What an evaluation adds up; of each sequence by itself, for a standard error."""
         context = self._context(idx_BT)
         logits_BTV = self._logits(idx_BT, context).float()
         targets = targets_BT.flatten()
@@ -318,12 +314,12 @@ class GPT(nn.Module):
 
     def step_cost(self, step: int) -> StepCost:
         """What one optimizer step costs per token at full block_size, with what the trunk draws for it."""
-        usage = self.trunk.usage_of(self.trunk.draw(step))
-        key = frozenset(usage.items())
-        if key not in self._known_costs:
+        schedule = self.trunk.draw(step)
+        if schedule not in self._known_costs:
+            usage = self.trunk.usage_of(schedule)
             flops = sum(self.flops_of(usage, self.config.block_size).values())
-            self._known_costs[key] = StepCost(flops, round(sum(usage.values())))
-        return self._known_costs[key]
+            self._known_costs[schedule] = StepCost(flops, round(sum(usage.values())))
+        return self._known_costs[schedule]
 
     def flops_of(self, usage: Mapping[Application, float], tokens: int) -> dict[str, int]:
         """Training FLOPs per token of a plan, counted (`Counter(plan)`), or of an expected usage.

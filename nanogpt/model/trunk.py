@@ -25,7 +25,7 @@ class Application(NamedTuple):
 
 
 Plan = tuple[Application, ...]
-Schedule = Any  # what a trunk draws for a step: its own affair
+Schedule = Any  # what a trunk draws for a step: its own affair, but hashable
 
 
 class Trunk(nn.Module):

@@ -87,7 +87,7 @@ def test_cuts_are_a_whole_number(cuts: str, tmp_path: Path, capsys: Output) -> N
         with pytest.raises(SystemExit) as stopped:
             run(written(tmp_path, table()), flag, cuts)
         assert stopped.value.code == 2
-        assert f"{flag}: must be a whole number of at least 0" in capsys.readouterr().err
+        assert f"{flag}: expected a whole number of at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

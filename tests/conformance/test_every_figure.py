@@ -265,6 +265,6 @@ def test_save_writes_both_files(tmp_path: Any, material: dict[str, Any]) -> None
     assert (tmp_path / "new/residuals.png").read_bytes()[:4] == b"\x89PNG"
     assert ">Residuals of the Chinchilla law" in (tmp_path / "new/residuals.svg").read_text()
     with pytest.raises(UserError, match="save: needs a matplotlib Axes or Figure, found str"):
-        save("residuals", tmp_path)  # type: ignore[arg-type]
+        save("residuals", tmp_path)  # type: ignore[arg-type]  # what the message is for
     with pytest.raises(UserError, match="cannot be written"):
         save(ax, tmp_path / "new/residuals.png" / "below")

@@ -4,6 +4,7 @@ Shape, causality by gradient, FLOPs against torch's counter, initialisation by r
 The slow part, the other way of attention for each model, takes about 15 s.
 """
 
+import functools
 import itertools
 from typing import Any
 
@@ -14,15 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanogpt.config import Config
 from nanogpt.config.model import kind_of
 from nanogpt.config.trunks import COUNT_THEIR_OWN
-from nanogpt.model import GPT, build_model
+from nanogpt.model import build_model
 from nanogpt.model.ffn import FFNS
 from nanogpt.model.gpt import PARAMETER_GROUPS
 from nanogpt.model.trunks import TRUNKS
 from nanogpt.optim import build_optimizer
 from parametrization import MODES, Role
+from tests.conformance import trunk_models
+from tests.conformance.trunk_models import TOKENS, VOCAB, WIDTH, tokens
 from tests.covers import cover
-
-VOCAB, TOKENS, WIDTH = 37, 12, 32
 
 
 def make(model: dict[str, Any] | None = None, **sections: Any) -> Config:
@@ -59,18 +60,7 @@ any_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
 any_model_and_attention = pytest.mark.parametrize(("model", "attention"), cover(MODELS, ["explicit", "sdpa"]))
 
 
-def tokens(batch: int = 2, length: int = TOKENS, seed: int = 0) -> torch.Tensor:
-    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def perturbed(config: Config) -> GPT:
-    """A model whose every tensor is random, so that no promise is kept by a symmetric start."""
-    model = build_model(config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
+perturbed = functools.partial(trunk_models.perturbed, alpha=0.2)
 
 
 @any_model

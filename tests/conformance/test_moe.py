@@ -5,6 +5,7 @@ By default each pair of trunk, mixture and way of multiplying; the slow part, al
 ones, takes about a minute and a half.
 """
 
+import functools
 import itertools
 import shutil
 from collections import Counter
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanogpt.config import Config
 from nanogpt.config.ffns import Mixture
+from nanogpt.config.trunks import COUNT_THEIR_OWN
 from nanogpt.describe import _kept_by_autograd, _saved_bytes, model_facts
 from nanogpt.model import GPT, build_model
 from nanogpt.model.context import Context, Routed
@@ -26,9 +28,10 @@ from nanogpt.model.ffn import FFNS
 from nanogpt.model.moe import SoftMoE, TopKMoE
 from nanogpt.model.router import Router
 from nanogpt.model.trunks import TRUNKS
+from tests.conformance import trunk_models
+from tests.conformance.trunk_models import TOKENS, VOCAB, WIDTH, tokens
 from tests.covers import cover
 
-VOCAB, TOKENS, WIDTH = 37, 12, 32
 DENSE = [*ACTIVATIONS, "swiglu"]
 MIXTURES = {
     "soft": {"kind": "soft_moe", "experts": 4},
@@ -44,7 +47,6 @@ MIXTURES = {
     "capacity": {"kind": "topk_moe", "experts": 4, "capacity_factor": 1.0},
     "swiglu": {"kind": "topk_moe", "experts": 4, "expert": "swiglu"},
 }
-OWN_DEPTH = {"recurrent", "random2d"}  # trunks that refuse n_layer
 any_trunk = pytest.mark.parametrize("trunk", TRUNKS)
 any_mixture = pytest.mark.parametrize("ffn", MIXTURES.values(), ids=list(MIXTURES))
 PATHS = ["loop", "grouped"]
@@ -52,24 +54,11 @@ any_trunk_and_mixture = pytest.mark.parametrize(("trunk", "ffn"), cover(list(TRU
 
 
 def make(trunk: str, ffn: Any, **sections: Any) -> Config:
-    model = {"n_layer": 2, "n_head": 4, "n_embd": WIDTH, "block_size": TOKENS, "vocab_size": VOCAB}
-    model |= sections.pop("model", {}) | {"trunk": trunk, "ffn": ffn}
-    if trunk in OWN_DEPTH:
-        del model["n_layer"]
-    return Config.model_validate({"model": model, "train": {"max_iters": 10}, **sections})
+    layers = {} if trunk in COUNT_THEIR_OWN else {"n_layer": 2}
+    return trunk_models.make(trunk, model=layers | sections.pop("model", {}) | {"ffn": ffn}, **sections)
 
 
-def tokens(batch: int = 2, length: int = TOKENS, seed: int = 0) -> torch.Tensor:
-    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def perturbed(config: Config) -> GPT:
-    """A model whose every tensor is random, routers included, so that no promise is kept by a symmetric start."""
-    model, generator = build_model(config), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
+perturbed = functools.partial(trunk_models.perturbed, alpha=0.2)
 
 
 def put_into(mixed: GPT, dense: GPT) -> None:

@@ -42,16 +42,19 @@ def make(trunk: dict[str, Any] | str, **sections: Any) -> Config:
     return Config.model_validate({"model": model, "train": {"max_iters": 10}, **sections})
 
 
-def tokens(batch: int = 2, seed: int = 0) -> Tensor:
-    return torch.randint(VOCAB, (batch, TOKENS), generator=torch.Generator().manual_seed(seed))
+def tokens(batch: int = 2, length: int = TOKENS, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def perturbed(config: Config) -> GPT:
-    """A model whose every tensor is random, so that no promise is kept by a symmetric start."""
+def perturbed(config: Config, alpha: float = 0.1) -> GPT:
+    """A model whose every tensor is random, routers included, so that no promise is kept by a symmetric start.
+
+    What is added to each has a standard deviation of `alpha`.
+    """
     model, generator = build_model(config), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=alpha)
     return model
 
 

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from nanogpt.__main__ import main
-from nanogpt.team import ranks_started
+from nanogpt.ranks import ranks_started
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -202,7 +202,7 @@ def test_auxiliary_losses_stay_out_of_what_is_reported(tiny: Make) -> None:
     assert losses.total.item() == pytest.approx(losses.cross_entropy.item() + losses.auxiliary.item())
     assert model.loss(idx, targets).item() == losses.cross_entropy.item()
     assert model.eval().losses(idx, targets).auxiliary is None
-    mean = float(model.loss_sums(idx, targets).detach().sum()) / targets.numel()
+    mean = float(model.scores(idx, targets).loss_sum_B.detach().sum()) / targets.numel()
     assert mean == pytest.approx(losses.cross_entropy.item())
 
 

@@ -223,6 +223,7 @@ def test_the_parents_pipe_stops_an_orphan(tiny: Make, tmp_path: Path) -> None:
     assert checkpoint.load_latest(folder) is not None
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_training(tiny: Make, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(tiny(train={"max_iters": 60}, runtime={"log_interval": 1}).model_dump(mode="json")))

@@ -115,7 +115,7 @@ def test_losses_score_only_the_targets_that_are_not_masked() -> None:
     targets[0, :5] = targets[2, 7] = -1
     log_p = model(idx).log_softmax(dim=-1)
     each = [[-log_p[b, t, targets[b, t]].item() for t in range(8) if targets[b, t] >= 0] for b in range(4)]
-    assert model.loss_sums(idx, targets).tolist() == pytest.approx([sum(row) for row in each], rel=1e-5)
+    assert model.scores(idx, targets).loss_sum_B.tolist() == pytest.approx([sum(row) for row in each], rel=1e-5)
     assert model.loss(idx, targets).item() == pytest.approx(sum(map(sum, each)) / sum(map(len, each)), rel=1e-5)
 
 
