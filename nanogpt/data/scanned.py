@@ -21,6 +21,7 @@ import numpy as np
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.tokenfiles import TokenFile
+from nanogpt.ranks import rank
 from nanogpt.record import read_json, to_json, write_atomic
 
 REMEMBERED_FROM = 2**24  # bytes: smaller files are read in less time than it takes to be clever
@@ -119,5 +120,5 @@ def _remember(memory: Path, folder: Path, files: dict[str, Any]) -> None:
 
 
 def _announce(size: int, folder: Path) -> None:
-    if size >= SAY_FROM and os.environ.get("RANK", "0") == "0":
+    if size >= SAY_FROM and rank() == 0:
         print(f"{folder}: reading {size / 1e9:,.1f} GB once, to know what is in it", file=sys.stderr)

@@ -8,7 +8,8 @@ import torch
 from nanogpt.captain import EXIT_FAILED, check_devices
 from nanogpt.config import UserError
 from nanogpt.stop import StopRequest, watch_captain
-from nanogpt.team import CAPTAIN_VARIABLE, is_rank, ranks_started
+from nanogpt.ranks import is_rank, local_rank, ranks_started
+from nanogpt.team import CAPTAIN_VARIABLE
 
 FLAGS = (
     "data", "text", "items", "split", "stride", "limit", "batch_size", "nproc", "device", "precision", "out",
@@ -45,7 +46,7 @@ def leave_with_captain() -> None:
 def take_own_gpu() -> None:
     """From here on `cuda` means this rank's GPU, where there are enough."""
     if torch.cuda.is_available() and torch.cuda.device_count() >= ranks_started():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local_rank())
 
 
 def check_own_device(device: torch.device, asked: str) -> None:

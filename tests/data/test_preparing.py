@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nanogpt.data.shards import SplitWriter
+from nanogpt.data.shardwriter import SplitWriter
 
 from nanogpt.__main__ import main
 from nanogpt.data import preparing, tokenizing

@@ -365,7 +365,7 @@ def test_the_hub_is_its_cache_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=r"hf:gpt2@main2: not in"):
         config_of("hf:gpt2@main2")
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setattr(hub, "reachable", lambda: False)
     assert load_trained("hf:gpt2", "cpu").config.init_from == describe(config_of("hf:gpt2")).config.init_from
     with pytest.raises(UserError, match=r"and the hub cannot be reached; give a local folder instead"):
         config_of("hf:someone/else")
