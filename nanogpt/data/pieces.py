@@ -204,7 +204,7 @@ def table_rows(path: str, given: str | None, group: int | None = None) -> Iterat
     """The texts of a table, or of one of its row groups."""
     groups = None if group is None else [group]
     table, column = open_table(path), text_column(path, given)
-    for batch in table.iter_batches(row_groups=groups, columns=[column], batch_size=1024):
+    for batch in table.iter_batches(row_groups=groups, columns=[column], batch_size=64):
         for text in batch.column(0).to_pylist():
             yield text or ""
 

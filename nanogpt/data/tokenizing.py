@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.alphabets import Tokenizer, as_text
-from nanogpt.data.pieces import Piece, Reading, documents
+from nanogpt.data.pieces import PIECE, Document, Piece, Reading, documents
 from nanogpt.data.shardwriter import Dtype
 from nanogpt.data.tokenizers import read_tokenizer
 
@@ -64,28 +64,45 @@ class Encoded:
 
 def encode(piece: Piece, how: Encoding, tokenizer: Tokenizer) -> Encoded:
     """Read a piece and encode it. Raises UserError for what cannot be read."""
-    every = list(documents(piece, how.reading))
-    # A document that is only the beginning of a longer one counts, whatever is in it.
-    found = [each for each in every if each.text]
-    texts = [as_text(each.text) for each in found]
     dtype = np.dtype(how.dtype).newbyteorder("<")
     separator = np.array([tokenizer.eot] if how.separate and tokenizer.eot is not None else [], dtype=dtype)
-    arrays: list[NDArray[Any]] = []
-    lengths = []
-    for each, ids in zip(found, tokenizer.encode_batch(texts), strict=True):
-        if each.begins:
-            arrays.append(separator)
-        arrays.append(np.asarray(ids))
-        lengths.append(len(ids) + each.begins * len(separator))
-    tokens = np.concatenate(arrays, dtype=dtype, casting="unsafe") if arrays else separator[:0]
+    tokens: list[bytes] = []
+    lengths: list[int] = []
+    found: list[tuple[bool, int, int]] = []
+    empty = 0
+    for batch in _batches(documents(piece, how.reading)):
+        full = [each for each in batch if each.text]
+        empty += len(batch) - len(full)
+        texts = [as_text(each.text) for each in full]
+        found += [(each.begins, each.key, len(text.encode())) for each, text in zip(full, texts, strict=True)]
+        arrays: list[NDArray[Any]] = [separator[:0]]
+        for each, ids in zip(full, tokenizer.encode_batch(texts), strict=True):
+            arrays += [separator[: len(separator) * each.begins], np.asarray(ids)]
+            lengths.append(len(ids) + len(separator) * each.begins)
+        tokens.append(np.concatenate(arrays, dtype=dtype, casting="unsafe").tobytes())
+    begins, keys, text_bytes = zip(*found, strict=True) if found else ((), (), ())
     return Encoded(
-        tokens.tobytes(),
+        b"".join(tokens),
         np.array(lengths, dtype=np.int64),
-        np.array([each.begins for each in found], dtype=np.bool_),
-        np.array([each.key for each in found], dtype=np.uint64),
-        np.array([len(text.encode()) for text in texts], dtype=np.int64),
-        len(every) - len(found),
+        np.array(begins, dtype=np.bool_),
+        np.array(keys, dtype=np.uint64),
+        np.array(text_bytes, dtype=np.int64),
+        empty,
     )
+
+
+def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
+    """A megabyte of documents at a time: ids in the making take many times the memory of the ids that were made."""
+    batch: list[Document] = []
+    size = 0
+    for document in found:
+        batch.append(document)
+        size += len(document.text)
+        if size >= PIECE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 @dataclass
