@@ -28,7 +28,7 @@ import numpy as np
 from nanogpt.config import Config
 from nanogpt.config.data import Data
 from nanogpt.configfile import load_config
-from nanogpt.data.manifest import Manifest, Shard, SplitFiles, TokenizerFacts, content_hash, write_manifest
+from nanogpt.data.manifest import Manifest, Shard, Split, SplitFiles, TokenizerFacts, content_hash, write_manifest
 from nanogpt.data.opening import open_data
 from nanogpt.data.prefetch import Prefetcher
 from nanogpt.data.stream import Batch, Stream, make_stream
@@ -65,8 +65,9 @@ def write_large(folder: Path, shards: int = 100, tokens: int = 100_000_000) -> P
     """A prepared corpus of sparse files."""
     folder.mkdir()
     tokenizer = TokenizerFacts(name="gpt2", fingerprint="0" * 64, n_vocab=50257, eot=50256)
-    splits: dict[str, SplitFiles] = {}
-    for split, count in (("train", shards), ("val", 1)):
+    splits: dict[Split, SplitFiles] = {}
+    counts: dict[Split, int] = {"train": shards, "val": 1}
+    for split, count in counts.items():
         rows = []
         for number in range(count):
             path = folder / f"{split}_{number:06d}.bin"
@@ -82,7 +83,7 @@ def write_large(folder: Path, shards: int = 100, tokens: int = 100_000_000) -> P
         "layout": "nanogpt",
         "dtype": "uint16",
         "splits": splits,
-        "content": content_hash(splits, tokenizer),  # type: ignore[arg-type]
+        "content": content_hash(splits, tokenizer),
         "files": (),
     }
     write_manifest(folder, Manifest.model_validate(made))
@@ -145,7 +146,8 @@ def measure(step: Step, stream: Stream, steps: int, first: int) -> tuple[float, 
     for number in range(first, first + steps):
         with timed(made, time.thread_time):
             stream.batch(number)
-    return tuple(statistics.median(times[WARM_UP:]) for times in (alone, made, waited))  # type: ignore[return-value]
+    middle = [statistics.median(times[WARM_UP:]) for times in (alone, made, waited)]
+    return middle[0], middle[1], middle[2]
 
 
 def main() -> int:
