@@ -9,7 +9,6 @@ remembered: a later change could fall on the same tick of the clock. What no tim
 
 import contextlib
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterable

@@ -7,8 +7,8 @@ import torch
 
 from nanogpt.captain import EXIT_FAILED, check_devices
 from nanogpt.config import UserError
-from nanogpt.stop import StopRequest, watch_captain
 from nanogpt.ranks import is_rank, local_rank, ranks_started
+from nanogpt.stop import StopRequest, watch_captain
 from nanogpt.team import CAPTAIN_VARIABLE
 
 FLAGS = (

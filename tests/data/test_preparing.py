@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nanogpt.data.shardwriter import SplitWriter
 
 from nanogpt.__main__ import main
 from nanogpt.data import preparing, tokenizing
+from nanogpt.data.shardwriter import SplitWriter
 from tests.data.preparing import Killed, Killer, contents, run, texts, write_jsonl
 
 
