@@ -11,19 +11,23 @@ from typing import Self
 
 from nanogpt.data.stream import Batch
 
-AHEAD = 2  # one to take at once, one in the making
+BYTES_AHEAD = 2**22
+MOST_AHEAD = 64
 PATIENCE = 10.0  # seconds for the batch in the making when training stops; a file system that hangs is left behind
 
 
 class Prefetcher:
     """The batches of steps `first` to `last - 1`, the same and in the same order as without it.
 
+    The thread fills up to `ahead` batches (default: four megabytes of them, at least 2) and then sleeps until half of
+    them are taken: waking it for every batch costs a small model more than the batch itself.
+
     What goes wrong in the thread is raised by the `batch` call that needs its result. The thread ends with the block:
         with Prefetcher(stream.batch, 0, steps) as batches:
             batches.batch(0)
     """
 
-    def __init__(self, make: Callable[[int], Batch], first: int, last: int, ahead: int = AHEAD) -> None:
+    def __init__(self, make: Callable[[int], Batch], first: int, last: int, ahead: int | None = None) -> None:
         self._make, self._next, self._last, self._ahead = make, first, last, ahead
         self._ready: deque[Batch] = deque()
         self._problem: BaseException | None = None
@@ -42,8 +46,15 @@ class Prefetcher:
                 assert self._problem is not None
                 raise self._problem
             self._next += 1
-            self._changed.notify_all()
-            return self._ready.popleft()
+            batch = self._ready.popleft()
+            if len(self._ready) <= self._lowest:
+                self._changed.notify_all()
+            return batch
+
+    @property
+    def _lowest(self) -> int:
+        """How many batches may be left when the thread is woken."""
+        return 0 if self._ahead is None else self._ahead // 2
 
     def _work(self, step: int) -> None:
         try:
@@ -51,8 +62,12 @@ class Prefetcher:
                 batch = self._make(step)
                 step += 1
                 with self._changed:
+                    if self._ahead is None:
+                        size = batch.x_BT.nbytes + batch.y_BT.nbytes
+                        self._ahead = min(max(2, BYTES_AHEAD // size), MOST_AHEAD)
                     self._ready.append(batch)
-                    self._changed.notify_all()
+                    if len(self._ready) == 1:
+                        self._changed.notify_all()
         except BaseException as problem:
             with self._changed:
                 self._problem = problem
@@ -61,8 +76,9 @@ class Prefetcher:
     def _has_room(self) -> bool:
         """Waits until another batch is wanted; False when none is."""
         with self._changed:
-            while len(self._ready) >= self._ahead and not self._stopped:
-                self._changed.wait()
+            if self._ahead is not None and len(self._ready) >= self._ahead:
+                while len(self._ready) > self._lowest and not self._stopped:
+                    self._changed.wait()
             return not self._stopped
 
     def __enter__(self) -> Self:

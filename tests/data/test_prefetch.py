@@ -38,6 +38,14 @@ def test_it_works_ahead_and_no_further() -> None:
         _until(lambda: made == [0, 1, 2])
         time.sleep(0.01)
         assert made == [0, 1, 2]
+    made.clear()
+    with Prefetcher(make, 0, 20, ahead=4) as batches:
+        _until(lambda: len(made) == 4)
+        batches.batch(0)
+        time.sleep(0.01)
+        assert len(made) == 4  # it sleeps until half are taken
+        batches.batch(1)
+        _until(lambda: len(made) == 6)
     with Prefetcher(make, 0, 1) as batches:
         batches.batch(0)
     assert not threads()
