@@ -5,6 +5,7 @@ wandb itself tries for 100 s before it says that there is no network.
 
 import configparser
 import contextlib
+import hashlib
 import netrc
 import os
 import socket
@@ -34,6 +35,15 @@ def why_unreachable() -> str | None:
     port = target.port or (80 if target.scheme == "http" else 443)
     problem = _connect(target.hostname or "", port, CONNECT_SECONDS)
     return None if problem is None else f"{target.hostname} cannot be reached ({problem})"
+
+
+def asked_as() -> str:
+    """8 hex digits for whom and what `why_unreachable` asks: another key or server may well get another answer."""
+    settings = _settings()
+    url = settings.get("base_url") or HOST
+    has_key = _has_key(urlsplit(url).hostname or "")
+    asked = (url, has_key, os.environ.get("WANDB_API_KEY"), settings.get("api_key"))
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:8]
 
 
 def _has_key(host: str) -> bool:

@@ -25,7 +25,7 @@ from nanogpt.config import Config
 from nanogpt.configfile import dump_yaml
 from nanogpt.record import attempt_folder, read_history, read_record
 from nanogpt.trackers import Tracker, mirror, reach, tracker_id
-from nanogpt.trackers.files import read_states
+from nanogpt.trackers.files import forget_unreachable, note_unreachable, read_states, recently_unreachable
 from nanogpt.trackers.mirror import mirrored
 from nanogpt.trackers.tracker import as_metrics
 
@@ -299,6 +299,20 @@ def test_reach_asks_for_a_key_and_a_port(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "create_connection", name_server_is_away)
     assert "no answer within 0.05 s" in str(reach.why_unreachable())
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_new_key_or_server_is_asked_whatever_another_was_told(tmp_path: Path, monkeypatch: Any) -> None:
+    """Whoever logs in after the first warning is not told for minutes that there is no key."""
+    note_unreachable(tmp_path, "no key")
+    assert recently_unreachable(tmp_path) == "no key"
+    for name, value in {"WANDB_API_KEY": "1" * 40, "WANDB_BASE_URL": "http://localhost"}.items():
+        monkeypatch.setenv(name, value)
+        assert recently_unreachable(tmp_path) is None
+        note_unreachable(tmp_path, name)
+        assert recently_unreachable(tmp_path) == name
+    forget_unreachable(tmp_path)
+    assert recently_unreachable(tmp_path) is None
 
 
 def wandb_lines(folder: Path) -> list[dict[str, float]]:

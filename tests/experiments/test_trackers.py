@@ -21,9 +21,10 @@ from experiments.lock import LockedRun, resolve, write_lock
 from experiments.runfiles import write_run_files
 from experiments.store import StudyFolder
 from experiments.study import Study
+from experiments.tracking import tell_offline
 from nanogpt.configfile import load_yaml
 from nanogpt.record import Record, attempt_folder, write_record
-from nanogpt.trackers.files import read_states, write_state
+from nanogpt.trackers.files import read_states, recently_unreachable, write_state
 
 KEY = "0" * 40
 WANDB = "runtime: {device: cpu, tracker: {kind: wandb, entity: ours}}"
@@ -156,6 +157,15 @@ def test_run_says_once_that_the_network_is_away(
     assert main(["run", str(study), *out]) == 0
     said = capsys.readouterr().err
     assert said.count("recorded offline, because there is no API key") == 1
+
+
+def test_a_network_that_is_back_is_used_again(tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_offline(tracked)
+    assert recently_unreachable(tracked.path)
+    monkeypatch.setattr("experiments.tracking.why_unreachable", lambda: None)
+    tell_offline(tracked)
+    assert recently_unreachable(tracked.path) is None
+    assert not (tracked.path / ".tracker-offline").exists()
 
 
 def test_a_missing_package_stops_a_study_before_anything_is_written(
