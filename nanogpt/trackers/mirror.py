@@ -127,7 +127,10 @@ class Mirror:
         )
         self._lines = ConfirmedLines(self._run.attempt_folder, self._first_step)
         tracker = make_tracker(settings)
-        self._held = self._shown = tracker.start(self._run)
+        held = tracker.start(self._run)
+        if not isinstance(held, int):
+            raise TypeError(f"start returned {held!r}, not the step up to which it has the run's lines (0: none)")
+        self._held = self._shown = held
         self._tracker = tracker
         self._advanced = time.monotonic()
         if tracker.warning:

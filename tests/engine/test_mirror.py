@@ -70,6 +70,11 @@ class Hangs(Recording):
         RELEASE.wait(30)
 
 
+class SaysNothing(Recording):
+    def start(self, run: Any) -> Any:
+        super().start(run)
+
+
 def shown(folder: Path) -> list[dict[str, Any]]:
     path = folder / "shown.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -164,7 +169,8 @@ def test_what_breaks_off_ends_without_a_word_to_the_tracker(tiny: Make, folder: 
         ("RaisesAtStart", "SystemExit: no key"),
         ("RaisesAtLog", "OSError: [Errno 28] No space left on device"),
         ("RaisesAtFinish", "RuntimeError: server says no"),
-        ("NotThere", "AttributeError: module 'test_mirror' has no attribute 'NotThere'"),
+        ("SaysNothing", "TypeError: start returned None, not the step up to which it has the run's lines (0: none)"),
+        ("NotThere", f"UserError: runtime.tracker.factory: {__name__}:NotThere: no NotThere in {__file__}"),
     ],
 )
 def test_what_a_tracker_raises_is_one_line(
