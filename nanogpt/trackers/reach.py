@@ -14,14 +14,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nanogpt.config import UserError
+
 CONNECT_SECONDS = 3.0
 HOST = "https://api.wandb.ai"
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
 def wandb_mode() -> str:
     """What the environment asks for: online, offline, disabled, or nothing."""
-    mode = os.environ.get("WANDB_MODE", "").lower()
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
     return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+
+
+def check_wandb_mode() -> None:
+    """Raises UserError for a WANDB_MODE that wandb would refuse: then no run would have a curve."""
+    mode = os.environ.get("WANDB_MODE", "").strip()
+    if mode and mode.lower() not in MODES:
+        raise UserError(f"WANDB_MODE: no such value {mode!r}; allowed: {', '.join(MODES)}")
+
+
+def spell_wandb_mode() -> None:
+    """An empty WANDB_MODE and `OFFLINE` mean what they seem to; wandb itself would refuse both."""
+    if "WANDB_MODE" in os.environ and os.environ["WANDB_MODE"] not in MODES:
+        os.environ["WANDB_MODE"] = wandb_mode() or "online"
 
 
 def why_unreachable() -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from nanogpt.config import UserError
 from nanogpt.config.tracker import AnyTracker, CustomTracker
+from nanogpt.trackers.reach import check_wandb_mode
 from nanogpt.trackers.tracker import Metrics, TrackedRun, Tracker
 
 TRACKERS = {
@@ -52,7 +53,7 @@ class _Lent(Tracker):
 
 
 def check_installed(settings: AnyTracker) -> None:
-    """Raises UserError when the package behind a tracker is not installed. Loads nothing."""
+    """Raises UserError when the package behind a tracker is not installed, or cannot work as asked. Loads nothing."""
     if settings.kind == "none":
         return
     if isinstance(settings, CustomTracker):
@@ -63,6 +64,8 @@ def check_installed(settings: AnyTracker) -> None:
     elif not _is_there(settings.kind):
         advice = f"pip install 'nanogpt-scaling[{settings.kind}]', or set tracker: none"
         raise UserError(f"runtime.tracker: {settings.kind}: the package {settings.kind} is not installed; {advice}")
+    elif settings.kind == "wandb":
+        check_wandb_mode()
 
 
 def _check_named(factory: str, module: str, name: str) -> None:

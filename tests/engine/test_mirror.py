@@ -21,10 +21,11 @@ import pytest
 
 from nanogpt import checkpoint
 from nanogpt.__main__ import main
-from nanogpt.config import Config
+from nanogpt.config import Config, UserError
+from nanogpt.config.tracker import TensorBoard, WandB
 from nanogpt.configfile import dump_yaml
 from nanogpt.record import attempt_folder, read_history, read_record
-from nanogpt.trackers import Tracker, mirror, reach, tracker_id
+from nanogpt.trackers import Tracker, check_installed, mirror, reach, tracker_id
 from nanogpt.trackers.files import forget_unreachable, note_unreachable, read_states, recently_unreachable
 from nanogpt.trackers.mirror import mirrored
 from nanogpt.trackers.tracker import as_metrics
@@ -305,6 +306,21 @@ def test_reach_asks_for_a_key_and_a_port(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "create_connection", name_server_is_away)
     assert "no answer within 0.05 s" in str(reach.why_unreachable())
+
+
+@pytest.mark.parametrize(("written", "meant"), [("", "online"), (" OFFLINE", "offline"), ("dryrun", "dryrun")])
+def test_a_mode_is_spelt_as_wandb_takes_it(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", written)
+    reach.check_wandb_mode()
+    reach.spell_wandb_mode()
+    assert os.environ["WANDB_MODE"] == meant
+
+
+def test_a_mode_that_wandb_refuses_is_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "off")
+    check_installed(TensorBoard())
+    with pytest.raises(UserError, match="WANDB_MODE: no such value 'off'; allowed: online, offline, disabled"):
+        check_installed(WandB())
 
 
 @pytest.mark.usefixtures("nobody")

@@ -205,6 +205,11 @@ def test_results_go_to_files_that_others_read(tracked: StudyFolder, tmp_path: Pa
         assert "belongs to --to" in capsys.readouterr().err
 
 
+def test_results_to_a_folder_name_the_folder(tracked: StudyFolder, tmp_path: Path, capsys: Any) -> None:
+    assert main(["results", str(tracked.path), "--to", "csv", "--file", str(tmp_path)]) == 2
+    assert f"--file: {tmp_path} is a folder" in capsys.readouterr().err
+
+
 def test_results_go_to_wandb_under_the_runs_own_ids(
     tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
