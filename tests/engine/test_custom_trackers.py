@@ -4,9 +4,10 @@ import sys
 from typing import Any, cast
 
 import pytest
+from pydantic import TypeAdapter
 
 from nanogpt.config import UserError
-from nanogpt.config.tracker import CustomTracker
+from nanogpt.config.tracker import CustomTracker, TrackerSection
 from nanogpt.trackers import TrackedRun, Tracker, check_installed, make_tracker
 
 
@@ -48,6 +49,12 @@ def test_three_methods_are_a_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
     tracker.finish("completed", {})
     assert lent.said == ({"step": 1}, "completed", {})
     assert (tracker.place, tracker.upload, tracker.warning) == ("there", "", "")
+
+
+@pytest.mark.parametrize("value", [None, False, True])
+def test_a_switch_is_asked_which_tracker_it_means(value: Any) -> None:
+    with pytest.raises(ValueError, match=f"expected none, wandb, tensorboard, trackio or custom, got {value}"):
+        TypeAdapter(TrackerSection).validate_python(value)
 
 
 def test_what_has_not_all_methods_is_named() -> None:

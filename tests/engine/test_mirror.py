@@ -51,6 +51,10 @@ class Recording(Tracker):
         self.path.with_name("ended.json").write_text(json.dumps({**summary, "ended": status}))
 
 
+class Warns(Recording):
+    warning = "offline"
+
+
 class RaisesAtStart(Recording):
     def start(self, run: Any) -> int:
         raise SystemExit("no key")
@@ -306,6 +310,16 @@ def test_reach_asks_for_a_key_and_a_port(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "create_connection", name_server_is_away)
     assert "no answer within 0.05 s" in str(reach.why_unreachable())
+
+
+def test_a_warning_is_told_once_for_all_runs_of_a_process(tiny: Make, tmp_path: Path, capsys: Any) -> None:
+    for name in "ab":
+        attempt_folder(tmp_path / name, 1).mkdir(parents=True)
+        write_lines(tmp_path / name, until=1)
+        with mirrored(described(tiny, "Warns"), tmp_path / name, 1, 0, leads=True) as run:
+            run.ended(ended("completed"))
+        assert steps(tmp_path / name) == [1]
+    assert capsys.readouterr().err == "nanogpt: tracker custom: offline\n"
 
 
 @pytest.mark.parametrize(("written", "meant"), [("", "online"), (" OFFLINE", "offline"), ("dryrun", "dryrun")])
