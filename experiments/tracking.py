@@ -10,7 +10,7 @@ from experiments.doctor.finding import Finding, ok, problem, warning
 from experiments.store import StudyFolder
 from nanogpt.config import UserError
 from nanogpt.config.tracker import AnyTracker, NoTracker, TrackerSection, WandB
-from nanogpt.trackers import check_installed, note_unreachable, wandb_mode, why_unreachable
+from nanogpt.trackers import check_installed, forget_unreachable, note_unreachable, wandb_mode, why_unreachable
 
 _SECTION: TypeAdapter[AnyTracker] = TypeAdapter(TrackerSection)
 
@@ -44,7 +44,9 @@ def check_trackers(study: StudyFolder) -> None:
 def tell_offline(study: StudyFolder) -> None:
     """Say once that W&B cannot be reached, and spare each run the finding out."""
     reason = _why_offline(_of(study))
-    if reason is not None:
+    if reason is None:
+        forget_unreachable(study.path)
+    else:
         note_unreachable(study.path, reason)
         later = f"`python -m experiments sync {study.path}` uploads them later"
         print(f"tracker wandb: the runs are recorded offline, because {reason}; {later}", file=sys.stderr)

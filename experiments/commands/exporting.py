@@ -40,6 +40,8 @@ def _to_file(study: StudyFolder, arguments: argparse.Namespace) -> int:
     path: Path = arguments.file or study.path / f"{'curves' if arguments.curves else 'results'}.{arguments.to}"
     if not path.parent.is_dir():
         raise UserError(f"command line: --file: {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"command line: --file: {path} is a folder")
     with replacing(path) as temporary:
         if arguments.to == "csv":
             table.to_csv(temporary, index=False)

@@ -15,6 +15,13 @@ def _words(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _named(value: Any) -> Any:
+    """YAML reads `off` and `no` as false, and nothing as null: which of the kinds is meant, a person has to say."""
+    if value is None or isinstance(value, bool):
+        raise ValueError(f"expected none, wandb, tensorboard, trackio or custom, got {value!r}")
+    return value
+
+
 def _factory(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):
         raise ValueError(f"expected module:Class, as in my_package.trackers:MyTracker, got {name!r}")
@@ -65,4 +72,4 @@ class CustomTracker(Section):
 
 
 AnyTracker = NoTracker | WandB | TensorBoard | Trackio | CustomTracker
-TrackerSection = Annotated[AnyTracker, Field(discriminator="kind"), Shorthand("kind", "none")]
+TrackerSection = Annotated[AnyTracker, Field(discriminator="kind"), Shorthand("kind", "none"), BeforeValidator(_named)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from nanogpt.config import UserError
 from nanogpt.record import attempt_folder, attempt_numbers, read_json, write_atomic
+from nanogpt.trackers.reach import asked_as
 
 NAME = "tracker.json"
 OFFLINE_NAME = ".tracker-offline"  # beside the runs of a study
@@ -51,15 +52,22 @@ def read_states(folder: Path) -> dict[int, dict[str, Any]]:
 def note_unreachable(folder: Path, reason: str) -> None:
     """Spare the other runs in `folder` the seconds that it takes to find out again, as far as the folder lets us."""
     with contextlib.suppress(OSError):
-        write_atomic(folder / OFFLINE_NAME, reason + "\n", durable=False)
+        write_atomic(folder / OFFLINE_NAME, f"{asked_as()} {reason}\n", durable=False)
+
+
+def forget_unreachable(folder: Path) -> None:
+    """The network is back: the runs in `folder` are to look for themselves."""
+    with contextlib.suppress(OSError):
+        (folder / OFFLINE_NAME).unlink(missing_ok=True)
 
 
 def recently_unreachable(folder: Path) -> str | None:
-    """Why another run in `folder` could not reach its tracker in the last minutes."""
+    """Why another run in `folder` could not reach its tracker in the last minutes, asking as one would ask now."""
     path = folder / OFFLINE_NAME
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if time.time() - path.stat().st_mtime < OFFLINE_SECONDS:
-            return path.read_text(encoding="utf-8").strip() or None
+            asked, _, reason = path.read_text(encoding="utf-8").strip().partition(" ")
+            return reason or None if asked == asked_as() else None
     return None
 
 

@@ -29,6 +29,7 @@ ASKED_SECONDS = 5.0  # as the first, where someone waits for the process to go
 MARK_SECONDS = 600.0
 HUNG_NAME = ".tracker-hung"
 CHUNK = 100  # lines between two signs of life
+TOLD: set[tuple[Path, str]] = set()
 LEFT_ALONE = threading.Event()  # set when a tracker of this process was not ended
 
 
@@ -127,10 +128,15 @@ class Mirror:
         )
         self._lines = ConfirmedLines(self._run.attempt_folder, self._first_step)
         tracker = make_tracker(settings)
-        self._held = self._shown = tracker.start(self._run)
+        held = tracker.start(self._run)
+        if not isinstance(held, int):
+            raise TypeError(f"start returned {held!r}, not the step up to which it has the run's lines (0: none)")
+        self._held = self._shown = held
         self._tracker = tracker
         self._advanced = time.monotonic()
-        if tracker.warning:
+        told = (self._folder.resolve().parent, tracker.warning)
+        if tracker.warning and told not in TOLD:  # once for all runs of a study in one process
+            TOLD.add(told)
             self._warn(tracker.warning)
         self._note("open")
 

@@ -5,6 +5,7 @@ wandb itself tries for 100 s before it says that there is no network.
 
 import configparser
 import contextlib
+import hashlib
 import netrc
 import os
 import socket
@@ -13,14 +14,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nanogpt.config import UserError
+
 CONNECT_SECONDS = 3.0
 HOST = "https://api.wandb.ai"
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
 def wandb_mode() -> str:
     """What the environment asks for: online, offline, disabled, or nothing."""
-    mode = os.environ.get("WANDB_MODE", "").lower()
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
     return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+
+
+def check_wandb_mode() -> None:
+    """Raises UserError for a WANDB_MODE that wandb would refuse: then no run would have a curve."""
+    mode = os.environ.get("WANDB_MODE", "").strip()
+    if mode and mode.lower() not in MODES:
+        raise UserError(f"WANDB_MODE: no such value {mode!r}; allowed: {', '.join(MODES)}")
+
+
+def spell_wandb_mode() -> None:
+    """An empty WANDB_MODE and `OFFLINE` mean what they seem to; wandb itself would refuse both."""
+    if "WANDB_MODE" in os.environ and os.environ["WANDB_MODE"] not in MODES:
+        os.environ["WANDB_MODE"] = wandb_mode() or "online"
 
 
 def why_unreachable() -> str | None:
@@ -34,6 +51,15 @@ def why_unreachable() -> str | None:
     port = target.port or (80 if target.scheme == "http" else 443)
     problem = _connect(target.hostname or "", port, CONNECT_SECONDS)
     return None if problem is None else f"{target.hostname} cannot be reached ({problem})"
+
+
+def asked_as() -> str:
+    """8 hex digits for whom and what `why_unreachable` asks: another key or server may well get another answer."""
+    settings = _settings()
+    url = settings.get("base_url") or HOST
+    has_key = _has_key(urlsplit(url).hostname or "")
+    asked = (url, has_key, os.environ.get("WANDB_API_KEY"), settings.get("api_key"))
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:8]
 
 
 def _has_key(host: str) -> bool:

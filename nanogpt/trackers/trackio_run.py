@@ -27,15 +27,23 @@ class TrackioRun(Tracker):
             resume="allow",
             **{key: value for key, value in quiet.items() if key in known},
         )
-        return _last_step(run.settings.project, name, run.earlier_step)
+        self._project, self._name = run.settings.project, name
+        self._shown = _last_step(self._project, name, run.earlier_step)
+        return self._shown
 
     def log(self, lines: Sequence[Metrics]) -> None:
         for line in lines:
             losses = {f"by_flops/{name}": line[name] for name in LOSSES if name in line}
             self._run.log({**{k: v for k, v in line.items() if k != "step"}, **losses}, step=int(line["step"]))
+            self._shown = int(line["step"])
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Raises OSError when the database lacks lines: Trackio only warns of a full disk, and calls that an end."""
         self._run.finish()
+        if getattr(self._run, "_is_local", False):  # what went to a server is not in it
+            held = _last_step(self._project, self._name, self._shown)
+            if held < self._shown:
+                raise OSError(f"Trackio's database ends at step {held} of {self._shown}; is its disk full?")
 
 
 def _last_step(project: str, name: str, known: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from nanogpt.config.tracker import WandB
 from nanogpt.trackers.files import note_unreachable, recently_unreachable
-from nanogpt.trackers.reach import wandb_mode, why_unreachable
+from nanogpt.trackers.reach import spell_wandb_mode, wandb_mode, why_unreachable
 from nanogpt.trackers.tracker import LOSSES, Metrics, TrackedRun, Tracker
 
 INIT_SECONDS = 10.0  # wandb's own patience is 90 s, and it tries longer than that
@@ -27,6 +27,7 @@ class WandBRun(Tracker):
         assert isinstance(run.settings, WandB)
         if "wandb" not in sys.modules:
             os.environ.pop("WANDB_SERVICE", None)  # that of a notebook that started us, which may end before us
+        spell_wandb_mode()
         self.upload = "later" if run.settings.upload == "later" or wandb_mode() == "offline" else "live"
         reason = self._go_online(run, run.settings) if self.upload == "live" else None
         if reason is not None:

@@ -82,6 +82,7 @@ class FakeTrackio(ModuleType):
     def __init__(self) -> None:
         super().__init__("trackio")
         self.database: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.is_full = False
         storage = ModuleType("trackio.sqlite_storage")
         storage.SQLiteStorage = SimpleNamespace(get_max_step_for_run=self._last)
         self.sqlite_storage = storage
@@ -92,7 +93,11 @@ class FakeTrackio(ModuleType):
     def init(self, project: str, name: str, group: str | None, config: dict[str, Any], resume: str) -> SimpleNamespace:
         assert resume == "allow"
         lines = self.database.setdefault((project, name), [])
-        return SimpleNamespace(log=lambda metrics, step: lines.append({**metrics, "step": step}), finish=lambda: None)
+        return SimpleNamespace(
+            log=lambda metrics, step: None if self.is_full else lines.append({**metrics, "step": step}),
+            finish=lambda: None,
+            _is_local=True,
+        )
 
 
 def event_points(folder: Path, tag: str = "train_loss") -> Curve:

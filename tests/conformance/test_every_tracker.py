@@ -119,3 +119,11 @@ def test_an_interrupted_run_is_preempted_and_a_failed_one_failed(wandb: FakeWand
         tracker.start(run_in(tmp_path, settings_of("wandb"), number))
         tracker.finish(status, {"status": status})
         assert (wandb.runs[-1].exit_code, wandb.runs[-1].preempting) == (code, preempting)
+
+
+def test_trackio_on_a_full_disk_is_told_from_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("trackio", monkeypatch)
+    show(run_in(tmp_path, settings_of("trackio"), 1), LINES[:6], ends=True)
+    monkeypatch.setattr(sys.modules["trackio"], "is_full", True)
+    with pytest.raises(OSError, match="ends at step 6 of 12; is its disk full"):
+        show(run_in(tmp_path, settings_of("trackio"), 2), LINES, ends=True)

@@ -21,11 +21,12 @@ import pytest
 
 from nanogpt import checkpoint
 from nanogpt.__main__ import main
-from nanogpt.config import Config
+from nanogpt.config import Config, UserError
+from nanogpt.config.tracker import TensorBoard, WandB
 from nanogpt.configfile import dump_yaml
 from nanogpt.record import attempt_folder, read_history, read_record
-from nanogpt.trackers import Tracker, mirror, reach, tracker_id
-from nanogpt.trackers.files import read_states
+from nanogpt.trackers import Tracker, check_installed, mirror, reach, tracker_id
+from nanogpt.trackers.files import forget_unreachable, note_unreachable, read_states, recently_unreachable
 from nanogpt.trackers.mirror import mirrored
 from nanogpt.trackers.tracker import as_metrics
 
@@ -50,6 +51,10 @@ class Recording(Tracker):
         self.path.with_name("ended.json").write_text(json.dumps({**summary, "ended": status}))
 
 
+class Warns(Recording):
+    warning = "offline"
+
+
 class RaisesAtStart(Recording):
     def start(self, run: Any) -> int:
         raise SystemExit("no key")
@@ -68,6 +73,11 @@ class RaisesAtFinish(Recording):
 class Hangs(Recording):
     def log(self, lines: Any) -> None:
         RELEASE.wait(30)
+
+
+class SaysNothing(Recording):
+    def start(self, run: Any) -> Any:
+        super().start(run)
 
 
 def shown(folder: Path) -> list[dict[str, Any]]:
@@ -164,7 +174,8 @@ def test_what_breaks_off_ends_without_a_word_to_the_tracker(tiny: Make, folder: 
         ("RaisesAtStart", "SystemExit: no key"),
         ("RaisesAtLog", "OSError: [Errno 28] No space left on device"),
         ("RaisesAtFinish", "RuntimeError: server says no"),
-        ("NotThere", "AttributeError: module 'test_mirror' has no attribute 'NotThere'"),
+        ("SaysNothing", "TypeError: start returned None, not the step up to which it has the run's lines (0: none)"),
+        ("NotThere", f"UserError: runtime.tracker.factory: {__name__}:NotThere: no NotThere in {__file__}"),
     ],
 )
 def test_what_a_tracker_raises_is_one_line(
@@ -299,6 +310,45 @@ def test_reach_asks_for_a_key_and_a_port(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "create_connection", name_server_is_away)
     assert "no answer within 0.05 s" in str(reach.why_unreachable())
+
+
+def test_a_warning_is_told_once_for_all_runs_of_a_process(tiny: Make, tmp_path: Path, capsys: Any) -> None:
+    for name in "ab":
+        attempt_folder(tmp_path / name, 1).mkdir(parents=True)
+        write_lines(tmp_path / name, until=1)
+        with mirrored(described(tiny, "Warns"), tmp_path / name, 1, 0, leads=True) as run:
+            run.ended(ended("completed"))
+        assert steps(tmp_path / name) == [1]
+    assert capsys.readouterr().err == "nanogpt: tracker custom: offline\n"
+
+
+@pytest.mark.parametrize(("written", "meant"), [("", "online"), (" OFFLINE", "offline"), ("dryrun", "dryrun")])
+def test_a_mode_is_spelt_as_wandb_takes_it(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", written)
+    reach.check_wandb_mode()
+    reach.spell_wandb_mode()
+    assert os.environ["WANDB_MODE"] == meant
+
+
+def test_a_mode_that_wandb_refuses_is_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "off")
+    check_installed(TensorBoard())
+    with pytest.raises(UserError, match="WANDB_MODE: no such value 'off'; allowed: online, offline, disabled"):
+        check_installed(WandB())
+
+
+@pytest.mark.usefixtures("nobody")
+def test_a_new_key_or_server_is_asked_whatever_another_was_told(tmp_path: Path, monkeypatch: Any) -> None:
+    """Whoever logs in after the first warning is not told for minutes that there is no key."""
+    note_unreachable(tmp_path, "no key")
+    assert recently_unreachable(tmp_path) == "no key"
+    for name, value in {"WANDB_API_KEY": "1" * 40, "WANDB_BASE_URL": "http://localhost"}.items():
+        monkeypatch.setenv(name, value)
+        assert recently_unreachable(tmp_path) is None
+        note_unreachable(tmp_path, name)
+        assert recently_unreachable(tmp_path) == name
+    forget_unreachable(tmp_path)
+    assert recently_unreachable(tmp_path) is None
 
 
 def wandb_lines(folder: Path) -> list[dict[str, float]]:

@@ -21,9 +21,10 @@ from experiments.lock import LockedRun, resolve, write_lock
 from experiments.runfiles import write_run_files
 from experiments.store import StudyFolder
 from experiments.study import Study
+from experiments.tracking import tell_offline
 from nanogpt.configfile import load_yaml
 from nanogpt.record import Record, attempt_folder, write_record
-from nanogpt.trackers.files import read_states, write_state
+from nanogpt.trackers.files import read_states, recently_unreachable, write_state
 
 KEY = "0" * 40
 WANDB = "runtime: {device: cpu, tracker: {kind: wandb, entity: ours}}"
@@ -158,6 +159,15 @@ def test_run_says_once_that_the_network_is_away(
     assert said.count("recorded offline, because there is no API key") == 1
 
 
+def test_a_network_that_is_back_is_used_again(tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_offline(tracked)
+    assert recently_unreachable(tracked.path)
+    monkeypatch.setattr("experiments.tracking.why_unreachable", lambda: None)
+    tell_offline(tracked)
+    assert recently_unreachable(tracked.path) is None
+    assert not (tracked.path / ".tracker-offline").exists()
+
+
 def test_a_missing_package_stops_a_study_before_anything_is_written(
     fake_engine: None, write_study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -193,6 +203,11 @@ def test_results_go_to_files_that_others_read(tracked: StudyFolder, tmp_path: Pa
     for flags in (["--curves"], ["--to", "csv", "--project", "p"], ["--to", "wandb", "--file", "x"]):
         assert main(["results", str(tracked.path), *flags]) == 2
         assert "belongs to --to" in capsys.readouterr().err
+
+
+def test_results_to_a_folder_name_the_folder(tracked: StudyFolder, tmp_path: Path, capsys: Any) -> None:
+    assert main(["results", str(tracked.path), "--to", "csv", "--file", str(tmp_path)]) == 2
+    assert f"--file: {tmp_path} is a folder" in capsys.readouterr().err
 
 
 def test_results_go_to_wandb_under_the_runs_own_ids(
