@@ -121,10 +121,14 @@ def split_of(name: str) -> Split | None:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Paths of the files below a folder, but hidden ones, in the order of their names."""
+    """Paths of the files below a folder, but hidden ones: a folder's own first, then those of its folders, sorted.
+
+    The order in which a file system lists names is its own affair, and another one after a copy.
+    """
     for place, folders, names in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.relpath(os.path.join(place, name), folder) for name in names if not name.startswith("."))
+        shown = sorted(name for name in names if not name.startswith("."))
+        yield from (os.path.relpath(os.path.join(place, name), folder) for name in shown)
 
 
 def _wanted(name: str, glob: str | None, suffixes: tuple[str, ...] = ()) -> bool:

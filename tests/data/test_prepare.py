@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 import pickle
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from nanogpt.__main__ import main
 from nanogpt.config.data import BinFolder, Data
 from nanogpt.config.runtime import Runtime
-from nanogpt.data import opening, pieces, preparing
+from nanogpt.data import opening, pieces, preparing, sources
 from nanogpt.data.alphabets import Characters
 from nanogpt.data.manifest import read_manifest
 from nanogpt.data.plan import Request, make_plan
@@ -171,6 +173,23 @@ def test_tables_and_unpacked_lines_agree(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(pieces, "LARGE_GROUP", 10)  # so that it is read row by row
     three = run("mine", tmp_path / "a.parquet", tmp_path / "three", "--val-share", "0.2", "--workers", "2")
     assert ids(three, "train") == ids(two, "train")
+
+
+def test_the_order_is_not_the_file_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "C.jsonl", "é.txt", "sub/0.txt", "other/9.txt", ".hidden.txt", ".git/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    expected = ["C.jsonl", "a.txt", "b.txt", "é.txt", "other/9.txt", "sub/0.txt"]
+    walk = os.walk
+    for backwards in (False, True):
+
+        def listed(*args: Any, order: bool = backwards, **kwargs: Any) -> Iterator[Any]:
+            for place, folders, names in walk(*args, **kwargs):
+                folders.sort(reverse=order)
+                yield place, folders, sorted(names, reverse=order)
+
+        monkeypatch.setattr(os, "walk", listed)
+        assert [file.name for file in sources.find_files(tmp_path, None)] == expected
 
 
 @pytest.mark.slow  # twenty seconds: imports `datasets`
