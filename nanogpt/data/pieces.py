@@ -11,11 +11,12 @@ import hashlib
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from nanogpt.config.errors import UserError, did_you_mean
 from nanogpt.data.manifest import Split
@@ -34,6 +35,16 @@ _LOOK_BACK = {LINE: 1, SEPARATOR: len(END_OF_TEXT), ARTICLE: 1}
 _OVERLAP = 4096  # a boundary is no longer than this, so it is found even where two blocks meet
 _PLACE_TO_CUT = re.compile(r"[^\W_](?=[ \n])")
 _BOM = b"\xef\xbb\xbf"
+# Where one document ends and the next begins: JSON's lines, texts with GPT-2's separator, WikiText's `= Title =`.
+LINE = rb"\n"
+SEPARATOR = re.escape(END_OF_TEXT)
+ARTICLE = rb"(?<=\n)(?= = (?!= )[^\n]*(?<! =) = ?\n ?\n)"
+_LOOK_BACK = {LINE: 1, SEPARATOR: len(END_OF_TEXT), ARTICLE: 1}
+_OVERLAP = 4096  # a boundary is no longer than this, so it is found even where two blocks meet
+_PLACE_TO_CUT = re.compile(r"[^\W_](?=[ \n])")
+_BOM = b"\xef\xbb\xbf"
+# A table's types that hold texts; pandas' categories are written as a dictionary of them.
+_TEXT = re.compile(r"(dictionary<values=)?(large_)?string(_view)?\b")
 
 
 @dataclass(frozen=True)
@@ -251,14 +262,35 @@ def open_source(path: str) -> BinaryIO:
     openers: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
         if packed in openers:
-            return openers[packed](path, "rb")
-        import pyarrow
+            opened = openers[packed](path, "rb")
+        else:
+            import pyarrow
 
-        return pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")
+            opened = pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")
     except ImportError:
         raise UserError(f"{path}: unpacking it needs pyarrow: pip install 'nanogpt-scaling[data]'") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return cast(BinaryIO, _Unpacked(path, opened)) if packed else opened
+
+
+class _Unpacked:
+    """The unpacked bytes of a file; what each packer raises for a damaged one becomes a UserError with its name."""
+
+    def __init__(self, path: str, opened: Any) -> None:
+        self._path, self._opened = path, opened
+
+    def __enter__(self) -> "_Unpacked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def read(self, size: int | None = None) -> bytes:
+        try:
+            return self._opened.read() if size is None else self._opened.read(size)
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            raise UserError(f"{self._path}: damaged, or no {packing(self._path)} file: {error}") from None
 
 
 def packing(path: str) -> str:

@@ -1,5 +1,7 @@
 """`prepare` and bad input: damage is named, what it did not make stays, and every mistake is one line."""
 
+import gzip
+import random
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,7 @@ def test_clean_removes_only_what_it_made(
     assert (folder / "train.bin").read_bytes() == b"precious"
 
 
+PACKED = gzip.compress(random.Random(0).randbytes(500).hex().encode(), mtime=0)
 BAD: list[tuple[list[str], dict[str, bytes], str]] = [
     (["wikitext2"], {"a.txt": b"x"}, "did you mean 'wikitext-2'?"),
     (["mine"], {"a.jsonl": b'{"text": "x"}\n{"text": "y"\n'}, "a.jsonl:2: not JSON"),
@@ -81,6 +84,11 @@ BAD: list[tuple[list[str], dict[str, bytes], str]] = [
     (["shakespeare", "--val-share", "0.5"], {"a.txt": b"x y z"}, "has its own split"),
     (["fineweb-edu"], {"a.txt": b"x y z", "b.txt": b"x"}, "give --shard-tokens 1 or so"),
     (["wikitext-2"], {"wiki.valid.raw": b"x", "wiki.test.raw": b"y"}, "no file of WikiText's train split"),
+    (["mine"], {"a.txt.gz": PACKED[:-30]}, "a.txt.gz: damaged, or no .gz file: Compressed file ended before"),
+    (["mine"], {"a.txt.gz": PACKED[:200] + b"!" + PACKED[201:]}, "a.txt.gz: damaged, or no .gz file"),
+    (["mine"], {"a.txt.gz": b"plain"}, "a.txt.gz: damaged, or no .gz file: Not a gzipped file"),
+    (["mine"], {"a.jsonl.bz2": b"plain"}, "a.jsonl.bz2: damaged, or no .bz2 file"),
+    (["mine"], {"a.txt.xz": b"plain"}, "a.txt.xz: damaged, or no .xz file"),
     (["../mine"], {"a.txt": b"x"}, "cannot name a folder"),
     (["mine", "--tokenizer", "gtp2"], {"a.txt": b"x"}, "did you mean 'gpt2'?"),
 ]
