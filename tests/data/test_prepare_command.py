@@ -84,6 +84,7 @@ BAD: list[tuple[list[str], dict[str, bytes], str]] = [
     (["shakespeare", "--val-share", "0.5"], {"a.txt": b"x y z"}, "has its own split"),
     (["fineweb-edu"], {"a.txt": b"x y z", "b.txt": b"x"}, "give --shard-tokens 1 or so"),
     (["wikitext-2"], {"wiki.valid.raw": b"x", "wiki.test.raw": b"y"}, "no file of WikiText's train split"),
+    (["mine"], {"a.jsonl": b'{"text": ""}\n{"text": null}\n'}, "all documents are empty"),
     (["mine"], {"a.txt.gz": PACKED[:-30]}, "a.txt.gz: damaged, or no .gz file: Compressed file ended before"),
     (["mine"], {"a.txt.gz": PACKED[:200] + b"!" + PACKED[201:]}, "a.txt.gz: damaged, or no .gz file"),
     (["mine"], {"a.txt.gz": b"plain"}, "a.txt.gz: damaged, or no .gz file: Not a gzipped file"),
