@@ -35,14 +35,6 @@ _LOOK_BACK = {LINE: 1, SEPARATOR: len(END_OF_TEXT), ARTICLE: 1}
 _OVERLAP = 4096  # a boundary is no longer than this, so it is found even where two blocks meet
 _PLACE_TO_CUT = re.compile(r"[^\W_](?=[ \n])")
 _BOM = b"\xef\xbb\xbf"
-# Where one document ends and the next begins: JSON's lines, texts with GPT-2's separator, WikiText's `= Title =`.
-LINE = rb"\n"
-SEPARATOR = re.escape(END_OF_TEXT)
-ARTICLE = rb"(?<=\n)(?= = (?!= )[^\n]*(?<! =) = ?\n ?\n)"
-_LOOK_BACK = {LINE: 1, SEPARATOR: len(END_OF_TEXT), ARTICLE: 1}
-_OVERLAP = 4096  # a boundary is no longer than this, so it is found even where two blocks meet
-_PLACE_TO_CUT = re.compile(r"[^\W_](?=[ \n])")
-_BOM = b"\xef\xbb\xbf"
 # A table's types that hold texts; pandas' categories are written as a dictionary of them.
 _TEXT = re.compile(r"(dictionary<values=)?(large_)?string(_view)?\b")
 
@@ -247,7 +239,7 @@ def open_table(path: str) -> Any:
 def text_column(path: str, given: str | None) -> str:
     """The column with the texts: the one asked for, else `text`, else the only one of texts."""
     schema = open_table(path).schema_arrow
-    texts = [field.name for field in schema if str(field.type) in ("string", "large_string", "string_view")]
+    texts = [field.name for field in schema if _TEXT.match(str(field.type))]
     if given in texts or (given is None and "text" in texts):
         return given or "text"
     if given is None and len(texts) == 1:

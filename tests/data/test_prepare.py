@@ -175,6 +175,17 @@ def test_tables_and_unpacked_lines_agree(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert ids(three, "train") == ids(two, "train")
 
 
+def test_categories_are_texts(tmp_path: Path) -> None:
+    """As pandas writes them, in the only column that could be meant; lists of texts are none."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    given = texts(20)
+    table = {"body": pyarrow.array(given).dictionary_encode(), "tags": [["a"]] * 20, "id": range(20)}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    folder = run("mine", tmp_path / "a.parquet", tmp_path / "data")
+    assert sorted(documents_of(ids(folder, "train")) + documents_of(ids(folder, "val"))) == sorted(given)
+
+
 def test_the_order_is_not_the_file_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "C.jsonl", "é.txt", "sub/0.txt", "other/9.txt", ".hidden.txt", ".git/x.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
