@@ -6,6 +6,7 @@ it: there every byte-pair encoding in use starts afresh, so the ids are those of
 """
 
 import bz2
+import codecs
 import gzip
 import hashlib
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from nanogpt.config.errors import UserError, did_you_mean
+from nanogpt.data.alphabets import as_text
 from nanogpt.data.manifest import Split
 
 PIECE = 2**20  # bytes of a source: a tenth of a second of tokenizing
@@ -94,7 +96,23 @@ def key_of(digest: str) -> int:
 
 def text_key(text: str) -> int:
     """The key of a document by its text: the same wherever, and in whatever kind of file, it lies."""
-    return key_of(hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest())
+    return key_of(hashlib.sha256(as_text(text).encode()).hexdigest())
+
+
+def has_own_key(path: str, reading: Reading) -> bool:
+    """Whether the text of a file may be other bytes than the file's: its mark is cut off, or bytes are replaced."""
+    with open_source(path) as file:
+        return reading.errors == "replace" or file.read(len(_BOM)) == _BOM
+
+
+def file_key(path: str) -> int:
+    """The key of the text of a file that is one document: what `text_key` gives, without the text in memory."""
+    digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8-sig")("replace")
+    with open_source(path) as file:
+        while block := file.read(PIECE):
+            digest.update(decoder.decode(block).encode())
+    digest.update(decoder.decode(b"", True).encode())
+    return key_of(digest.hexdigest())
 
 
 def documents(piece: Piece, reading: Reading) -> Iterator[Document]:
@@ -105,7 +123,9 @@ def documents(piece: Piece, reading: Reading) -> Iterator[Document]:
         if part.kind == "parquet":
             found: Iterator[str] = table_rows(part.path, reading.column, part.start)
         elif part.boundary is None:
-            yield Document(_stretch(part, reading), part.key, begins=part.start <= part.first)
+            text = _stretch(part, reading)
+            is_whole = part.start <= part.first == 0 and part.end >= part.size
+            yield Document(text, text_key(text) if is_whole else part.key, begins=part.start <= part.first)
             continue
         else:
             found = _records(part, reading)

@@ -46,6 +46,25 @@ def test_every_document_once_and_none_in_both(small_pieces: None, tmp_path: Path
     assert manifest.source["empty_documents"] == 1
 
 
+def test_a_document_is_the_same_in_other_clothes(small_pieces: None, tmp_path: Path) -> None:
+    """With a byte order mark, with bytes that are no UTF-8, with half a character in JSON: none is in both splits."""
+    given = [
+        text + " \ufffd" * (n % 2) for n, text in enumerate([*texts(60), *(text * 9 for text in texts(9, seed=1))])
+    ]
+    assert sum(len(text.encode()) > 2000 for text in given) > 3  # in several pieces each
+    for n, text in enumerate(given):
+        (tmp_path / "in" / f"{n}").mkdir(parents=True)
+        (tmp_path / "in" / f"{n}" / "a.txt").write_bytes(text.encode())
+        (tmp_path / "in" / f"{n}" / "b.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        (tmp_path / "in" / f"{n}" / "c.txt").write_bytes(text.encode().replace(b"\xef\xbf\xbd", b"\xff"))
+        write_jsonl(tmp_path / "in" / f"{n}" / "d.jsonl", [text.replace("\ufffd", "\ud83d")])
+    made = run("mine", tmp_path / "in", tmp_path / "data", "--val-share", "0.3", "--encoding-errors", "replace")
+    train, val = documents_of(ids(made, "train")), documents_of(ids(made, "val"))
+    assert sorted(train + val) == sorted(given * 4)
+    assert not set(train) & set(val)
+    assert len(val) > 20
+
+
 def test_workers_make_the_same_files(small_pieces: None, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", texts(60))
     alone = contents(run("mine", source, tmp_path / "alone"))
