@@ -113,6 +113,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not [path for path in (tmp_path / "data").rglob("*") if path.exists()]
 
 
+def test_a_file_with_characters_that_the_tokenizer_lacks_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(tmp_path / "data")
+    (tmp_path / "a.txt").write_text("abc" * 50)
+    assert main(["prepare", "a", "--from", str(tmp_path / "a.txt"), "--tokenizer", "char", "--data_dir", root]) == 0
+    source = write_jsonl(tmp_path / "b.jsonl", ["ab", "c", "abz"])
+    more = ["--tokenizer", str(tmp_path / "data" / "a.char"), "--workers", "1", "--data_dir", root]
+    assert main(["prepare", "b", "--from", str(source), *more]) == 2
+    assert f"{source}: characters outside the vocabulary: 'z'; allowed: 'abc'" in capsys.readouterr().err
+
+
 def test_without_a_network_nothing_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
