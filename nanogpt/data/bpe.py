@@ -81,16 +81,19 @@ def ranks_sha256(ranks: Ranks) -> str:
 
 
 LEAST_SIZE = 257  # the bytes and the end of a text: no merges at all
+MOST_SIZE = 2**20  # the trainer takes memory for all of them at once, and ends the whole program where there is none
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Bpe:
     """A byte-level BPE of `vocab_size` ids: 256 bytes, merges on texts cut as GPT-2 cuts them, and the end of a text.
 
     The same texts in the same order give the same ids. Raises UserError without the package `tokenizers`, for a size
-    below 257, and for texts that have fewer pairs to merge.
+    below 257 or above 2^20, and for texts that have fewer pairs to merge.
     """
     if vocab_size < LEAST_SIZE:
         raise UserError(f"bpe{vocab_size}: expected at least {LEAST_SIZE}: the 256 bytes and the end of a text")
+    if vocab_size > MOST_SIZE:
+        raise UserError(f"bpe{vocab_size}: expected at most {MOST_SIZE}")
     try:
         from tokenizers import Tokenizer as HFTokenizer
         from tokenizers import models, pre_tokenizers, trainers

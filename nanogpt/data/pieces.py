@@ -6,18 +6,21 @@ it: there every byte-pair encoding in use starts afresh, so the ids are those of
 """
 
 import bz2
+import codecs
 import gzip
 import hashlib
 import json
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from nanogpt.config.errors import UserError, did_you_mean
+from nanogpt.data.alphabets import as_text
 from nanogpt.data.manifest import Split
 
 PIECE = 2**20  # bytes of a source: a tenth of a second of tokenizing
@@ -34,6 +37,8 @@ _LOOK_BACK = {LINE: 1, SEPARATOR: len(END_OF_TEXT), ARTICLE: 1}
 _OVERLAP = 4096  # a boundary is no longer than this, so it is found even where two blocks meet
 _PLACE_TO_CUT = re.compile(r"[^\W_](?=[ \n])")
 _BOM = b"\xef\xbb\xbf"
+# A table's types that hold texts; pandas' categories are written as a dictionary of them.
+_TEXT = re.compile(r"(dictionary<values=)?(large_)?string(_view)?\b")
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,23 @@ def key_of(digest: str) -> int:
 
 def text_key(text: str) -> int:
     """The key of a document by its text: the same wherever, and in whatever kind of file, it lies."""
-    return key_of(hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest())
+    return key_of(hashlib.sha256(as_text(text).encode()).hexdigest())
+
+
+def has_own_key(path: str, reading: Reading) -> bool:
+    """Whether the text of a file may be other bytes than the file's: its mark is cut off, or bytes are replaced."""
+    with open_source(path) as file:
+        return reading.errors == "replace" or file.read(len(_BOM)) == _BOM
+
+
+def file_key(path: str) -> int:
+    """The key of the text of a file that is one document: what `text_key` gives, without the text in memory."""
+    digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8-sig")("replace")
+    with open_source(path) as file:
+        while block := file.read(PIECE):
+            digest.update(decoder.decode(block).encode())
+    digest.update(decoder.decode(b"", True).encode())
+    return key_of(digest.hexdigest())
 
 
 def documents(piece: Piece, reading: Reading) -> Iterator[Document]:
@@ -102,7 +123,9 @@ def documents(piece: Piece, reading: Reading) -> Iterator[Document]:
         if part.kind == "parquet":
             found: Iterator[str] = table_rows(part.path, reading.column, part.start)
         elif part.boundary is None:
-            yield Document(_stretch(part, reading), part.key, begins=part.start <= part.first)
+            text = _stretch(part, reading)
+            is_whole = part.start <= part.first == 0 and part.end >= part.size
+            yield Document(text, text_key(text) if is_whole else part.key, begins=part.start <= part.first)
             continue
         else:
             found = _records(part, reading)
@@ -236,7 +259,7 @@ def open_table(path: str) -> Any:
 def text_column(path: str, given: str | None) -> str:
     """The column with the texts: the one asked for, else `text`, else the only one of texts."""
     schema = open_table(path).schema_arrow
-    texts = [field.name for field in schema if str(field.type) in ("string", "large_string", "string_view")]
+    texts = [field.name for field in schema if _TEXT.match(str(field.type))]
     if given in texts or (given is None and "text" in texts):
         return given or "text"
     if given is None and len(texts) == 1:
@@ -251,14 +274,35 @@ def open_source(path: str) -> BinaryIO:
     openers: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
         if packed in openers:
-            return openers[packed](path, "rb")
-        import pyarrow
+            opened = openers[packed](path, "rb")
+        else:
+            import pyarrow
 
-        return pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")
+            opened = pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")
     except ImportError:
         raise UserError(f"{path}: unpacking it needs pyarrow: pip install 'nanogpt-scaling[data]'") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return cast(BinaryIO, _Unpacked(path, opened)) if packed else opened
+
+
+class _Unpacked:
+    """The unpacked bytes of a file; what each packer raises for a damaged one becomes a UserError with its name."""
+
+    def __init__(self, path: str, opened: Any) -> None:
+        self._path, self._opened = path, opened
+
+    def __enter__(self) -> "_Unpacked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def read(self, size: int | None = None) -> bytes:
+        try:
+            return self._opened.read() if size is None else self._opened.read(size)
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            raise UserError(f"{self._path}: damaged, or no {packing(self._path)} file: {error}") from None
 
 
 def packing(path: str) -> str:

@@ -23,7 +23,9 @@ from nanogpt.data.pieces import (
     Piece,
     Reading,
     documents,
+    file_key,
     has_large_groups,
+    has_own_key,
     key_of,
     open_source,
     open_table,
@@ -121,10 +123,14 @@ def split_of(name: str) -> Split | None:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Paths of the files below a folder, but hidden ones, in the order of their names."""
+    """Paths of the files below a folder, but hidden ones: a folder's own first, then those of its folders, sorted.
+
+    The order in which a file system lists names is its own affair, and another one after a copy.
+    """
     for place, folders, names in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.relpath(os.path.join(place, name), folder) for name in names if not name.startswith("."))
+        shown = sorted(name for name in names if not name.startswith("."))
+        yield from (os.path.relpath(os.path.join(place, name), folder) for name in shown)
 
 
 def _wanted(name: str, glob: str | None, suffixes: tuple[str, ...] = ()) -> bool:
@@ -199,12 +205,12 @@ def pieces(sources: Sequence[Source], reading: Reading, at: tuple[int, int] = (0
             yield from _of_table(source, reading, number, place)
         elif place == 0 and _is_small(source):
             group = _small_ones(sources, number)
-            parts = tuple(_part(file, 0, file.size) for file in group)
+            parts = tuple(_part(file, 0, file.size, 0) for file in group)
             number += len(group)
             yield Piece((number, 0), parts, split=source.split, weight=sum(file.size for file in group))
             continue
         else:
-            yield from _of_file(source, number, place)
+            yield from _of_file(source, reading, number, place)
         number, place = number + 1, 0
 
 
@@ -226,18 +232,25 @@ def _small_ones(sources: Sequence[Source], number: int) -> list[SourceFile]:
     return group
 
 
-def _part(file: SourceFile, start: int, end: int) -> Part:
+def _part(file: SourceFile, start: int, end: int, key: int) -> Part:
     size = file.size if file.end is None else file.end
-    key = key_of(file.sha256) if file.sha256 else 0
     return Part(file.path, file.kind, start, min(end, size), size, file.boundary, key, file.first)
 
 
-def _of_file(file: SourceFile, number: int, place: int) -> Iterator[Piece]:
+def _of_file(file: SourceFile, reading: Reading, number: int, place: int) -> Iterator[Piece]:
     end = file.size if file.end is None else file.end
+    key = _key(file, reading)
     for start in range(max(place, file.first), end, PIECE):
         stop = min(start + PIECE, end)
         after = (number, stop) if stop < end else (number + 1, 0)
-        yield Piece(after, (_part(file, start, stop),), split=file.split, weight=stop - start)
+        yield Piece(after, (_part(file, start, stop, key),), split=file.split, weight=stop - start)
+
+
+def _key(file: SourceFile, reading: Reading) -> int:
+    """The key of a document in several pieces, which none of them can tell; 0 where it is not asked for."""
+    if file.boundary is not None or file.split is not None or not file.sha256:
+        return 0
+    return file_key(file.path) if has_own_key(file.path, reading) else key_of(file.sha256)
 
 
 def _of_table(file: SourceFile, reading: Reading, number: int, place: int) -> Iterator[Piece]:

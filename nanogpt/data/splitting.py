@@ -75,6 +75,8 @@ class ByHash(Splitter):
         return {"limit": self.limit, "least": self._least, "largest": self._largest}
 
     def again(self) -> dict[str, Any] | None:
+        if self._least > self._largest:
+            raise UserError("all documents are empty")
         if self._least >= self._largest:
             raise UserError(
                 "one document alone (or the same one again and again) cannot be split; give more of them, or name the "

@@ -76,7 +76,7 @@ def encode(piece: Piece, how: Encoding, tokenizer: Tokenizer) -> Encoded:
         texts = [as_text(each.text) for each in full]
         found += [(each.begins, each.key, len(text.encode())) for each, text in zip(full, texts, strict=True)]
         arrays: list[NDArray[Any]] = [separator[:0]]
-        for each, ids in zip(full, tokenizer.encode_batch(texts), strict=True):
+        for each, ids in zip(full, _ids(texts, piece, tokenizer), strict=True):
             arrays += [separator[: len(separator) * each.begins], np.asarray(ids)]
             lengths.append(len(ids) + len(separator) * each.begins)
         tokens.append(np.concatenate(arrays, dtype=dtype, casting="unsafe").tobytes())
@@ -89,6 +89,15 @@ def encode(piece: Piece, how: Encoding, tokenizer: Tokenizer) -> Encoded:
         np.array(text_bytes, dtype=np.int64),
         empty,
     )
+
+
+def _ids(texts: list[str], piece: Piece, tokenizer: Tokenizer) -> list[Any]:
+    try:
+        return list(tokenizer.encode_batch(texts))
+    except UserError as error:  # characters that the tokenizer lacks
+        paths = [part.path for part in piece.parts]
+        where = f"{paths[0]}{f' or one of the next {len(paths) - 1}' if len(paths) > 1 else ''}: " if paths else ""
+        raise UserError(f"{where}{error}") from None
 
 
 def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:

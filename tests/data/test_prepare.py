@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 import pickle
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from nanogpt.__main__ import main
 from nanogpt.config.data import BinFolder, Data
 from nanogpt.config.runtime import Runtime
-from nanogpt.data import opening, pieces, preparing
+from nanogpt.data import opening, pieces, preparing, sources
 from nanogpt.data.alphabets import Characters
 from nanogpt.data.manifest import read_manifest
 from nanogpt.data.plan import Request, make_plan
@@ -42,6 +44,25 @@ def test_every_document_once_and_none_in_both(small_pieces: None, tmp_path: Path
     assert manifest.splits["train"].documents == len(train)
     assert manifest.splits["val"].text_bytes == sum(len(text.encode()) for text in val)
     assert manifest.source["empty_documents"] == 1
+
+
+def test_a_document_is_the_same_in_other_clothes(small_pieces: None, tmp_path: Path) -> None:
+    """With a byte order mark, with bytes that are no UTF-8, with half a character in JSON: none is in both splits."""
+    given = [
+        text + " \ufffd" * (n % 2) for n, text in enumerate([*texts(60), *(text * 9 for text in texts(9, seed=1))])
+    ]
+    assert sum(len(text.encode()) > 2000 for text in given) > 3  # in several pieces each
+    for n, text in enumerate(given):
+        (tmp_path / "in" / f"{n}").mkdir(parents=True)
+        (tmp_path / "in" / f"{n}" / "a.txt").write_bytes(text.encode())
+        (tmp_path / "in" / f"{n}" / "b.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        (tmp_path / "in" / f"{n}" / "c.txt").write_bytes(text.encode().replace(b"\xef\xbf\xbd", b"\xff"))
+        write_jsonl(tmp_path / "in" / f"{n}" / "d.jsonl", [text.replace("\ufffd", "\ud83d")])
+    made = run("mine", tmp_path / "in", tmp_path / "data", "--val-share", "0.3", "--encoding-errors", "replace")
+    train, val = documents_of(ids(made, "train")), documents_of(ids(made, "val"))
+    assert sorted(train + val) == sorted(given * 4)
+    assert not set(train) & set(val)
+    assert len(val) > 20
 
 
 def test_workers_make_the_same_files(small_pieces: None, tmp_path: Path) -> None:
@@ -171,6 +192,34 @@ def test_tables_and_unpacked_lines_agree(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(pieces, "LARGE_GROUP", 10)  # so that it is read row by row
     three = run("mine", tmp_path / "a.parquet", tmp_path / "three", "--val-share", "0.2", "--workers", "2")
     assert ids(three, "train") == ids(two, "train")
+
+
+def test_categories_are_texts(tmp_path: Path) -> None:
+    """As pandas writes them, in the only column that could be meant; lists of texts are none."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    given = texts(20)
+    table = {"body": pyarrow.array(given).dictionary_encode(), "tags": [["a"]] * 20, "id": range(20)}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    folder = run("mine", tmp_path / "a.parquet", tmp_path / "data")
+    assert sorted(documents_of(ids(folder, "train")) + documents_of(ids(folder, "val"))) == sorted(given)
+
+
+def test_the_order_is_not_the_file_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "C.jsonl", "é.txt", "sub/0.txt", "other/9.txt", ".hidden.txt", ".git/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    expected = ["C.jsonl", "a.txt", "b.txt", "é.txt", "other/9.txt", "sub/0.txt"]
+    walk = os.walk
+    for backwards in (False, True):
+
+        def listed(*args: Any, order: bool = backwards, **kwargs: Any) -> Iterator[Any]:
+            for place, folders, names in walk(*args, **kwargs):
+                folders.sort(reverse=order)
+                yield place, folders, sorted(names, reverse=order)
+
+        monkeypatch.setattr(os, "walk", listed)
+        assert [file.name for file in sources.find_files(tmp_path, None)] == expected
 
 
 @pytest.mark.slow  # twenty seconds: imports `datasets`

@@ -1,5 +1,7 @@
 """`prepare` and bad input: damage is named, what it did not make stays, and every mistake is one line."""
 
+import gzip
+import random
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,7 @@ def test_clean_removes_only_what_it_made(
     assert (folder / "train.bin").read_bytes() == b"precious"
 
 
+PACKED = gzip.compress(random.Random(0).randbytes(500).hex().encode(), mtime=0)
 BAD: list[tuple[list[str], dict[str, bytes], str]] = [
     (["wikitext2"], {"a.txt": b"x"}, "did you mean 'wikitext-2'?"),
     (["mine"], {"a.jsonl": b'{"text": "x"}\n{"text": "y"\n'}, "a.jsonl:2: not JSON"),
@@ -81,6 +84,12 @@ BAD: list[tuple[list[str], dict[str, bytes], str]] = [
     (["shakespeare", "--val-share", "0.5"], {"a.txt": b"x y z"}, "has its own split"),
     (["fineweb-edu"], {"a.txt": b"x y z", "b.txt": b"x"}, "give --shard-tokens 1 or so"),
     (["wikitext-2"], {"wiki.valid.raw": b"x", "wiki.test.raw": b"y"}, "no file of WikiText's train split"),
+    (["mine"], {"a.jsonl": b'{"text": ""}\n{"text": null}\n'}, "all documents are empty"),
+    (["mine"], {"a.txt.gz": PACKED[:-30]}, "a.txt.gz: damaged, or no .gz file: Compressed file ended before"),
+    (["mine"], {"a.txt.gz": PACKED[:200] + b"!" + PACKED[201:]}, "a.txt.gz: damaged, or no .gz file"),
+    (["mine"], {"a.txt.gz": b"plain"}, "a.txt.gz: damaged, or no .gz file: Not a gzipped file"),
+    (["mine"], {"a.jsonl.bz2": b"plain"}, "a.jsonl.bz2: damaged, or no .bz2 file"),
+    (["mine"], {"a.txt.xz": b"plain"}, "a.txt.xz: damaged, or no .xz file"),
     (["../mine"], {"a.txt": b"x"}, "cannot name a folder"),
     (["mine", "--tokenizer", "gtp2"], {"a.txt": b"x"}, "did you mean 'gpt2'?"),
 ]
@@ -102,6 +111,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert not [path for path in (tmp_path / "data").rglob("*") if path.exists()]
+
+
+def test_a_file_with_characters_that_the_tokenizer_lacks_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(tmp_path / "data")
+    (tmp_path / "a.txt").write_text("abc" * 50)
+    assert main(["prepare", "a", "--from", str(tmp_path / "a.txt"), "--tokenizer", "char", "--data_dir", root]) == 0
+    source = write_jsonl(tmp_path / "b.jsonl", ["ab", "c", "abz"])
+    more = ["--tokenizer", str(tmp_path / "data" / "a.char"), "--workers", "1", "--data_dir", root]
+    assert main(["prepare", "b", "--from", str(source), *more]) == 2
+    assert f"{source}: characters outside the vocabulary: 'z'; allowed: 'abc'" in capsys.readouterr().err
 
 
 def test_without_a_network_nothing_waits(

@@ -219,6 +219,8 @@ def test_what_cannot_be_trained_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     assert [bpe_size(name) for name in ("bpe4096", "bpe", "gpt2", "bpe04", "bpe-5")] == [4096, None, None, None, None]
     with pytest.raises(UserError, match="bpe256: expected at least 257"):
         train_bpe([TEXT], 256)
+    with pytest.raises(UserError, match="bpe999999999: expected at most 1048576"):
+        train_bpe([TEXT], 999_999_999)
     pytest.importorskip("tokenizers")
     assert train_bpe([""], 257).n_vocab == 257
     with pytest.raises(UserError, match="bpe4096: the texts have pairs to merge for 259 tokens only: ask for bpe259"):
