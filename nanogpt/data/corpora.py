@@ -13,9 +13,9 @@ from typing import Any
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.hub import download, hub_streams
+from nanogpt.data.manifest import Layout
 from nanogpt.data.pieces import Reading, decode, table_rows
 from nanogpt.data.shakespeare import TRAIN_SHARE, URL
-from nanogpt.data.shardwriter import Layout
 from nanogpt.data.sources import Source, SourceFile, Stream, find_files, separate, split_of
 from nanogpt.data.splitting import Splitting
 

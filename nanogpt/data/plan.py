@@ -23,8 +23,9 @@ from nanogpt.data.corpora import (
     find_on_hub,
     find_own,
 )
+from nanogpt.data.manifest import Layout
 from nanogpt.data.pieces import PIECE, Reading
-from nanogpt.data.shardwriter import MOST_TOKENS, Layout
+from nanogpt.data.shardwriter import MOST_TOKENS
 from nanogpt.data.sources import Source, SourceFile, hashed
 from nanogpt.data.splitting import Splitting
 from nanogpt.data.tokenizers import load_tokenizer
