@@ -1,6 +1,5 @@
 """The sources of a corpus: which files or streams it is made of, in which order, and how each is cut into pieces."""
 
-import hashlib
 import itertools
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config.errors import UserError
+from nanogpt.data.binfiles import file_sha256
 from nanogpt.data.manifest import Split
 from nanogpt.data.pieces import (
     ARTICLE,
@@ -178,8 +178,7 @@ def hashed(files: Sequence[SourceFile], known: Mapping[str, Any], threads: int) 
         earlier = known.get(file.path, {})
         if (earlier.get("bytes"), earlier.get("mtime_ns")) == (file.size, file.mtime_ns):
             return earlier["sha256"]
-        with Path(file.path).open("rb") as opened:  # as it lies there, packed or not
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return file_sha256(Path(file.path))  # as it lies there, packed or not
 
     with ThreadPoolExecutor(threads) as pool:
         return [replace(file, sha256=found) for file, found in zip(files, pool.map(digest, files), strict=True)]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from nanogpt.config import UserError
 from nanogpt.data.alphabets import Bytes, Characters, Tokenizer
+from nanogpt.data.binfiles import GPT2_VOCAB
 from nanogpt.data.hftokenizer import hf_content
 from nanogpt.data.opening import CorpusFacts
 from nanogpt.data.tokenizers import TOKENIZER, MissingRanks, load_tokenizer, read_tokenizer
 from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.record import read_json
 from nanogpt.weights.place import Place
-from nanogpt.weights.resolving import GPT2_VOCAB
 
 SYNTHETIC = "zipf_mixture"  # whose tokens stand for no text, so that any model may learn them
 
