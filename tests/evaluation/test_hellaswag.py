@@ -1,6 +1,7 @@
 """HellaSwag: winners computed by hand, batches of any size, work shared by several ranks, and mistakes in files."""
 
 import dataclasses
+import functools
 import json
 import math
 import threading
@@ -104,7 +105,7 @@ class Threads:
             def add(team, tensor: Tensor) -> Tensor:
                 self.parts[rank] = tensor.clone()
                 self.barrier.wait()
-                tensor.copy_(sum(self.parts[each] for each in range(self.size)))  # type: ignore[arg-type]
+                tensor.copy_(functools.reduce(torch.add, (self.parts[each] for each in range(self.size))))
                 self.barrier.wait()
                 return tensor
 
