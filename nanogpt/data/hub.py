@@ -7,20 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config.errors import UserError, did_you_mean
-from nanogpt.data.manifest import Split
+from nanogpt.data.manifest import SPLIT_WORDS, Split
 from nanogpt.data.sources import Stream
 from nanogpt.data.tokenizing import Stopped
 from nanogpt.downloads import ANSWER_SECONDS, fetch_file, offline, why
 
 PARQUET = "refs/convert/parquet"  # the Hub's own copy of datasets that were published as programs
-_NAMES: dict[str, Split] = {
-    "train": "train",
-    "validation": "val",
-    "valid": "val",
-    "val": "val",
-    "dev": "val",
-    "test": "test",
-}
 
 
 def download(url: str, path: Path, corpus: str, sha256: str | None = None) -> Path:
@@ -47,7 +39,7 @@ def hub_streams(repository: str, subset: str | None, column: str | None) -> tupl
     revision = None if Path(repository).is_dir() else _revision(repository)
     with _one_line(repository):
         names, revision = _splits(repository, subset, revision)
-    wanted = {name: _NAMES[name] for name in names if name in _NAMES}
+    wanted = {name: SPLIT_WORDS[name] for name in names if name in SPLIT_WORDS}
     if "train" not in wanted:
         raise UserError(f"hf:{repository}: no split 'train'; it has {', '.join(names)}")
     has_val = "val" in wanted.values()

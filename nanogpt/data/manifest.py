@@ -14,6 +14,16 @@ from nanogpt.record import read_json, to_json, write_atomic
 
 MANIFEST = "manifest.json"
 Split = Literal["train", "val", "test"]
+# How other people's files and datasets call the splits.
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
 Layout = Literal["nanogpt", "npy", "llmc"]
 Dtype = Literal["uint16", "uint32"]
 

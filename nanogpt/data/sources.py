@@ -12,7 +12,7 @@ from typing import Any
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.binfiles import file_sha256
-from nanogpt.data.manifest import Split
+from nanogpt.data.manifest import SPLIT_WORDS, Split
 from nanogpt.data.pieces import (
     ARTICLE,
     LINE,
@@ -36,11 +36,6 @@ LINES = (".jsonl", ".ndjson", ".json")
 USUAL = (".txt", ".text", ".jsonl", ".ndjson", ".parquet")
 BESIDE = (".json", ".md")
 MOST_DOCUMENTS = 4096  # in a piece of a stream
-_WORDS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test",),
-}
 
 
 @dataclass(frozen=True)
@@ -116,8 +111,8 @@ def find_files(place: Path, glob: str | None, splits: bool = True) -> list[Sourc
 def split_of(name: str) -> Split | None:
     """The split that a file's path names as a word, as Hugging Face's datasets do: `train-00000.parquet`."""
     words = re.split(r"[^a-z]+", name.lower())
-    found: list[Split] = [split for split, names in _WORDS.items() if set(names) & set(words)]
-    return found[0] if len(found) == 1 else None
+    found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return found.pop() if len(found) == 1 else None
 
 
 def _walk(folder: Path) -> Iterator[str]:
