@@ -8,10 +8,10 @@ from nanogpt.config.errors import UserError
 from nanogpt.config.runtime import Runtime
 from nanogpt.data.binfiles import file_sha256, read_meta
 from nanogpt.data.corpora import CORPORA, FROM_HUB, OWN_FILES
+from nanogpt.data.making import LOCK, WORK, clear, known_hashes, make
 from nanogpt.data.manifest import MANIFEST, Manifest, read_manifest, verify
 from nanogpt.data.opening import data_root, generate_zipf, zipf_folder
 from nanogpt.data.plan import DOWNLOADS, Plan, Request, make_plan
-from nanogpt.data.preparing import LOCK, WORK, clear, known_hashes, make
 from nanogpt.data.shakespeare import prepare as prepare_shakespeare
 from nanogpt.data.tokenizers import SHORT
 
