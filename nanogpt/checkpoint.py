@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, verified by sha256 before they are loaded, two kept while a run lives."""
 
-import hashlib
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config import UserError, naming
+from nanogpt.data.binfiles import file_sha256
 from nanogpt.record import attempt_folder, attempt_numbers, write_atomic
 
 FORMAT = 1
@@ -48,7 +48,7 @@ def save(folder: Path, attempt: int, step: int, state: dict[str, Any]) -> Checkp
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        digest = _sha256(temporary)
+        digest = file_sha256(temporary)
         temporary.replace(path)
     except RuntimeError:
         # torch's writer meets a full disk with an internal assertion: the file system says what it is.
@@ -155,7 +155,7 @@ def _verified(checkpoint: CheckpointFile) -> dict[str, Any]:
 def _damage(checkpoint: CheckpointFile) -> str | None:
     try:
         expected = checkpoint.digest.read_text(encoding="utf-8").strip()
-        return None if _sha256(checkpoint.path) == expected else "its sha256 does not match"
+        return None if file_sha256(checkpoint.path) == expected else "its sha256 does not match"
     except (OSError, UnicodeDecodeError) as error:
         return str(error)
 
@@ -183,8 +183,3 @@ def prune(folder: Path, attempt: int, keep: int, every: int | None = None, also:
         # The digest goes first: a kill between the two leaves a file that counts as torn, not as good.
         checkpoint.digest.unlink(missing_ok=True)
         checkpoint.path.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

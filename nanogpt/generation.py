@@ -75,7 +75,7 @@ def _usable(logits_BV: Tensor, tokens: int | None) -> Tensor:
     """Logits in float32 on the CPU, -inf for ids that stand for nothing."""
     logits_BV = logits_BV.float().cpu()
     if not torch.isfinite(logits_BV).all():
-        raise UserError("sample: the model's logits are not finite: its training has diverged")
+        raise UserError("the model's logits are not finite: its training has diverged")
     if tokens is not None and tokens < logits_BV.shape[1]:
         logits_BV[:, tokens:] = REMOVED
     return logits_BV

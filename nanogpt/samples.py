@@ -47,7 +47,7 @@ def write_samples(trained: Trained, wanted: Wanted) -> Iterator[str]:
     model was not trained on.
     """
     vocabulary = trained.vocabulary(wanted.ranks)
-    start = _start(trained, vocabulary, wanted.prompt)
+    start = _start(vocabulary, wanted.prompt)
     wanted = _bounded(wanted, len(start) if wanted.prompt else 0)
     if vocabulary.note:
         print(f"nanogpt: sample: token ids instead of text: {vocabulary.note}", file=sys.stderr)
@@ -56,14 +56,7 @@ def write_samples(trained: Trained, wanted: Wanted) -> Iterator[str]:
         yield from _batch(trained, vocabulary, wanted, start, rows)
 
 
-def _start(trained: Trained, vocabulary: Vocabulary, prompt: str) -> list[int]:
-    size = trained.config.model.vocab_size
-    assert isinstance(size, int)
-    if vocabulary.meaningful > size:
-        raise UserError(
-            f"the corpus has {vocabulary.meaningful} kinds of tokens, the model {size}: "
-            "it was trained on another corpus"
-        )
+def _start(vocabulary: Vocabulary, prompt: str) -> list[int]:
     try:
         return vocabulary.encode(prompt) or [vocabulary.start]
     except UserError as error:

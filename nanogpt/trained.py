@@ -48,11 +48,19 @@ class Trained:
     def vocabulary(self, ranks: Path | None = None) -> Vocabulary:
         """What the token ids mean: the tokenizer's text, or only numbers where there is none.
 
-        `ranks` are those of GPT-2 where nothing else has them.
+        `ranks` are those of GPT-2 where nothing else has them. Raises UserError where the run's corpus is gone, or has
+        become one with more tokens than the model.
         """
-        if self.weights is None:
-            return read_vocabulary(self.config.data, self.config.runtime, ranks)
-        return weights_vocabulary(self.weights, ranks)
+        if self.weights is not None:
+            return weights_vocabulary(self.weights, ranks)
+        found, size = read_vocabulary(self.config.data, self.config.runtime, ranks), self.config.model.vocab_size
+        assert isinstance(size, int)
+        if found.meaningful > size:
+            raise UserError(
+                f"{self.name or 'the run'}: its corpus has {found.meaningful:,} kinds of tokens, the model {size:,}: "
+                "it was trained on another corpus"
+            )
+        return found
 
 
 def load_trained(place: Path | str, device: str | None = None) -> Trained:

@@ -43,6 +43,11 @@ def add(command: AddCommand) -> None:
     what.add_argument("--clean", action="store_true", help="remove the files that prepare made, and only those")
 
 
+def _cores() -> int:
+    """Those this process may use; macOS does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from nanogpt.config.runtime import Runtime
     from nanogpt.data.opening import data_root
@@ -57,7 +62,7 @@ def _prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         ranks=arguments.ranks,
         layout=arguments.layout,
         shard_tokens=arguments.shard_tokens,
-        workers=arguments.workers or len(os.sched_getaffinity(0)),
+        workers=arguments.workers or _cores(),
         val_share=arguments.val_share,
         subset=arguments.subset,
         column=arguments.column,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nanogpt.commands.parser import EXIT_STOPPED, AddCommand
 from nanogpt.config import UserError
 from nanogpt.config.errors import number, whole_number
+from nanogpt.config.weights import GPT2_NAMES, HUB
 
 if TYPE_CHECKING:
     from nanogpt.sampling import Sampling
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 
 NEW_TOKENS = 200  # unless a length is asked for
-GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def add(command: AddCommand) -> None:
@@ -120,8 +120,8 @@ def _asked(arguments: argparse.Namespace) -> _Asked:
 
 def _weights(name: str) -> str:
     """The place that --pretrained names: a folder that is there, else a name on the Hugging Face Hub."""
-    is_folder = name not in GPT2_SIZES and Path(name).is_dir()
-    return name if is_folder or name.startswith("hf:") else f"hf:{name}"
+    is_folder = name not in GPT2_NAMES and Path(name).is_dir()
+    return name if is_folder or name.startswith(HUB) else f"{HUB}{name}"
 
 
 def _sampling(arguments: argparse.Namespace) -> "Sampling":

@@ -4,19 +4,21 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from nanogpt.config.errors import UserError
 from nanogpt.record import read_json, replacing, to_json, write_atomic
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 SPLITS = ("train", "val")
-NANOGPT_VOCAB = 50304  # nanoGPT takes its padded GPT-2 vocabulary for a folder without a meta file
+GPT2_VOCAB = 50257  # 50,000 merges, 256 bytes and the end of a text, which also begins one
+NANOGPT_VOCAB = 50304  # the same padded to a multiple of 64: what nanoGPT takes a folder without a meta file to hold
 MOST_KINDS = 2**31  # of tokens
 
 
-def write_tokens(path: Path, tokens: NDArray[Any]) -> None:
+def write_tokens(path: Path, tokens: "NDArray[Any]") -> None:
     """Write token ids as raw little-endian uint16, atomically."""
     with replacing(path) as temporary:
         tokens.astype("<u2").tofile(temporary)

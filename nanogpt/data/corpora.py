@@ -13,15 +13,16 @@ from typing import Any
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.hub import download, hub_streams
+from nanogpt.data.manifest import Layout
 from nanogpt.data.pieces import Reading, decode, table_rows
-from nanogpt.data.shakespeare import TRAIN_SHARE, URL
-from nanogpt.data.shardwriter import Layout
+from nanogpt.data.shakespeare import SHA256, TRAIN_SHARE, URL
 from nanogpt.data.sources import Source, SourceFile, Stream, find_files, separate, split_of
 from nanogpt.data.splitting import Splitting
 
 OWN_SHARE = 0.01  # of a person's own documents that validate
 SHARD_TOKENS = 100_000_000  # build-nanogpt's and modded-nanogpt's
 FROM_HUB = "hf:"
+OWN_FILES = ("zipf_mixture", "shakespeare_char")  # made as they always were, without a manifest
 _WORDS: dict[Splitting, str] = {"hash": "by a hash of the document", "first_shard": "the first shard validates"}
 _TITLE = re.compile(r" = (?!= ).*(?<! =) = ?\n?")
 
@@ -94,7 +95,7 @@ def _in_two(file: SourceFile, offset: int) -> list[Source]:
 
 def _shakespeare(place: Place) -> Found:
     """nanoGPT's split: the first 90 % of the characters train."""
-    path = place.given or download(URL, place.downloads / "input.txt", place.name)
+    path = place.given or download(URL, place.downloads / "input.txt", place.name, SHA256)
     files = find_files(path, place.glob, splits=False)
     if len(files) > 1:
         raise UserError(f"{path}: shakespeare is one file, found {len(files)}")

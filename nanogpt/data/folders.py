@@ -8,14 +8,12 @@ from pathlib import Path
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.binfiles import NANOGPT_VOCAB, has_meta, read_meta
-from nanogpt.data.manifest import MANIFEST, Manifest, Shard, check_sizes, read_manifest
-from nanogpt.data.tokenfiles import LLMC_HEADER, TokenFile, read_layout
+from nanogpt.data.manifest import MANIFEST, SPLIT_WORDS, Manifest, Shard, check_sizes, read_manifest
+from nanogpt.data.tokenfiles import LITTLE_ENDIAN, LLMC_HEADER, TokenFile, read_layout
 from nanogpt.data.tokenizers import read_tokenizer
 
-SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NEEDED = ("train", "val")
 LLAMA3_VOCAB = 128256  # llm.c writes uint32 tokens for LLaMA 3's tokenizer alone
-MANIFEST_TYPES = {"uint16": "<u2", "uint32": "<u4"}
 GPT2 = "gpt2"
 
 
@@ -75,7 +73,7 @@ def _prepared(folder: Path, manifest: Manifest) -> CorpusFiles:
 
 
 def _shard(folder: Path, manifest: Manifest, shard: Shard) -> TokenFile:
-    dtype, path = MANIFEST_TYPES[manifest.dtype], folder / shard.file
+    dtype, path = LITTLE_ENDIAN[manifest.dtype], folder / shard.file
     if manifest.layout == "npy":  # its header has no fixed length
         file = read_layout(path)
     else:
@@ -93,7 +91,7 @@ def _candidates(folder: Path) -> list[Path]:
 
 def _split_of(path: Path) -> str | None:
     """The split that a file's name says, `fineweb_val_000000.bin` is val; None where it says none, or two."""
-    splits = {SPLIT_WORDS[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in SPLIT_WORDS}
+    splits: set[str] = {SPLIT_WORDS[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in SPLIT_WORDS}
     return splits.pop() if len(splits) == 1 else None
 
 

@@ -1,11 +1,11 @@
-"""Hugging Face's tokenizer.json: byte-level BPE read from it, and our tokenizers written as one.
+"""Hugging Face's tokenizer.json: byte-level BPE and what we wrote read from it, and our tokenizers written as one.
 
 The layout is that of the package `tokenizers`, version 1.0 of its JSON. It has its merges as pairs; by ranks alone, as
 tiktoken has them, a token's pair is what merging its bytes by all smaller ranks leaves.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,27 @@ _CHARACTER_OF = {byte: character for character, byte in printable_bytes().items(
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
-def read_hf(content: Mapping[str, Any], place: Path) -> Bpe:
-    """The byte-level BPE that a tokenizer.json holds. Raises UserError naming what no ranks can do."""
+def read_hf(content: Mapping[str, Any], place: Path) -> Tokenizer:
+    """The byte-level BPE that a tokenizer.json holds, or one of ours that no merges can express, as `write_hf` has it.
+
+    Raises UserError naming what no ranks can do.
+    """
+    for ours in (Bytes(), *_characters(content)):
+        if hf_content(ours) == content:
+            return ours
     try:
         return _bpe(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: not a tokenizer.json of Hugging Face's: {error!r}") from None
     except ValueError as error:
         raise UserError(f"{place}: only byte-level BPE is read from Hugging Face's layout, and {error}") from None
+
+
+def _characters(content: Mapping[str, Any]) -> Iterator[Characters]:
+    model = content["model"]
+    vocabulary = model.get("vocab") if model.get("type") == "WordLevel" else None
+    if isinstance(vocabulary, dict) and all(isinstance(token, int) for token in vocabulary.values()):
+        yield Characters(sorted(vocabulary, key=vocabulary.__getitem__))
 
 
 def _bpe(content: Mapping[str, Any]) -> Bpe:

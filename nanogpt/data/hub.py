@@ -2,79 +2,30 @@
 
 import contextlib
 import importlib.util
-import os
-import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nanogpt.config.errors import UserError, did_you_mean
-from nanogpt.data.manifest import Split
+from nanogpt.data.manifest import SPLIT_WORDS, Split
 from nanogpt.data.sources import Stream
 from nanogpt.data.tokenizing import Stopped
-from nanogpt.record import replacing
+from nanogpt.downloads import ANSWER_SECONDS, fetch_file, offline, why
 
-ANSWER_SECONDS = 8.0  # for a host to answer: whoever has no network need not wait longer
-BLOCK = 2**20
 PARQUET = "refs/convert/parquet"  # the Hub's own copy of datasets that were published as programs
-_NAMES: dict[str, Split] = {
-    "train": "train",
-    "validation": "val",
-    "valid": "val",
-    "val": "val",
-    "dev": "val",
-    "test": "test",
-}
 
 
-def is_offline() -> str | None:
-    """The switch that says so, if one does."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return f"{name}={os.environ[name]}"
-    return None
-
-
-def download(url: str, path: Path, corpus: str) -> Path:
+def download(url: str, path: Path, corpus: str, sha256: str | None = None) -> Path:
     """A file, fetched once and then kept. Raises UserError in one line when it cannot be had."""
     if path.exists():
         return path
     try:
-        reason = is_offline()
-        if reason:
-            raise OSError(reason)
-        with _opened(url) as response:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                while block := response.read(BLOCK):
-                    file.write(block)
+        fetch_file(url, path, sha256)
     except OSError as error:
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise Stopped(f"{corpus}: cannot download {url} ({reason}); fetch it elsewhere and pass --from PATH") from None
+        raise Stopped(
+            f"{corpus}: cannot download {url} ({why(error)}); fetch it elsewhere and pass --from PATH"
+        ) from None
     return path
-
-
-def _opened(url: str) -> Any:
-    """An open answer. A thread asks, because the resolution of a name cannot be given a time."""
-    outcome: list[Any] = []
-
-    def ask() -> None:
-        try:
-            outcome.append(urllib.request.urlopen(url, timeout=ANSWER_SECONDS))
-        except OSError as error:
-            outcome.append(error)
-        except Exception as error:  # http.client's own: a broken answer
-            outcome.append(OSError(f"{type(error).__name__}: {error}"))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
-    if not outcome:
-        raise TimeoutError(f"no answer within {ANSWER_SECONDS:.0f} s")
-    if isinstance(outcome[0], OSError):
-        raise outcome[0]
-    return outcome[0]
 
 
 def hub_streams(repository: str, subset: str | None, column: str | None) -> tuple[list[Stream], dict[str, Any]]:
@@ -88,7 +39,7 @@ def hub_streams(repository: str, subset: str | None, column: str | None) -> tupl
     revision = None if Path(repository).is_dir() else _revision(repository)
     with _one_line(repository):
         names, revision = _splits(repository, subset, revision)
-    wanted = {name: _NAMES[name] for name in names if name in _NAMES}
+    wanted = {name: SPLIT_WORDS[name] for name in names if name in SPLIT_WORDS}
     if "train" not in wanted:
         raise UserError(f"hf:{repository}: no split 'train'; it has {', '.join(names)}")
     has_val = "val" in wanted.values()
@@ -103,8 +54,7 @@ def _revision(repository: str) -> str:
     """The commit that the dataset is at now: one quick question, which also tells whether there is a network."""
     from huggingface_hub import HfApi
 
-    reason = is_offline()
-    if reason:
+    if reason := offline("HF_DATASETS_OFFLINE"):
         raise UserError(f"hf:{repository}: cannot be downloaded: {reason}; pass local files with --from PATH")
     with _one_line(repository):
         return str(HfApi().dataset_info(repository, timeout=ANSWER_SECONDS).sha)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from nanogpt.config.errors import UserError
 from nanogpt.config.identity import canonical_json
@@ -14,6 +14,28 @@ from nanogpt.record import read_json, to_json, write_atomic
 
 MANIFEST = "manifest.json"
 Split = Literal["train", "val", "test"]
+# How other people's files and datasets call the splits.
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+Layout = Literal["nanogpt", "npy", "llmc"]
+Dtype = Literal["uint16", "uint32"]
+
+
+def _plain(name: str) -> str:
+    """A manifest may come with somebody else's corpus: it must not name what lies outside the folder."""
+    if name in ("", ".", "..") or "\0" in name or Path(name).name != name:
+        raise ValueError(f"expected the name of a file in the corpus's folder, got {name!r}")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_plain)]
 
 
 class _Part(BaseModel):
@@ -23,7 +45,7 @@ class _Part(BaseModel):
 class Shard(_Part):
     """One file of token ids: its name in the corpus's folder, its size in tokens and bytes, and its sha256."""
 
-    file: str
+    file: FileName
     tokens: Annotated[int, Field(ge=0)]
     bytes: Annotated[int, Field(ge=0)]
     sha256: str
@@ -57,12 +79,12 @@ class Manifest(_Part):
     name: str
     source: Mapping[str, Any]
     tokenizer: TokenizerFacts
-    layout: Literal["nanogpt", "npy", "llmc"]
-    dtype: Literal["uint16", "uint32"]
+    layout: Layout
+    dtype: Dtype
     splits: Mapping[Split, SplitFiles]
     content: str
-    files: tuple[str, ...]  # all that was made, this file included: what may be removed again
-    sha256: Mapping[str, str] = {}
+    files: tuple[FileName, ...]  # all that was made, this file included: what may be removed again
+    sha256: Mapping[FileName, str] = {}
     seal: str = ""
 
 
@@ -97,7 +119,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(map(str, problem["loc"]))
-        raise UserError(f"{path}: not a manifest of a corpus: {place}: {problem['msg']}") from None
+        raise UserError(
+            f"{path}: not a manifest of a corpus: {place}: {problem['msg'].removeprefix('Value error, ')}"
+        ) from None
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:

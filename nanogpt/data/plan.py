@@ -15,6 +15,7 @@ from nanogpt.data.bpe import bpe_size
 from nanogpt.data.corpora import (
     CORPORA,
     FROM_HUB,
+    OWN_FILES,
     OWN_SHARE,
     SHARD_TOKENS,
     Corpus,
@@ -23,8 +24,9 @@ from nanogpt.data.corpora import (
     find_on_hub,
     find_own,
 )
+from nanogpt.data.manifest import Layout
 from nanogpt.data.pieces import PIECE, Reading
-from nanogpt.data.shardwriter import MOST_TOKENS, Layout
+from nanogpt.data.shardwriter import MOST_TOKENS
 from nanogpt.data.sources import Source, SourceFile, hashed
 from nanogpt.data.splitting import Splitting
 from nanogpt.data.tokenizers import load_tokenizer
@@ -136,7 +138,7 @@ def corpus_of(request: Request) -> tuple[Corpus, str]:
         plain = request.subset is None or request.subset == "sample-10BT"
         return CORPORA[name], name if plain else f"{name}-{request.subset}"
     if source is None:
-        near = did_you_mean(name, [*CORPORA, "shakespeare_char", "zipf_mixture"])
+        near = did_you_mean(name, [*CORPORA, *OWN_FILES])
         raise UserError(f"prepare: no such corpus {name!r}{near} A corpus of your own needs --from PATH" if "?" in near
                         else f"prepare: no such corpus {name!r}{near}; one of your own needs --from PATH")  # fmt: skip
     return Corpus(find_own, "", val_share=OWN_SHARE), _own_name(name)
@@ -147,9 +149,9 @@ def _own_name(name: str) -> str:
 
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"prepare: {name!r} cannot name a folder: letters, digits, '-', '_' and '.' are allowed")
-    if name in ("shakespeare_char", "zipf_mixture", *CORPORA):
+    if name in (*OWN_FILES, *CORPORA):
         raise UserError(f"prepare: {name!r} is the name of another corpus; choose one of your own")
-    near = difflib.get_close_matches(name.lower(), [*CORPORA, "shakespeare_char", "zipf_mixture"], 1, NEAR)
+    near = difflib.get_close_matches(name.lower(), [*CORPORA, *OWN_FILES], 1, NEAR)
     if near:
         raise UserError(
             f"prepare: no such corpus {name!r}; did you mean '{near[0]}'? For one of your own choose a name less alike"

@@ -7,15 +7,13 @@ from nanogpt.config.data import ZipfMixture
 from nanogpt.config.errors import UserError
 from nanogpt.config.runtime import Runtime
 from nanogpt.data.binfiles import file_sha256, read_meta
-from nanogpt.data.corpora import CORPORA, FROM_HUB
+from nanogpt.data.corpora import CORPORA, FROM_HUB, OWN_FILES
+from nanogpt.data.making import LOCK, WORK, clear, known_hashes, make
 from nanogpt.data.manifest import MANIFEST, Manifest, read_manifest, verify
 from nanogpt.data.opening import data_root, generate_zipf, zipf_folder
 from nanogpt.data.plan import DOWNLOADS, Plan, Request, make_plan
-from nanogpt.data.preparing import LOCK, WORK, clear, known_hashes, make
 from nanogpt.data.shakespeare import prepare as prepare_shakespeare
-
-OWN_FILES = ("zipf_mixture", "shakespeare_char")  # made as they always were, without a manifest
-NAMES = (*OWN_FILES, *CORPORA)
+from nanogpt.data.tokenizers import SHORT
 
 
 def prepare(name: str, source: Path | None = None, data_dir: str | None = None, clean: bool = False) -> str:
@@ -111,8 +109,7 @@ def _folders(request: Request, begun: bool = False) -> list[Path]:
     if request.name.startswith(FROM_HUB) or request.name in CORPORA:
         names.append(request.name.removeprefix(FROM_HUB).replace("/", "--"))
         names += [f"{name}-{request.subset}" for name in names] + [f"{name}--{request.subset}" for name in names]
-    kinds = {"gpt2": "gpt2", "cl100k": "cl100k_base", "o200k": "o200k_base"}
-    wanted = kinds.get(request.tokenizer, request.tokenizer) if request.tokenizer else "*"
+    wanted = SHORT.get(request.tokenizer, request.tokenizer) if request.tokenizer else "*"
     candidates = [request.root / name for name in names]
     candidates += [path for name in names for path in sorted(request.root.glob(f"{name}.{wanted}"))]
     marks = (MANIFEST, WORK) if begun else (MANIFEST,)

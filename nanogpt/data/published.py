@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import threading
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,10 @@ from nanogpt.config.errors import UserError
 from nanogpt.data.alphabets import END_OF_TEXT
 from nanogpt.data.bpe import GPT2_PATTERN, Bpe, Ranks, ranks_sha256
 from nanogpt.data.ranks import parse_ranks, read_ranks
+from nanogpt.downloads import fetch, why
 from nanogpt.record import replacing
 
 BLOBS = "https://openaipublic.blob.core.windows.net"
-ANSWER_SECONDS = 5.0  # for names to resolve and a host to answer: without a network nobody waits longer
-DOWNLOAD_SECONDS = 120.0
-OFFLINE = "HF_HUB_OFFLINE"  # the switch that the tools around us have; tiktoken has none
 
 
 class MissingRanks(UserError):
@@ -169,17 +165,13 @@ def _cached(published: Published) -> Ranks | None:
 def _downloaded(name: str, published: Published) -> Ranks:
     """Download the ranks and leave them in the cache."""
     file, folder = published.files[0], cache_folder()
-    reason = _offline() or ""
-    if not reason:
-        try:
-            data = _download(file.url)
-        except OSError as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-        else:
-            if hashlib.sha256(data).hexdigest() == file.sha256:
-                _keep(data, folder, file)
-                return parse_ranks(data, file.url)
-            reason = f"what came from {file.url} is not the published file"
+    try:
+        data = fetch(file.url, file.sha256)
+    except OSError as error:
+        reason = why(error)
+    else:
+        _keep(data, folder, file)
+        return parse_ranks(data, file.url)
     there = "there under that name or its own" if folder else "into a folder that TIKTOKEN_CACHE_DIR names"
     raise MissingRanks(
         f"{name}: its ranks are not in {_told(published, folder)}, and cannot be downloaded: {reason}; "
@@ -195,42 +187,6 @@ def _told(published: Published, folder: Path | None) -> str:
     damaged = [path.name for path, _ in _candidates(published, folder) if path.is_file()]
     state = f"{damaged[0]} is damaged" if damaged else f"no file {published.files[0].cached_as}"
     return f"{folder} ({source}; {state})"
-
-
-def _offline() -> str | None:
-    """Why nothing may be downloaded."""
-    value = os.environ.get(OFFLINE, "")
-    return f"{OFFLINE}={value}" if value.upper() in ("1", "ON", "YES", "TRUE") else None
-
-
-def _download(url: str) -> bytes:
-    """The bytes at an address. Raises OSError; without a network in `ANSWER_SECONDS` at the latest.
-
-    A thread does it, because neither the resolution of names nor a host with many dead addresses can be given a time.
-    """
-    outcome: list[bytes | OSError] = []
-    answered = threading.Event()
-
-    def work() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as response:
-                answered.set()
-                outcome.append(response.read())
-        except OSError as error:
-            outcome.append(error)
-        except Exception as error:  # http.client's own: a broken answer
-            outcome.append(OSError(str(error) or type(error).__name__))
-        answered.set()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    if answered.wait(ANSWER_SECONDS):
-        thread.join(DOWNLOAD_SECONDS)
-    if not outcome:
-        raise TimeoutError("no answer in time")
-    if isinstance(outcome[0], OSError):
-        raise outcome[0]
-    return outcome[0]
 
 
 def _keep(data: bytes, folder: Path | None, file: RanksFile) -> None:

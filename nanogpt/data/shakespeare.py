@@ -1,7 +1,5 @@
 """Prepares tiny Shakespeare by characters, byte for byte the split and the ids of nanoGPT's prepare.py."""
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,11 @@ import numpy as np
 from nanogpt.config.diskfull import os_reason
 from nanogpt.config.errors import UserError
 from nanogpt.data.binfiles import file_sha256, write_meta, write_tokens
+from nanogpt.downloads import fetch, why
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # of its 1,115,394 bytes
 TRAIN_SHARE = 0.9
-DOWNLOAD_SECONDS = 20
 FILES = ["train.bin", "val.bin", "meta.json"]
 
 
@@ -25,12 +24,10 @@ def read_text(source: Path | None) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{source}: cannot be read as text: {error}") from None
     try:
-        with urllib.request.urlopen(URL, timeout=DOWNLOAD_SECONDS) as response:
-            return response.read().decode("utf-8"), URL
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
+        return fetch(URL, SHA256).decode("utf-8"), URL
+    except OSError as error:
         raise UserError(
-            f"shakespeare_char: cannot download {URL} ({reason}); fetch it elsewhere and pass --from FILE"
+            f"shakespeare_char: cannot download {URL} ({why(error)}); fetch it elsewhere and pass --from FILE"
         ) from None
 
 

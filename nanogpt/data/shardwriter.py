@@ -11,18 +11,17 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from nanogpt.config.diskfull import naming
 from nanogpt.data.binfiles import file_sha256
-from nanogpt.data.manifest import Shard, Split, SplitFiles
+from nanogpt.data.manifest import Dtype, Layout, Shard, Split, SplitFiles
+from nanogpt.data.tokenfiles import LLMC, LLMC_HEADER
 
-Layout = Literal["nanogpt", "npy", "llmc"]
-Dtype = Literal["uint16", "uint32"]
 NPY_HEADER = 128  # numpy.lib.format, version 1.0, of a one-dimensional array of any length
-LLMC_MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+LLMC_MAGIC = {dtype: (magic, version) for magic, (version, dtype) in LLMC.items()}
 SHARD = re.compile(r"(?:train|val|test)\.bin|.+_(?:train|val|test)_\d{6,}\.(?:npy|bin)")
 MOST_TOKENS = 2**31 - 1  # what an int32 in a header can say
 
@@ -32,7 +31,7 @@ def header(layout: Layout, dtype: Dtype, tokens: int) -> bytes:
     if layout == "nanogpt":
         return b""
     if layout == "llmc":
-        words = np.zeros(256, dtype="<i4")
+        words = np.zeros(LLMC_HEADER // 4, dtype="<i4")
         words[:3] = (*LLMC_MAGIC[dtype], tokens)
         return words.tobytes()
     buffer = io.BytesIO()

@@ -1,6 +1,5 @@
 """The sources of a corpus: which files or streams it is made of, in which order, and how each is cut into pieces."""
 
-import hashlib
 import itertools
 import os
 import re
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config.errors import UserError
-from nanogpt.data.manifest import Split
+from nanogpt.data.binfiles import file_sha256
+from nanogpt.data.manifest import SPLIT_WORDS, Split
 from nanogpt.data.pieces import (
     ARTICLE,
     LINE,
@@ -38,11 +38,6 @@ LINES = (".jsonl", ".ndjson", ".json")
 USUAL = (".txt", ".text", ".jsonl", ".ndjson", ".parquet")
 BESIDE = (".json", ".md")
 MOST_DOCUMENTS = 4096  # in a piece of a stream
-_WORDS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test",),
-}
 
 
 @dataclass(frozen=True)
@@ -118,8 +113,8 @@ def find_files(place: Path, glob: str | None, splits: bool = True) -> list[Sourc
 def split_of(name: str) -> Split | None:
     """The split that a file's path names as a word, as Hugging Face's datasets do: `train-00000.parquet`."""
     words = re.split(r"[^a-z]+", name.lower())
-    found: list[Split] = [split for split, names in _WORDS.items() if set(names) & set(words)]
-    return found[0] if len(found) == 1 else None
+    found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    return found.pop() if len(found) == 1 else None
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -184,8 +179,7 @@ def hashed(files: Sequence[SourceFile], known: Mapping[str, Any], threads: int) 
         earlier = known.get(file.path, {})
         if (earlier.get("bytes"), earlier.get("mtime_ns")) == (file.size, file.mtime_ns):
             return earlier["sha256"]
-        with Path(file.path).open("rb") as opened:  # as it lies there, packed or not
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return file_sha256(Path(file.path))  # as it lies there, packed or not
 
     with ThreadPoolExecutor(threads) as pool:
         return [replace(file, sha256=found) for file, found in zip(files, pool.map(digest, files), strict=True)]

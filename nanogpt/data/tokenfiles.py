@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt.config.errors import UserError
+from nanogpt.data.manifest import Dtype
 
 # llm.c's header: 256 int32, of which the first three are magic number, version and count of tokens.
 LLMC_HEADER = 1024
-LLMC = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # magic number: version, type of the tokens
+LLMC: dict[int, tuple[int, Dtype]] = {20240520: (1, "uint16"), 20240801: (7, "uint32")}  # magic number: version, tokens
 LLMC_EVAL = 20240522  # its files of multiple-choice questions have the same suffix
-NPY_TYPES = ("<u2", "<u4", "<i4", "<i8")
+LITTLE_ENDIAN: dict[Dtype, str] = {"uint16": "<u2", "uint32": "<u4"}
+NPY_TYPES = (*LITTLE_ENDIAN.values(), "<i4", "<i8")
 MOST_OPEN = 256  # files mapped at a time: each holds a file descriptor, of which a process often has 1024
 
 Ints = NDArray[np.int64]
@@ -74,7 +76,7 @@ def _llmc(path: Path, head: NDArray[Any], size: int) -> TokenFile:
     expected, dtype = LLMC[magic]
     if version != expected:
         raise UserError(f"{path}: llm.c's header {magic} has version {version}; read is version {expected}")
-    return _whole(TokenFile(path, dtype, LLMC_HEADER, tokens), size)
+    return _whole(TokenFile(path, LITTLE_ENDIAN[dtype], LLMC_HEADER, tokens), size)
 
 
 def _npy(path: Path, file: Any, size: int) -> TokenFile:

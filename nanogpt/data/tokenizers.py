@@ -91,8 +91,10 @@ def _from_content(content: Mapping[str, Any], path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _by_its_published_name(tokenizer: Bpe) -> Bpe:
+def _by_its_published_name(tokenizer: Tokenizer) -> Tokenizer:
     """GPT-2 by another's files is GPT-2."""
+    if not isinstance(tokenizer, Bpe):
+        return tokenizer
     known = recognised(tokenizer.ranks)
     return known if known.fingerprint == tokenizer.fingerprint else tokenizer
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.alphabets import Tokenizer, as_text
+from nanogpt.data.manifest import Dtype
 from nanogpt.data.pieces import PIECE, Document, Piece, Reading, documents
-from nanogpt.data.shardwriter import Dtype
 from nanogpt.data.tokenizers import read_tokenizer
 
 THREADED = {"datasets", "pyarrow", "tokenizers", "torch"}  # have threads of their own, which a fork would lose

@@ -8,7 +8,7 @@ from typing import Any
 from nanogpt.config.data import Data, ZipfMixture
 from nanogpt.config.errors import UserError
 from nanogpt.config.runtime import Runtime
-from nanogpt.data.binfiles import NANOGPT_VOCAB, read_meta
+from nanogpt.data.binfiles import GPT2_VOCAB, NANOGPT_VOCAB, read_meta
 from nanogpt.data.opening import MissingCorpus, corpus_folder
 from nanogpt.data.ranks import read_ranks
 from nanogpt.data.tokenizers import (
@@ -20,8 +20,6 @@ from nanogpt.data.tokenizers import (
     read_tokenizer,
     recognised,
 )
-
-GPT2_TOKENS = 50257  # 50,000 merges, 256 bytes and the end of a text, which also begins one
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,9 @@ def _without_a_tokenizer(meta: dict[str, Any], ranks: Path | None) -> Vocabulary
     size = meta["vocab_size"]
     if size == NANOGPT_VOCAB or meta.get("tokenizer") == "gpt2":
         try:
-            return Vocabulary(GPT2_TOKENS, load_tokenizer("gpt2", ranks=ranks))
+            return Vocabulary(GPT2_VOCAB, load_tokenizer("gpt2", ranks=ranks))
         except MissingRanks as error:
-            return Vocabulary(GPT2_TOKENS, eot=GPT2_TOKENS - 1, note=str(error))
+            return Vocabulary(GPT2_VOCAB, eot=GPT2_VOCAB - 1, note=str(error))
     if ranks is None:
         return Vocabulary(size)
     tokenizer = recognised(read_ranks(ranks))

@@ -13,8 +13,9 @@ from nanogpt.config.data import BinFolder, Data, Mixture, ShakespeareChar, ZipfM
 from nanogpt.config.errors import did_you_mean
 from nanogpt.data.alphabets import Tokenizer
 from nanogpt.data.opening import OpenCorpus, corpus_folder, data_root, open_corpus, part_names
+from nanogpt.data.tokensizes import sizes_of
 from nanogpt.data.vocabulary import Vocabulary
-from nanogpt.evaluation.corpus_loss import Stretch, byte_sizes
+from nanogpt.evaluation.corpus_loss import Stretch
 from nanogpt.evaluation.tokenizing import NO_TEXT, check_same, text_tokenizer, vocabulary_of_folder
 from nanogpt.trained import Trained
 
@@ -108,7 +109,7 @@ def _stretch(opened: OpenCorpus, split: str, place: str, written: Tokenizer | No
         has = [each for each in SPLITS if getattr(opened, each, None) is not None]
         raise UserError(f"eval: {place}: has no split {split!r}; it has {', '.join(has)}")
     size = trained.model.embedding.weight.shape[0]
-    bytes_V = byte_sizes(written, size) if written is not None else None
+    bytes_V = sizes_of(written, size) if written is not None else None
     return Stretch(tokens, bytes_V, opened.document, opened.min_context)
 
 
@@ -123,7 +124,7 @@ def _text_file(file: Path, trained: Trained, tokenizer: Tokenizer) -> EvalCorpus
             ids += tokenizer.encode(text)
         except UserError as error:
             raise UserError(f"eval: {place}: {error}") from None
-    stretch = Stretch(np.array(ids, dtype=np.int64), byte_sizes(tokenizer, trained.model.embedding.weight.shape[0]))
+    stretch = Stretch(np.array(ids, dtype=np.int64), sizes_of(tokenizer, trained.model.embedding.weight.shape[0]))
     return EvalCorpus(file.name, stretch, {"corpus": str(file), "split": None, "content": None})
 
 

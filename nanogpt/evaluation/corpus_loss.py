@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanogpt.config import UserError
-from nanogpt.data.alphabets import Tokenizer
 from nanogpt.data.stream import UNSCORED, Batch
 from nanogpt.data.tokenfiles import Tokens
 from nanogpt.evaluation.running import Running
@@ -172,10 +171,3 @@ def _sum_up(found: NDArray[np.float64], windows: Windows, has_bytes: bool) -> Co
         stride=windows.stride,
         mean_context=windows.mean_context,
     )
-
-
-def byte_sizes(tokenizer: Tokenizer, vocab_size: int) -> NDArray[np.int64]:
-    """The UTF-8 size of every token; 0 for those that stand for no text, and for ids that only pad a vocabulary."""
-    known = min(tokenizer.n_vocab, vocab_size)
-    sizes = [len(tokenizer.token_bytes(token)) for token in range(known)]
-    return np.array(sizes + [0] * (vocab_size - known), dtype=np.int64)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from nanogpt.evaluation.multiple_choice import Tally, answer_all, cut_endings, m
 from nanogpt.evaluation.results import check_writable, default_file, write_items, write_results
 from nanogpt.evaluation.running import Running
 from nanogpt.evaluation.scoring import Scorer
-from nanogpt.evaluation.tokenizing import text_tokenizer, vocabulary_of_model
+from nanogpt.evaluation.tokenizing import text_tokenizer
 from nanogpt.hardware import resolve_precision
 from nanogpt.team import Team
 from nanogpt.train import autocast_for
@@ -84,7 +84,7 @@ def load_subject(asked: Asked) -> Subject:
     else:
         precision = _own_precision(trained, str(where))
     scorer = Scorer(trained.model, autocast_for(precision, where))
-    return Subject(trained, vocabulary_of_model(trained, asked.ranks), scorer, precision)
+    return Subject(trained, trained.vocabulary(asked.ranks), scorer, precision)
 
 
 def _own_precision(trained: Trained, device: str) -> str:
@@ -106,8 +106,7 @@ def evaluate_all(asked: Asked, subject: Subject) -> None:
             check_writable(file)
     for name in names:
         started = time.perf_counter()
-        score = _hellaswag if name == HELLASWAG else _corpus
-        results, lines = score(name, asked, subject)
+        results, lines = TASKS.get(name, _corpus)(name, asked, subject)
         if not leads:
             continue
         results |= {**about(asked, subject), "seconds": round(time.perf_counter() - started, 3)}
@@ -119,7 +118,7 @@ def evaluate_all(asked: Asked, subject: Subject) -> None:
 
 
 def _file_name(name: str, asked: Asked) -> str:
-    if name == HELLASWAG:
+    if name in TASKS:
         return name
     return Path(name).name.replace(":", ".") + (
         "" if asked.split == "val" or Path(name).is_file() else f".{asked.split}"
@@ -214,3 +213,7 @@ def _corpus_lines(name: str, found: CorpusLoss, split: str | None) -> Iterator[s
     yield f"perplexity     {found.perplexity:,.4g} per token"
     if found.bits_per_byte is not None:
         yield f"bits per byte  {found.bits_per_byte:.4f} ({found.bytes:,} bytes)"
+
+
+# The tasks by name; every other name is a corpus.
+TASKS: dict[str, Callable[[str, Asked, Subject], tuple[dict[str, Any], list[str]]]] = {HELLASWAG: _hellaswag}

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,13 @@ from typing import Any
 from nanogpt.config import UserError
 from nanogpt.config.diskfull import os_reason
 from nanogpt.config.errors import did_you_mean
+from nanogpt.downloads import fetch, why
 from nanogpt.evaluation.hellaswag import Item
 from nanogpt.record import replacing
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 NAME = "hellaswag_val.jsonl"
-ITEMS = 10_042  # of the validation split; a download that has others is not it
-DOWNLOAD_SECONDS = 20
+SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # of the 10,042 items
 LEAST_ENDINGS = 2
 
 
@@ -35,32 +33,24 @@ def items_file(given: Path | None, root: Path) -> Path:
         raise UserError(f"eval: --data {given}: no such file{hint if 'did you mean' in hint else ''}")
     kept = root / "hellaswag" / NAME
     if not kept.is_file():
-        _keep(kept, _download(kept))
+        _download(kept)
     return kept
 
 
-def _keep(kept: Path, content: bytes) -> None:
+def _download(kept: Path) -> None:
+    try:
+        content = fetch(URL, SHA256)
+    except OSError as error:
+        raise UserError(
+            f"hellaswag: cannot download {URL} ({why(error)}); fetch it elsewhere and pass --data FILE, "
+            f"or put it at {kept}"
+        ) from None
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise UserError(f"{kept}: cannot be written: {os_reason(error, kept)}") from None
-
-
-def _download(kept: Path) -> bytes:
-    try:
-        with urllib.request.urlopen(URL, timeout=DOWNLOAD_SECONDS) as response:
-            content: bytes = response.read()
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"hellaswag: cannot download {URL} ({reason}); fetch it elsewhere and pass --data FILE, or put it at {kept}"
-        ) from None
-    found = content.count(b"\n")
-    if found != ITEMS:
-        raise UserError(f"hellaswag: {URL} holds {found:,} lines, not the {ITEMS:,} of the validation split; not kept")
-    return content
 
 
 def read_items(file: Path, limit: int | None = None) -> list[Item]:

@@ -11,6 +11,7 @@ from typing import Any
 from nanogpt.config import UserError
 from nanogpt.config.errors import did_you_mean
 from nanogpt.data.alphabets import Tokenizer
+from nanogpt.downloads import OFFLINE
 from nanogpt.evaluation.evaluating import Asked, Subject, about
 from nanogpt.evaluation.results import check_writable, default_file, write_results
 from nanogpt.evaluation.tokenizing import text_tokenizer
@@ -50,8 +51,8 @@ def evaluate_tasks(asked: Asked, subject: Subject, tasks: str, folder: Path | No
 
 
 def _run(names: list[str], folder: Path | None, subject: Subject, tokenizer: Tokenizer, asked: Asked) -> dict[str, Any]:
-    if not hub.offline() and not hub.reachable():
-        os.environ[hub.OFFLINE[0]] = "1"  # before it is imported, which asks the network for half a minute else
+    if not hub.forbidden() and not hub.reachable():
+        os.environ[OFFLINE] = "1"  # before it is imported, which asks the network for half a minute else
     import lm_eval
     from lm_eval.tasks import TaskManager
 

@@ -7,21 +7,8 @@ from nanogpt.config.data import BinFolder, Data
 from nanogpt.config.runtime import Runtime
 from nanogpt.data.alphabets import Tokenizer
 from nanogpt.data.vocabulary import Vocabulary, read_vocabulary
-from nanogpt.trained import Trained
 
 NO_TEXT = "ids that stand for no text"
-
-
-def vocabulary_of_model(trained: Trained, ranks: Path | None = None) -> Vocabulary:
-    """What a model's token ids mean. Raises UserError where its corpus is gone, or has more tokens than the model."""
-    vocabulary = trained.vocabulary(ranks)
-    size = trained.model.embedding.weight.shape[0]
-    if vocabulary.meaningful > size:
-        raise UserError(
-            f"eval: the model's corpus has {vocabulary.meaningful:,} kinds of tokens, the model {size:,}: "
-            "it was trained on another corpus"
-        )
-    return vocabulary
 
 
 def vocabulary_of_folder(folder: Path, ranks: Path | None = None) -> Vocabulary:

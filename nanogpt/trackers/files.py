@@ -49,6 +49,13 @@ def read_states(folder: Path) -> dict[int, dict[str, Any]]:
     return {number: state for number, state in found.items() if state}
 
 
+def earlier_step(folder: Path, kind: str) -> int:
+    """How far the attempts so far have shown the run to a tracker of this kind."""
+    return max(
+        (int(each.get("step", 0)) for each in read_states(folder).values() if each.get("kind") == kind), default=0
+    )
+
+
 def note_unreachable(folder: Path, reason: str) -> None:
     """Spare the other runs in `folder` the seconds that it takes to find out again, as far as the folder lets us."""
     with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from nanogpt.config.tracker import NoTracker
 from nanogpt.describe import Description
 from nanogpt.record import PUBLISHED, Record
 from nanogpt.trackers.confirmed import ConfirmedLines
-from nanogpt.trackers.files import read_states, tracker_id, write_state
+from nanogpt.trackers.files import earlier_step, tracker_id, write_state
 from nanogpt.trackers.reach import wandb_mode
 from nanogpt.trackers.registry import check_installed, make_tracker
 from nanogpt.trackers.tracker import TrackedRun, Tracker, as_metrics, as_summary
@@ -114,7 +114,6 @@ class Mirror:
         description, settings = self._description, self._settings
         check_installed(settings)
         id = tracker_id(self._folder, description.id)
-        earlier = [state for state in read_states(self._folder).values() if state.get("kind") == settings.kind]
         names = ("steps", "tokens", "flops", "flops_per_token", "n_params", "n_params_non_embedding", "n_params_active")
         self._run = TrackedRun(
             id=id,
@@ -124,7 +123,7 @@ class Mirror:
             settings=settings,
             config=description.config.model_dump(mode="json"),
             facts={"id": description.id, **{name: getattr(description, name) for name in names}},
-            earlier_step=max((int(state.get("step", 0)) for state in earlier), default=0),
+            earlier_step=earlier_step(self._folder, settings.kind),
         )
         self._lines = ConfirmedLines(self._run.attempt_folder, self._first_step)
         tracker = make_tracker(settings)

@@ -5,7 +5,7 @@ from pathlib import Path
 from nanogpt.config import UserError
 from nanogpt.config.tracker import AnyTracker
 from nanogpt.record import attempt_folder, attempt_numbers, read_history, read_published
-from nanogpt.trackers.files import read_states, tracker_id, write_state
+from nanogpt.trackers.files import earlier_step, tracker_id, write_state
 from nanogpt.trackers.registry import make_tracker
 from nanogpt.trackers.tracker import TrackedRun, Tracker, as_metrics, as_summary
 
@@ -21,7 +21,6 @@ def replay(folder: Path, settings: AnyTracker) -> Tracker:
         raise UserError(f"{folder / 'history.jsonl'}: has no lines to show")
     attempt = max(attempt_numbers(folder), default=1)
     attempt_folder(folder, attempt).mkdir(parents=True, exist_ok=True)
-    earlier = [state for state in read_states(folder).values() if state.get("kind") == settings.kind]
     run = TrackedRun(
         id=tracker_id(folder, record.id),
         name=folder.resolve().name,
@@ -30,7 +29,7 @@ def replay(folder: Path, settings: AnyTracker) -> Tracker:
         settings=settings,
         config=record.config,
         facts={"id": record.id, "factors": record.factors, "n_params": record.n_params},
-        earlier_step=max((int(state.get("step", 0)) for state in earlier), default=0),
+        earlier_step=earlier_step(folder, settings.kind),
     )
     tracker = make_tracker(settings)
     held = tracker.start(run)

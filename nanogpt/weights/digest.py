@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nanogpt.config.errors import UserError
 from nanogpt.config.identity import canonical_json
+from nanogpt.data.binfiles import file_sha256
 from nanogpt.record import read_json, to_json, write_atomic
 
 SETTLED_SECONDS = 2  # a file changed later than this might change again within one tick of the file system's clock
@@ -33,12 +34,6 @@ def known_sha256(path: Path) -> str:
         return _known(real, _stamp(real))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes as they are now."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def combined(hashes: dict[str, str]) -> str:

@@ -15,13 +15,13 @@ import torch
 from nanogpt import __version__
 from nanogpt.config import UserError, os_reason, run_id
 from nanogpt.data.alphabets import Tokenizer
+from nanogpt.data.binfiles import GPT2_VOCAB, NANOGPT_VOCAB
 from nanogpt.data.hftokenizer import write_hf
 from nanogpt.trained import Trained
 from nanogpt.weights.folding import flattened
 from nanogpt.weights.layout import Flat, Layout
 from nanogpt.weights.layouts import layout_for
 from nanogpt.weights.place import CONFIG, SAFETENSORS
-from nanogpt.weights.resolving import GPT2_VOCAB, NANOGPT_VOCAB
 from nanogpt.weights.tensors import write_safetensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

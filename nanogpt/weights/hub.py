@@ -8,9 +8,7 @@ from pathlib import Path
 
 from nanogpt.config.errors import UserError
 from nanogpt.config.weights import GPT2_NAMES, HUB
-
-REACH_SECONDS = 5
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+from nanogpt.downloads import ANSWER_SECONDS, offline
 
 
 @dataclass(frozen=True)
@@ -67,22 +65,18 @@ def get(repository: Repository, file: str) -> Path | None:
         return cached / file
     if cached is not None and (cached.parents[1] / ".no_exist" / cached.name / file).exists():
         return None
-    if offline():
+    if switch := forbidden():
         if cached is not None:
             return None
-        raise UserError(f"{repository.written}: not in {cache_folder()}, and {_set(OFFLINE)} keeps us off the network")
+        raise UserError(f"{repository.written}: not in {cache_folder()}, and {switch} keeps us off the network")
     if cached is not None and not reachable():
         return None
     return _download(repository, file)
 
 
-def offline() -> bool:
-    """Whether a person has said that the network is not to be asked."""
-    return any(os.environ.get(variable, "").lower() in ("1", "true", "yes", "on") for variable in OFFLINE)
-
-
-def _set(variables: tuple[str, ...]) -> str:
-    return next(variable for variable in variables if os.environ.get(variable))
+def forbidden() -> str | None:
+    """The switch by which a person has said that the network is not to be asked."""
+    return offline("TRANSFORMERS_OFFLINE")
 
 
 @functools.cache
@@ -94,7 +88,7 @@ def reachable() -> bool:
     answers: list[bool] = []
     asking = threading.Thread(target=lambda: answers.append(_answers()), daemon=True)
     asking.start()
-    asking.join(REACH_SECONDS)
+    asking.join(ANSWER_SECONDS)
     return bool(answers) and answers[0]
 
 
@@ -104,7 +98,7 @@ def _answers() -> bool:
 
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=REACH_SECONDS).close()
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
@@ -136,7 +130,7 @@ def _download(repository: Repository, file: str) -> Path | None:
             file,
             revision=repository.revision,
             cache_dir=cache_folder(),
-            etag_timeout=REACH_SECONDS,
+            etag_timeout=ANSWER_SECONDS,
         )
     except EntryNotFoundError:
         return None

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from nanogpt import checkpoint
 from nanogpt.config.errors import UserError, did_you_mean
 from nanogpt.config.weights import GPT2_NAMES, HUB
+from nanogpt.data.binfiles import file_sha256
 from nanogpt.record import read_json
 from nanogpt.weights import hub
-from nanogpt.weights.digest import combined, file_sha256, known_sha256
+from nanogpt.weights.digest import combined, known_sha256
 
 CONFIG = "config.json"
 # In the order of preference; an index names the files that the weights are spread over.

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from nanogpt.config import Config, UserError
 from nanogpt.config.weights import Weights
+from nanogpt.data.binfiles import GPT2_VOCAB, NANOGPT_VOCAB
 from nanogpt.weights.digest import combined
 
 if TYPE_CHECKING:
     from nanogpt.data.opening import CorpusFacts
-
-GPT2_VOCAB, NANOGPT_VOCAB = 50257, 50304  # of the encoding, and padded to a multiple of 64 in nanoGPT's files
 
 
 def weights_files(config: Config, corpus: "CorpusFacts") -> dict[str, str]:

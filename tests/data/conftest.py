@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanogpt.data import pieces, plan, preparing, sources
+from nanogpt.data import making, pieces, plan, sources
 
 
 @pytest.fixture
@@ -11,4 +11,4 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pieces, sources, plan):
         monkeypatch.setattr(module, "PIECE", 1000)
     monkeypatch.setattr(pieces, "WINDOW", 100)
-    monkeypatch.setattr(preparing, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(making, "NOTE_SECONDS", 0.0)

@@ -12,7 +12,7 @@ import pytest
 
 from nanogpt.__main__ import main
 from nanogpt.data import shardwriter
-from nanogpt.data.manifest import read_manifest
+from nanogpt.data.manifest import Split, read_manifest
 
 EOT = 255  # the byte tokenizer's
 
@@ -41,10 +41,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def ids(folder: Path, split: str) -> list[int]:
+def ids(folder: Path, split: Split) -> list[int]:
     manifest = read_manifest(folder)
     assert manifest is not None
-    files = manifest.splits[split].shards  # type: ignore[index]
+    files = manifest.splits[split].shards
     parts = [np.fromfile(folder / shard.file, dtype=manifest.dtype) for shard in files]
     return np.concatenate(parts).tolist()
 

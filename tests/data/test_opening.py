@@ -17,7 +17,7 @@ from nanogpt.config import UserError
 from nanogpt.config.data import BinFolder, Data, ShakespeareChar, ZipfMixture
 from nanogpt.config.runtime import Runtime
 from nanogpt.data import opening
-from nanogpt.data.binfiles import read_meta, write_tokens
+from nanogpt.data.binfiles import file_sha256, read_meta, write_tokens
 from nanogpt.data.stream import TrainStream, make_eval_set
 from nanogpt.data.tokenizers import read_tokenizer
 
@@ -74,6 +74,8 @@ def test_a_download_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     page = tmp_path / "input.txt"
     page.write_text(TEXT, encoding="utf-8")
     monkeypatch.setattr("nanogpt.data.shakespeare.URL", page.as_uri())
+    assert main(["prepare", "shakespeare_char", "--data_dir", str(tmp_path / "data")]) == 2, "it is another text"
+    monkeypatch.setattr("nanogpt.data.shakespeare.SHA256", file_sha256(page))
     assert main(["prepare", "shakespeare_char", "--data_dir", str(tmp_path / "data")]) == 0
     assert read_meta(tmp_path / "data" / "shakespeare_char")["source"] == page.as_uri()
 

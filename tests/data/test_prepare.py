@@ -15,7 +15,7 @@ import pytest
 from nanogpt.__main__ import main
 from nanogpt.config.data import BinFolder, Data
 from nanogpt.config.runtime import Runtime
-from nanogpt.data import opening, pieces, preparing, sources
+from nanogpt.data import making, opening, pieces, sources
 from nanogpt.data.alphabets import Characters
 from nanogpt.data.manifest import read_manifest
 from nanogpt.data.plan import Request, make_plan
@@ -257,7 +257,7 @@ def test_shakespeare_is_nanogpts(
     """Cut into a thousand pieces, and yet the ids of the whole text: the counts of nanoGPT's readme."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken_cache"))
     argv = ["prepare", "shakespeare", "--from", str(shared_data / "tinyshakespeare.txt"), "--workers", "1"]
-    monkeypatch.setattr(preparing, "NOTE_SECONDS", 3.0)
+    monkeypatch.setattr(making, "NOTE_SECONDS", 3.0)
     assert main([*argv, "--data_dir", str(tmp_path)]) == 0
     train, val = (np.fromfile(tmp_path / "shakespeare.gpt2" / f"{split}.bin", "<u2") for split in ("train", "val"))
     assert (len(train), len(val)) == (301_966, 36_059)

@@ -141,6 +141,23 @@ def test_every_foreign_layout_is_read(tmp_path: Path) -> None:
     assert ((batch.y_BT - batch.x_BT == 1) | (batch.y_BT == 0)).all(), "windows run on from one shard into the next"
 
 
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "..", "", "below/train.bin"])
+def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path, name: str) -> None:
+    """It may have come with somebody else's corpus."""
+    folder = prepared(tmp_path / "corpus", "nanogpt", "<u2", shards=1)
+    for place in ("splits", "files", "sha256"):
+        spoilt = json.loads((folder / "manifest.json").read_text())
+        if place == "splits":
+            spoilt["splits"]["train"]["shards"][0]["file"] = name
+        else:
+            spoilt[place] = {"files": [name], "sha256": {name: "0" * 64}}[place]
+        copy = tmp_path / place
+        copy.mkdir()
+        (copy / "manifest.json").write_text(json.dumps(spoilt))
+        with pytest.raises(UserError, match="expected the name of a file in the corpus's folder"):
+            found(copy)
+
+
 @pytest.mark.parametrize(("layout", "dtype"), [("nanogpt", "<u2"), ("npy", "<u2"), ("llmc", "<u2"), ("llmc", "<u4")])
 def test_prepared_corpora_are_known_by_their_manifest(tmp_path: Path, layout: str, dtype: str) -> None:
     one, other = prepared(tmp_path / "one", layout, dtype), prepared(tmp_path / "other", layout, dtype)

@@ -354,11 +354,7 @@ def test_hugging_face_reads_what_is_written_for_it(tokenizer: Tokenizer, tmp_pat
         assert theirs.encode(text).ids == ids
         assert theirs.decode(ids, skip_special_tokens=False) == text
     write_hf(tokenizer, tmp_path)
-    if isinstance(tokenizer, Bpe):
-        assert read_tokenizer(tmp_path) == tokenizer
-    else:
-        with pytest.raises(UserError, match="only byte-level BPE is read from Hugging Face's layout"):
-            read_tokenizer(tmp_path)
+    assert read_tokenizer(tmp_path) == tokenizer
 
 
 @pytest.mark.slow

@@ -13,10 +13,11 @@ from nanogpt.data.alphabets import Bytes, Characters
 from nanogpt.data.opening import OpenCorpus
 from nanogpt.data.stream import UNSCORED, make_eval_set
 from nanogpt.data.tokenizers import write_tokenizer
+from nanogpt.data.tokensizes import sizes_of
 from nanogpt.data.vocabulary import Vocabulary
 from nanogpt.evaluate import evaluate
 from nanogpt.evaluation import running
-from nanogpt.evaluation.corpus_loss import Stretch, byte_sizes, cut, score_corpus
+from nanogpt.evaluation.corpus_loss import Stretch, cut, score_corpus
 from nanogpt.evaluation.tokenizing import check_same, vocabulary_of_folder
 from nanogpt.train import autocast_for
 from tests.evaluation.circle import LN2, Circle, V, babbler, bits, speaker
@@ -27,7 +28,7 @@ TEXT = "the cat is thin. the inglé [hat] is his. " * 9
 
 def stretch(text: str = TEXT) -> Stretch:
     circle = Circle()
-    return Stretch(np.array(circle.encode(text)), byte_sizes(circle, V))
+    return Stretch(np.array(circle.encode(text)), sizes_of(circle, V))
 
 
 def test_a_loss_and_its_bits_per_byte_are_those_computed_by_hand() -> None:
@@ -110,10 +111,10 @@ def test_bad_strides_and_short_texts_are_refused() -> None:
 
 
 def test_the_sizes_of_tokens_are_those_of_their_text() -> None:
-    sizes = byte_sizes(Circle(), V + 4)
+    sizes = sizes_of(Circle(), V + 4)
     assert [sizes[Circle().encode(text)[0]] for text in ("a", "é", "th", "ing")] == [1, 2, 2, 3]
     assert sizes[V:].tolist() == [0] * 4
-    assert byte_sizes(Bytes(), 256)[Bytes.eot] == 0
+    assert sizes_of(Bytes(), 256)[Bytes.eot] == 0
 
 
 def test_other_tokenizers_are_refused_by_name(tmp_path: Path) -> None:

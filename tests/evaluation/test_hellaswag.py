@@ -1,6 +1,7 @@
 """HellaSwag: winners computed by hand, batches of any size, work shared by several ranks, and mistakes in files."""
 
 import dataclasses
+import functools
 import json
 import math
 import threading
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.config import UserError
+from nanogpt.data.binfiles import file_sha256
 from nanogpt.evaluation import hellaswag_file
 from nanogpt.evaluation.hellaswag import TEXTS, without_brackets
 from nanogpt.evaluation.hellaswag_file import items_file, read_items
@@ -103,7 +105,7 @@ class Threads:
             def add(team, tensor: Tensor) -> Tensor:
                 self.parts[rank] = tensor.clone()
                 self.barrier.wait()
-                tensor.copy_(sum(self.parts[each] for each in range(self.size)))  # type: ignore[arg-type]
+                tensor.copy_(functools.reduce(torch.add, (self.parts[each] for each in range(self.size))))
                 self.barrier.wait()
                 return tensor
 
@@ -221,11 +223,11 @@ def test_the_validation_split_is_downloaded_once_and_kept(tmp_path: Path, monkey
         fetched.append(url)
         return ITEMS.open("rb")
 
-    monkeypatch.setattr(hellaswag_file.urllib.request, "urlopen", answer)
-    with pytest.raises(UserError, match="holds 20 lines, not the 10,042"):
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    with pytest.raises(UserError, match="is not the published file"):
         items_file(None, tmp_path)
     assert not (tmp_path / "hellaswag" / hellaswag_file.NAME).exists()
-    monkeypatch.setattr(hellaswag_file, "ITEMS", 20)
+    monkeypatch.setattr(hellaswag_file, "SHA256", file_sha256(ITEMS))
     assert len(read_items(items_file(None, tmp_path))) == 20
     items_file(None, tmp_path)
     assert len(fetched) == 2
@@ -235,7 +237,7 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path: Path, monkeypatch:
     def fail(url: str, timeout: float) -> Any:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(hellaswag_file.urllib.request, "urlopen", fail)
+    monkeypatch.setattr("urllib.request.urlopen", fail)
     with pytest.raises(UserError, match=r"Name or service not known.*--data FILE"):
         items_file(None, tmp_path)
 

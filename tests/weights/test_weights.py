@@ -97,7 +97,7 @@ def test_places_that_hold_no_weights(tmp_path: Path) -> None:
         tmp_path / "headless": "config.json: model_type=bert: only gpt2 and llama are read",
         "someone/model": "a model of the hub is written hf:someone/model",
         "hf:a/b/c": "expected hf:NAME or hf:OWNER/NAME",
-        "hf:gpt2": "hf:gpt2: not in .*hub, and HF_HUB_OFFLINE keeps us off the network",
+        "hf:gpt2": "hf:gpt2: not in .*hub, and HF_HUB_OFFLINE=1 keeps us off the network",
         "gpt2-xl": "hf:gpt2-xl: not in",
     }.items():
         with pytest.raises(UserError, match=message):

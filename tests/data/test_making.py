@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nanogpt.__main__ import main
-from nanogpt.data import preparing, tokenizing
+from nanogpt.data import making, tokenizing
 from nanogpt.data.shardwriter import SplitWriter
 from tests.data.preparing import Killed, Killer, contents, run, texts, write_jsonl
 
@@ -69,7 +69,7 @@ def test_damage_while_interrupted_is_found(small_pieces: None, monkeypatch: pyte
     with pytest.raises(Killed):
         run("mine", source, tmp_path / "data")
     killer.at = 10**9
-    begun = tmp_path / "data" / "mine.byte" / preparing.WORK / "train.bin"
+    begun = tmp_path / "data" / "mine.byte" / making.WORK / "train.bin"
     begun.write_bytes(bytes(1000) + begun.read_bytes()[1000:])
     assert contents(run("mine", source, tmp_path / "data")) == whole
 
@@ -90,7 +90,7 @@ def test_a_full_disk_costs_no_work(
     argv = ["prepare", "mine", "--from", str(source), "--data_dir", str(tmp_path / "data"), "--tokenizer", "byte"]
     assert main([*argv, "--workers", "1"]) == 1
     assert "train.bin: No space left on device" in capsys.readouterr().err
-    assert (tmp_path / "data" / "mine.byte" / preparing.WORK / preparing.PROGRESS).exists()
+    assert (tmp_path / "data" / "mine.byte" / making.WORK / making.PROGRESS).exists()
     assert contents(run("mine", source, tmp_path / "data")) == whole
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.alphabets import Characters, Tokenizer
-from nanogpt.data.binfiles import file_sha256
+from nanogpt.data.binfiles import GPT2_VOCAB, file_sha256
 from nanogpt.data.bpe import bpe_size
 from nanogpt.data.display import Display
 from nanogpt.data.manifest import (
@@ -46,7 +46,6 @@ OURS = {PLAN, PROGRESS, REPLACED, LOCK, MANIFEST, TOKENIZER, KEYS, "meta.json", 
 NOTE_SECONDS = 1.0
 TRAINING_BYTES = 2**28  # of text that an encoding is trained on: a quarter of a gigabyte, spread over the corpus
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-GPT2_SIZE = 50257  # what nanoGPT takes a folder without a meta.pkl to hold
 
 
 def make(plan: Plan, workers: int) -> tuple[Manifest, bool]:
@@ -363,7 +362,7 @@ def _write_meta(work: Path, tokenizer: Tokenizer, tokens: dict[Split, int], byte
     if characters is not None:
         meta["itos"] = characters
     write_atomic(work / "meta.json", to_json(meta))
-    if tokenizer.n_vocab == GPT2_SIZE:
+    if tokenizer.n_vocab == GPT2_VOCAB:
         return ["meta.json"]
     theirs: dict[str, Any] = {"vocab_size": tokenizer.n_vocab}
     if characters is not None:
