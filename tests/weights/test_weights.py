@@ -332,6 +332,17 @@ def test_an_export_brings_its_tokenizer_which_corpora_must_share(tmp_path: Path)
         describe(config_of(tmp_path / "out", **{"data.corpus": other}))
 
 
+def test_tokens_with_a_text_are_never_cut_off_as_padding(tmp_path: Path) -> None:
+    corpus = corpus_of_characters(tmp_path / "english", "to be, or not to be?\n")
+    trained = random_model(GPT2, data={"corpus": corpus})
+    n_vocab = read_tokenizer(tmp_path / "english").n_vocab
+    with pytest.raises(UserError, match=rf"{n_vocab - 1}: the tokenizer char has {n_vocab} tokens, which are no pad"):
+        export(trained, tmp_path / "out", vocab_size=n_vocab - 1)
+    assert not (tmp_path / "out").exists()
+    export(trained, tmp_path / "out", vocab_size=n_vocab + 1)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == n_vocab + 1
+
+
 @pytest.mark.parametrize("tokenizer", [Bytes(), train_bpe(["to be, or not to be? " * 9], 262)], ids=["byte", "bpe"])
 def test_tokenizers_come_back_from_an_export(tokenizer: Tokenizer, tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
