@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -291,6 +292,25 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"export: .*new: cannot be written: No space left on device"):
         export(trained, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_is_stopped_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The signal comes while the draft of the folder has a half-written file in it."""
+    save_hf(tmp_path / "w")
+
+    def stopped(path: Path, _: Any) -> None:
+        path.write_bytes(b"half")
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("nanogpt.weights.export.write_safetensors", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["export", str(tmp_path / "w"), str(tmp_path / "out")]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == "nanogpt: export: stopped\n"
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
 def test_half_precision_is_written_and_read_as_float32(tmp_path: Path) -> None:
