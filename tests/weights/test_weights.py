@@ -294,6 +294,18 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
+@pytest.mark.parametrize(
+    ("trunk", "said"),
+    [
+        ({"kind": "shared"}, "1 block of weights applied 4 times in all"),
+        ({"kind": "shared", "scope": "ffn", "groups": 2}, "4 blocks that share 2 ffn,"),
+    ],
+)
+def test_an_unrolled_trunk_says_what_was_shared(trunk: dict[str, Any], said: str, tmp_path: Path) -> None:
+    done = export(random_model({**GPT2, "n_layer": 4, "trunk": trunk}), tmp_path / "out")
+    assert any(said in note for note in done.notes), done.notes
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_export_that_is_stopped_leaves_nothing(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
