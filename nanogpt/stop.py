@@ -52,6 +52,19 @@ def stop_signals(request: StopRequest, patient: bool = False) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that a command takes its unfinished files away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def watch_parent(descriptor: int, gone: Callable[[], None]) -> None:
     """Call `gone`, from a thread, when the pipe's other end closes: the parent is gone, whatever killed it."""
 

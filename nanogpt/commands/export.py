@@ -1,10 +1,11 @@
 """`export`: a trained model for other programs."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanogpt.commands.parser import AddCommand
+from nanogpt.commands.parser import EXIT_STOPPED, AddCommand
 from nanogpt.config.errors import whole_number
 
 
@@ -26,10 +27,17 @@ def _export(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from nanogpt.hardware import calm_threads
 
     calm_threads()
+    from nanogpt.stop import interrupted_by_sigterm
     from nanogpt.trained import load_trained
     from nanogpt.weights.export import export, summary
 
-    trained = load_trained(arguments.place, "cpu")
-    for line in summary(export(trained, arguments.folder, arguments.dtype, arguments.vocab_size)):
+    try:
+        with interrupted_by_sigterm():
+            trained = load_trained(arguments.place, "cpu")
+            done = export(trained, arguments.folder, arguments.dtype, arguments.vocab_size)
+    except KeyboardInterrupt:
+        print("nanogpt: export: stopped", file=sys.stderr)
+        return EXIT_STOPPED
+    for line in summary(done):
         print(line)
     return 0

@@ -9,6 +9,7 @@
 They are not each other's approximations: GPT-2 with 124M parameters has .2892, .3114 and .2955. The texts differ, too.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,12 +52,11 @@ def lm_eval_text(item: Item, encode: Encode) -> Choices:
     """As lm-evaluation-harness's task `hellaswag` makes it, of the activity's label, both contexts and the endings.
 
     Spaces that end the context go to the ending, and the pair is encoded as one text of which the context's tokens are
-    the beginning (its `_encode_pair`).
+    the beginning (its `_encode_pair`). An ending that was nothing but brackets is the space before it.
     """
     label, first, second = (item.text(field, "lm-eval") for field in ("activity_label", "ctx_a", "ctx_b"))
     query = without_brackets(f"{label}: {first} {second.capitalize()}")
     endings = [without_brackets(ending) for ending in item.endings]
-    _refuse_empty(item, endings)
     pairs = tuple(encode_pair(encode, query, f" {ending}", item.place) for ending in endings)
     return Choices(pairs, tuple(map(len, endings)))
 
@@ -82,16 +82,10 @@ def encode_pair(encode: Encode, context: str, continuation: str, place: str) -> 
 def build_nanogpt_text(item: Item, encode: Encode) -> Choices:
     """As build-nanogpt's hellaswag.py makes it: `ctx` as it is, and each ending after a space, encoded apart."""
     context = tuple(encode(item.text("ctx", "build-nanogpt")))
-    _refuse_empty(item, [*item.endings, *(["context"] if context else [""])])
+    if not context:
+        raise UserError(f"{item.place}: 'ctx' is empty: there is nothing to predict the endings from")
     pairs = tuple(Pair(context, tuple(encode(f" {ending}"))) for ending in item.endings)
     return Choices(pairs, tuple(map(len, item.endings)))
-
-
-def _refuse_empty(item: Item, texts: Sequence[str]) -> None:
-    if "" in texts:
-        number = texts.index("")
-        what = f"ending {number}" if number < len(item.endings) else "'ctx'"
-        raise UserError(f"{item.place}: {what} is empty: nothing to score")
 
 
 TEXTS: dict[str, Callable[[Item, Encode], Choices]] = {"lm-eval": lm_eval_text, "build-nanogpt": build_nanogpt_text}
@@ -109,11 +103,18 @@ class Verdict:
 
 
 def judge(choices: Choices, log_probs: Sequence[float]) -> Verdict:
-    """The choice of each measure; the first of equals, as in both originals."""
+    """The choice of each measure; the first of equals, as in both originals.
+
+    Per character an ending without any is never chosen: lm-evaluation-harness divides by 0 to minus infinity.
+    """
     tokens = [len(pair.continuation) for pair in choices.pairs]
     values = {
         "acc": list(log_probs),
-        "acc_norm": [value / length for value, length in zip(log_probs, choices.characters, strict=True)],
-        "acc_norm_tokens": [value / length for value, length in zip(log_probs, tokens, strict=True)],
+        "acc_norm": [_per(value, length) for value, length in zip(log_probs, choices.characters, strict=True)],
+        "acc_norm_tokens": [_per(value, length) for value, length in zip(log_probs, tokens, strict=True)],
     }
     return Verdict(tuple(log_probs), {measure: each.index(max(each)) for measure, each in values.items()})
+
+
+def _per(log_prob: float, length: int) -> float:
+    return log_prob / length if length else -math.inf

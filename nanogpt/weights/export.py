@@ -42,7 +42,8 @@ def export(trained: Trained, folder: Path, dtype: str = "float32", vocab_size: i
 
     `vocab_size` says how many tokens there are where the tokenizer cannot: rows beyond it only pad the vocabulary.
     Raises UserError, before anything is written, for a folder that is not empty, for a model that no layout holds (it
-    names everything that stands in the way), and for values that the type cannot hold.
+    names everything that stands in the way), for a vocabulary that lacks tokens of the tokenizer, and for values that
+    the type cannot hold.
     """
     _check_empty(folder)
     layout = layout_for(trained.config.model)
@@ -103,6 +104,9 @@ def _vocabulary(trained: Trained, tokenizer: Tokenizer | None, given: int | None
     if given is not None:
         if given > size:
             raise UserError(f"export: --vocab_size {given}: the model has {size} tokens")
+        if tokenizer is not None and given < tokenizer.n_vocab:
+            reads = f"the tokenizer {tokenizer.name} has {tokenizer.n_vocab} tokens, which are no padding"
+            raise UserError(f"export: --vocab_size {given}: {reads}")
         return given
     if tokenizer is not None:
         return min(size, tokenizer.n_vocab)

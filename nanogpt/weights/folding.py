@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanogpt.config.trunks import Stack
+from nanogpt.config.trunks import Shared, Stack
 from nanogpt.model import GPT
 from nanogpt.weights.layout import Flat, Tensors
 
@@ -82,13 +82,20 @@ def _is_one(factor: float) -> bool:
     return math.isclose(factor, 1.0, rel_tol=1e-12)
 
 
+def _unrolled(gpt: GPT, applied: int) -> str:
+    """What the layers had in common, and no longer have."""
+    trunk = gpt.config.trunk
+    unique = len(gpt.trunk.unique())
+    which = f"{unique} block{'s' if unique > 1 else ''} of weights applied {applied} times in all"
+    if isinstance(trunk, Shared) and trunk.scope != "all":
+        which = f"{applied} blocks that share {min(trunk.groups, applied)} {trunk.scope}"
+    return f"trunk {trunk.kind} unrolled: {which}, written as {applied} layers that no longer share anything"
+
+
 def _notes(gpt: GPT, flat: Any, vocab_size: int) -> list[str]:
     model, rules, notes = gpt.config, gpt.rules, []
-    unique, applied = len(gpt.trunk.unique()), flat.n_layer
     if model.trunk.kind != "stack":
-        which = f"{unique} blocks" if unique > 1 else "1 block"
-        notes.append(f"trunk {model.trunk.kind} unrolled: {which} of weights applied {applied} times in all, "
-                     f"written as {applied} layers that no longer share anything")  # fmt: skip
+        notes.append(_unrolled(gpt, flat.n_layer))
     named = {
         "input": rules.input_multiplier, "attention": _query_scale(gpt), "residual": rules.residual_multiplier,
         "output": rules.output_multiplier,

@@ -17,7 +17,7 @@ from torch import Tensor
 from nanogpt.config import UserError
 from nanogpt.data.binfiles import file_sha256
 from nanogpt.evaluation import hellaswag_file
-from nanogpt.evaluation.hellaswag import TEXTS, without_brackets
+from nanogpt.evaluation.hellaswag import TEXTS, Item, judge, without_brackets
 from nanogpt.evaluation.hellaswag_file import items_file, read_items
 from nanogpt.evaluation.multiple_choice import Answers, Question, answer_all, cut_endings, make_questions, plan
 from nanogpt.evaluation.rows import Pair, Row, rows_of
@@ -171,6 +171,17 @@ def test_the_text_of_lm_eval_has_no_brackets() -> None:
     assert Circle().decode(plain.continuation) == " [substeps] ab."
 
 
+def test_an_ending_of_brackets_alone_is_scored_as_its_space() -> None:
+    """lm-evaluation-harness drops no item for it; per character, of which it has none, it is never the choice."""
+    fields = {"activity_label": "A", "ctx_a": "b", "ctx_b": "c", "ctx": "b c"}
+    item = Item("f:1", 0, ("[step]", "ab", ""), fields)
+    theirs, plain = (TEXTS[name](item, Circle().encode) for name in ("lm-eval", "build-nanogpt"))
+    assert [Circle().decode(pair.continuation) for pair in theirs.pairs] == [" ", " ab", " "]
+    assert [Circle().decode(pair.continuation) for pair in plain.pairs] == [" [step]", " ab", " "]
+    assert theirs.characters == (0, 2, 0)
+    assert judge(theirs, (-1.0, -30.0, -2.0)).chosen == {"acc": 0, "acc_norm": 1, "acc_norm_tokens": 0}
+
+
 def test_diverged_weights_are_said_to_be() -> None:
     model = babbler()
     with torch.no_grad():
@@ -195,7 +206,6 @@ LINE = {"activity_label": "A", "ctx_a": "b", "ctx_b": "c", "ctx": "b c", "ending
         ({"label": None}, "'label': expected a number from 0 to 1, got nothing"),
         ({"ctx": None}, "no 'ctx', which the text of build-nanogpt needs; see --text lm-eval"),
         ({"ctx_b": 3}, "expected a text, got 3 for 'ctx_b', which the text of lm-eval needs; see --text build-nanogpt"),
-        ({"endings": ["a", "[step]"]}, "ending 1 is empty"),
         ({"ctx": ""}, "'ctx' is empty"),
     ],
 )

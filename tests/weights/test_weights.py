@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -293,6 +294,37 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
+@pytest.mark.parametrize(
+    ("trunk", "said"),
+    [
+        ({"kind": "shared"}, "1 block of weights applied 4 times in all"),
+        ({"kind": "shared", "scope": "ffn", "groups": 2}, "4 blocks that share 2 ffn,"),
+    ],
+)
+def test_an_unrolled_trunk_says_what_was_shared(trunk: dict[str, Any], said: str, tmp_path: Path) -> None:
+    done = export(random_model({**GPT2, "n_layer": 4, "trunk": trunk}), tmp_path / "out")
+    assert any(said in note for note in done.notes), done.notes
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_is_stopped_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The signal comes while the draft of the folder has a half-written file in it."""
+    save_hf(tmp_path / "w")
+
+    def stopped(path: Path, _: Any) -> None:
+        path.write_bytes(b"half")
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("nanogpt.weights.export.write_safetensors", stopped)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["export", str(tmp_path / "w"), str(tmp_path / "out")]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err == "nanogpt: export: stopped\n"
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
 def test_half_precision_is_written_and_read_as_float32(tmp_path: Path) -> None:
     trained = random_model(LLAMA)
     export(trained, tmp_path / "out", dtype="bfloat16")
@@ -330,6 +362,17 @@ def test_an_export_brings_its_tokenizer_which_corpora_must_share(tmp_path: Path)
     other = corpus_of_characters(tmp_path / "german", "Luft, kalt?")
     with pytest.raises(UserError, match=r"its tokenizer \(char\) is not that of .*out \(char\): the same"):
         describe(config_of(tmp_path / "out", **{"data.corpus": other}))
+
+
+def test_tokens_with_a_text_are_never_cut_off_as_padding(tmp_path: Path) -> None:
+    corpus = corpus_of_characters(tmp_path / "english", "to be, or not to be?\n")
+    trained = random_model(GPT2, data={"corpus": corpus})
+    n_vocab = read_tokenizer(tmp_path / "english").n_vocab
+    with pytest.raises(UserError, match=rf"{n_vocab - 1}: the tokenizer char has {n_vocab} tokens, which are no pad"):
+        export(trained, tmp_path / "out", vocab_size=n_vocab - 1)
+    assert not (tmp_path / "out").exists()
+    export(trained, tmp_path / "out", vocab_size=n_vocab + 1)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == n_vocab + 1
 
 
 @pytest.mark.parametrize("tokenizer", [Bytes(), train_bpe(["to be, or not to be? " * 9], 262)], ids=["byte", "bpe"])
