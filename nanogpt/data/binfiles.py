@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,20 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     write_atomic(folder / "meta.json", to_json(meta))
 
 
+def nanogpt_meta(vocab_size: int, characters: Sequence[str] | None = None) -> dict[str, Any]:
+    """What nanoGPT keeps in meta.pkl: without it its train.py takes GPT-2's vocabulary for granted."""
+    meta: dict[str, Any] = {"vocab_size": vocab_size}
+    if characters is not None:
+        meta |= {"itos": dict(enumerate(characters)), "stoi": {text: n for n, text in enumerate(characters)}}
+    return meta
+
+
+def write_pickle(folder: Path, meta: dict[str, Any]) -> None:
+    """Write meta.pkl, atomically."""
+    with replacing(folder / "meta.pkl") as temporary:
+        temporary.write_bytes(pickle.dumps(meta, protocol=4))
+
+
 def has_meta(folder: Path) -> bool:
     """Whether a meta file says what the tokens are."""
     return (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
@@ -39,7 +54,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if (folder / "meta.json").exists():
         meta = read_json(folder / "meta.json")
     elif (folder / "meta.pkl").exists():
-        meta = _read_pickle(folder / "meta.pkl")
+        meta = read_pickle(folder / "meta.pkl")
     else:
         meta = {"vocab_size": NANOGPT_VOCAB}
     size = meta.get("vocab_size")
@@ -55,7 +70,8 @@ class _PlainUnpickler(pickle.Unpickler):
         raise UserError(f"refers to {module}.{name}; only plain dicts, lists, strings and numbers are read")
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def read_pickle(path: Path) -> dict[str, Any]:
+    """A meta.pkl, without executing anything in it."""
     try:
         meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except UserError as error:

@@ -7,7 +7,6 @@ happened. In the end they are moved to their place, the manifest last.
 
 import contextlib
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 
 from nanogpt.config.errors import UserError
 from nanogpt.data.alphabets import Characters, Tokenizer
-from nanogpt.data.binfiles import GPT2_VOCAB, file_sha256
+from nanogpt.data.binfiles import GPT2_VOCAB, file_sha256, nanogpt_meta, write_pickle
 from nanogpt.data.bpe import bpe_size
 from nanogpt.data.display import Display
 from nanogpt.data.manifest import (
@@ -364,10 +363,7 @@ def _write_meta(work: Path, tokenizer: Tokenizer, tokens: dict[Split, int], byte
     write_atomic(work / "meta.json", to_json(meta))
     if tokenizer.n_vocab == GPT2_VOCAB:
         return ["meta.json"]
-    theirs: dict[str, Any] = {"vocab_size": tokenizer.n_vocab}
-    if characters is not None:
-        theirs |= {"itos": dict(enumerate(characters)), "stoi": {text: n for n, text in enumerate(characters)}}
-    (work / "meta.pkl").write_bytes(pickle.dumps(theirs, protocol=4))
+    write_pickle(work, nanogpt_meta(tokenizer.n_vocab, characters))
     return ["meta.json", "meta.pkl"]
 
 

@@ -7,13 +7,21 @@ import numpy as np
 
 from nanogpt.config.diskfull import os_reason
 from nanogpt.config.errors import UserError
-from nanogpt.data.binfiles import file_sha256, write_meta, write_tokens
+from nanogpt.data.binfiles import (
+    file_sha256,
+    nanogpt_meta,
+    read_meta,
+    read_pickle,
+    write_meta,
+    write_pickle,
+    write_tokens,
+)
 from nanogpt.downloads import fetch, why
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"  # of its 1,115,394 bytes
 TRAIN_SHARE = 0.9
-FILES = ["train.bin", "val.bin", "meta.json"]
+FILES = ["train.bin", "val.bin", "meta.pkl", "meta.json"]
 
 
 def read_text(source: Path | None) -> tuple[str, str]:
@@ -32,9 +40,10 @@ def read_text(source: Path | None) -> tuple[str, str]:
 
 
 def prepare(folder: Path, source: Path | None) -> dict[str, Any]:
-    """Write train.bin, val.bin (uint16) and meta.json into `folder`; returns the meta data.
+    """Write train.bin, val.bin (uint16), meta.pkl and meta.json into `folder`; returns the meta data.
 
     The vocabulary is the sorted set of characters; the first 90 % are the training split, as nanoGPT has it.
+    Raises UserError for a folder with another's meta.pkl.
     """
     text, origin = read_text(source)
     characters = sorted(set(text))
@@ -43,16 +52,27 @@ def prepare(folder: Path, source: Path | None) -> dict[str, Any]:
         raise UserError(f"{origin}: {len(text)} characters are too few to split into train and val")
     index = {character: position for position, character in enumerate(characters)}
     ids = np.array([index[character] for character in text], dtype=np.uint16)
+    theirs = nanogpt_meta(len(characters), characters)
+    _check_foreign(folder, theirs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)  # while it is absent, the folder is not whole
         write_tokens(folder / "train.bin", ids[:split])
         write_tokens(folder / "val.bin", ids[split:])
         meta = _describe(folder, text[split:], characters, split, len(text) - split, origin)
+        write_pickle(folder, theirs)
         write_meta(folder, meta)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {os_reason(error, folder)}") from None
     return meta
+
+
+def _check_foreign(folder: Path, theirs: dict[str, Any]) -> None:
+    """A meta.pkl that we did not make belongs to tokens that we did not make, unless it says the same."""
+    path = folder / "meta.pkl"
+    ours = (folder / "meta.json").exists() and "meta.pkl" in read_meta(folder).get("files", [])
+    if path.exists() and not ours and read_pickle(path) != theirs:
+        raise UserError(f"{path}: of another corpus, which is not written over; move the folder away")
 
 
 def _describe(

@@ -50,6 +50,28 @@ def test_shakespeare_is_nanogpts_format(source: Path, tmp_path: Path) -> None:
     assert tokenizer.decode(ids) == TEXT
 
 
+def test_shakespeare_tells_nanogpt_its_vocabulary(source: Path, tmp_path: Path) -> None:
+    """nanoGPT's train.py and sample.py read meta.pkl; without it they take GPT-2's tokens for granted."""
+    theirs = pickle.loads((prepare(source, tmp_path / "data") / "meta.pkl").read_bytes())
+    characters = sorted(set(TEXT))
+    assert theirs["vocab_size"] == len(characters)
+    assert theirs["stoi"] == {text: number for number, text in enumerate(characters)}
+    assert theirs["itos"] == dict(enumerate(characters))
+
+
+def test_shakespeare_is_not_written_over_another_corpus(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data" / "shakespeare_char"
+    folder.mkdir(parents=True)
+    (folder / "train.bin").write_bytes(b"theirs")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 3}))
+    command = ["prepare", "shakespeare_char", "--from", str(source), "--data_dir", str(tmp_path / "data")]
+    assert main(command) == 2
+    assert "meta.pkl: of another corpus, which is not written over" in capsys.readouterr().err
+    assert (folder / "train.bin").read_bytes() == b"theirs"
+
+
 def test_shakespeare_as_published(shared_data: Path, tmp_path: Path) -> None:
     folder = prepare(shared_data / "tinyshakespeare.txt", tmp_path / "data")
     meta = json.loads((folder / "meta.json").read_text())
