@@ -6,12 +6,24 @@ from typing import Any
 import torch
 
 from nanogpt.config import Config
+from nanogpt.config.layers import Layers
+from nanogpt.configfile import build_config
 from nanogpt.model import GPT
 from nanogpt.trained import Trained
 from nanogpt.weights.export import export
 
 GPT2: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "vocab_size": 32}
 LLAMA: dict[str, Any] = {**GPT2, "norm": "rmsnorm", "position": "rope", "ffn": "swiglu", "bias": False}
+CORPUS = {"kind": "zipf_mixture", "alphabet_size": 32, "train_tokens": 65536, "val_tokens": 8192}
+
+
+def config_of(weights: Path | str, **settings: Any) -> Config:
+    """What a config file with these settings means."""
+    layers = Layers()
+    tree = {"init_from": str(weights), "data.corpus": CORPUS, "batch_size": 2, "max_iters": 3, "precision": "fp32",
+            "eval_tokens": 64, "eval_interval": None, "device": "cpu", "threads": 1}  # fmt: skip
+    layers.lay({**tree, **settings}, {}, "here.yaml:3")
+    return build_config(layers, "here.yaml")
 
 
 def random_model(shape: dict[str, Any], seed: int = 0, **sections: Any) -> Trained:
