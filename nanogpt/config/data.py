@@ -67,7 +67,7 @@ class MixturePart(Section):
     """One corpus of a mixture and its share of the sequences, in proportion to the other parts' weights."""
 
     corpus: SingleCorpus
-    weight: PositiveFloat = 1.0
+    weight: Annotated[float, Field(ge=1e-9, le=1e9)] = 1.0
 
 
 def _parts(value: Any) -> Any:

@@ -127,8 +127,15 @@ def _single_facts(corpus: SingleCorpus, tokenizer: str | None, runtime: Runtime)
 
 
 def _check_mixture(mixture: Mixture, parts: tuple[CorpusFacts, ...]) -> None:
-    """The same number must mean the same text in every part."""
+    """The same number must mean the same text in every part, and no text may be counted as two."""
     names = part_names(mixture)
+    texts = [part.content or section.corpus for part, section in zip(parts, mixture.parts, strict=True)]
+    for number, text in enumerate(texts):
+        if text in texts[:number]:
+            raise UserError(
+                f"data.corpus.parts: {names[texts.index(text)]} and {names[number]} are the same corpus, whose repeats "
+                "would be counted as different tokens; name it once, with the sum of the weights"
+            )
     for number, part in enumerate(parts[1:], start=1):
         if not _one_tokenizer(parts[0], part):
             first, other = (

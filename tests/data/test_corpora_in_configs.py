@@ -46,7 +46,7 @@ def write(path: Path, data: Any, **sections: Any) -> Path:
             r"corpus\.lags: no such key; allowed: kind, path, content",
         ),
         ("parts: [{weight: 2}]", r"data\.corpus\.parts\.0\.corpus: is missing"),
-        ("parts: [{corpus: a, weight: 0}]", r"parts\.0\.weight: must be greater than 0, got 0"),
+        ("parts: [{corpus: a, weight: 0}]", r"parts\.0\.weight: must be greater than or equal to 0\.000000001, got 0"),
         ("parts: [{corpus: {kind: mixture, parts: []}}]", r"no such kind 'mixture'"),
         ("parts: wikitext-2", r"expected a list of \{corpus: \.\.\., weight: \.\.\.\}, got 'wikitext-2'"),
         ("parts: []", r"data\.corpus\.parts: .* at least 1 item"),
@@ -130,6 +130,25 @@ def test_a_mixture_is_known_by_its_parts(tmp_path: Path) -> None:
         facts(config({"corpus": mixture((str(one), 1), ("zipf_mixture", 1))}).data, Runtime())
     with pytest.raises(UserError, match=r"a mixture of one, other; expected one corpus"):
         open_corpus(resolved.config.data, Runtime())
+
+
+def test_a_corpus_is_in_a_mixture_once(tmp_path: Path) -> None:
+    """Else what both parts have read would be counted twice among the unique tokens."""
+    for name in ("one", "copy"):
+        (tmp_path / name).mkdir()
+        for file in ("train.bin", "val.bin"):
+            np.arange(100, dtype="<u2").tofile(tmp_path / name / file)
+    parts = mixture((str(tmp_path / "one"), 3), (str(tmp_path / "copy"), 1))
+    with pytest.raises(UserError, match=r"parts: one and copy are the same corpus, .* name it once"):
+        facts(config({"corpus": parts}).data, Runtime())
+    with pytest.raises(UserError, match=r"zipf_mixture#1 and zipf_mixture#2 are the same corpus"):
+        facts(config({"corpus": mixture((ZIPF, 1), (ZIPF, 1))}).data, Runtime())
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1e308, 1e-300])
+def test_weights_are_numbers_whose_shares_can_be_counted(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"parts\.0\.weight"):
+        config({"corpus": mixture((ZIPF, weight), ({**ZIPF, "source_seed": 1}, 1))})
 
 
 def test_training_on_a_mixture_goes_on_where_it_stopped(
