@@ -20,11 +20,11 @@ from nanogpt.configfile import dump_yaml
 from nanogpt.model import build_model
 from nanogpt.model.trunks import Application, Stack
 from nanogpt.trained import load_trained
+from tests.commands import Capture, answer, refusal
 from tests.tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, Caf\u00e9.\n\n" * 60
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -42,24 +42,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sampled(capsys: Capture, *words: str | Path) -> str:
-    """What the command prints on stdout; it must succeed and say nothing else."""
-    capsys.readouterr()
-    assert main(["sample", *map(str, words)]) == 0
-    output = capsys.readouterr()
-    assert output.err == ""
-    return output.out
+    return answer(capsys, "sample", *words)
 
 
 def refused(capsys: Capture, *words: str | Path) -> str:
-    """The one line that refuses the command."""
-    capsys.readouterr()
-    try:
-        status = main(["sample", *map(str, words)])
-    except SystemExit as exit_:  # argparse's way
-        status = int(exit_.code or 0)
-    output = capsys.readouterr()
-    assert (status, output.out, output.err.count("\n")) == (2, "", 1)
-    return output.err
+    return refusal(capsys, "sample", *words)
 
 
 def file_of(run: Path) -> Path:

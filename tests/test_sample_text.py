@@ -19,11 +19,11 @@ from nanogpt.data.tokenizers import Bpe, Bytes, Tokenizer, write_tokenizer
 from nanogpt.generation import generate, row_generators
 from nanogpt.sampling import Sampling
 from nanogpt.trained import load_trained
+from tests.commands import Capture, answer
 
 TEXT = "the caf\u00e9 \U0001f600 then\r\n" * 200
 RANKS = tuple(from_merges(["Ġ t", "h e", "Ġt he"]))
 BPE = Bpe("bpe260", RANKS, GPT2_PATTERN, {"<|endoftext|>": 259})
-Capture = pytest.CaptureFixture[str]
 
 
 def train(folder: Path, ids: list[int], vocab_size: int | None) -> Path:
@@ -46,11 +46,7 @@ def train(folder: Path, ids: list[int], vocab_size: int | None) -> Path:
 
 
 def sampled(capsys: Capture, *words: str | Path) -> str:
-    capsys.readouterr()
-    assert main(["sample", *map(str, words)]) == 0
-    output = capsys.readouterr()
-    assert output.err == ""
-    return output.out
+    return answer(capsys, "sample", *words)
 
 
 def drawn(run: Path, start: list[int], seed: int, tokens: int, vocabulary: int) -> list[int]:

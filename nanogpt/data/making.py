@@ -123,8 +123,7 @@ def _whole(plan: Plan) -> Manifest | None:
 
 def format_of(plan: Plan, tokenizer: Tokenizer) -> Format:
     """The files' format: two bytes for a token as long as the vocabulary allows it."""
-    dtype = "uint16" if tokenizer.n_vocab <= 2**16 else "uint32"
-    return Format(plan.layout, "uint16" if dtype == "uint16" else "uint32", plan.shard_tokens, plan.prefix)
+    return Format(plan.layout, "uint16" if tokenizer.n_vocab <= 2**16 else "uint32", plan.shard_tokens, plan.prefix)
 
 
 def _noted(plan: Plan, work: Path) -> dict[str, Any]:

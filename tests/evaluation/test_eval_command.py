@@ -21,6 +21,7 @@ from nanogpt.data.alphabets import Bytes
 from nanogpt.data.binfiles import write_meta, write_tokens
 from nanogpt.data.tokenizers import write_tokenizer
 from nanogpt.record import read_published
+from tests.commands import Capture, answer, refusal
 from tests.evaluation.test_hellaswag import ITEMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,6 @@ TREE: dict[str, Any] = {
     "optimizer": {"learning_rate": 1e-2},
     "train": {"batch_size": 4, "max_iters": 10, "precision": "fp32", "eval_interval": 10, "eval_tokens": 100_000},
 }
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +49,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(capsys: Capture, *words: str | Path) -> str:
-    capsys.readouterr()
-    assert main(["eval", *map(str, words)]) == 0
-    output = capsys.readouterr()
-    assert output.err == ""
-    return output.out
+    return answer(capsys, "eval", *words)
 
 
 def refused(capsys: Capture, *words: str | Path) -> str:
-    """The one line that refuses the command."""
-    capsys.readouterr()
-    try:
-        status = main(["eval", *map(str, words)])
-    except SystemExit as exit_:  # argparse's way
-        status = int(exit_.code or 0)
-    output = capsys.readouterr()
-    assert (status, output.out, output.err.count("\n")) == (2, "", 1)
-    return output.err
+    return refusal(capsys, "eval", *words)
 
 
 def results(run: Path, name: str) -> dict[str, Any]:
